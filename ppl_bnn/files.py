@@ -1,0 +1,38 @@
+"""Files are written beside their place and renamed into it: a reader sees the old one or the new one, never half."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class FileError(ValueError):
+    """A file that cannot be read as what it should be: its message says which, why, and what to do."""
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` when the block ends without an error.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is then as it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically."""
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,54 @@
+"""Flipout: a weight perturbation that is pseudo-independent between the examples of a batch (Wen et al. 2018)."""
+
+import torch
+import torch.nn.functional as F
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+
+class Flipout(Messenger):
+    """Pyro handler: y_n = loc x_n + r_n * ((w - loc) (s_n * x_n)) + b (Wen et al. 2018, eq. 4).
+
+    w is the guide's draw of the step, so w - loc = scale * eps. s_n in {-1, +1}^in and r_n in {-1, +1}^out are
+    independent for every example and, in a convolution, constant over space. The marginal distribution of each
+    y_n is that of a plain draw, so the ELBO's expectation is unchanged; the noise of different examples is
+    uncorrelated.
+
+    Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A site
+    without a loc from the guide (conditioned, or drawn from the prior) is left as a plain draw. A random bias is
+    shared by the batch.
+    """
+
+    def __enter__(self) -> "Flipout":
+        self._loc: dict[str, Tensor | None] = {}
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        self._loc[msg["name"]] = msg["infer"].get("loc")
+
+    def _pyro_bayes_linear(self, msg: dict) -> None:
+        loc = self._loc.get(msg["name"])
+        if loc is not None:
+            x, weight, bias = msg["args"]
+            sign_in, sign_out = _signs(x), _signs(x, x.shape[:-1] + weight.shape[:1])
+            noise = F.linear(x * sign_in, weight - loc) * sign_out
+            msg["value"] = F.linear(x, loc, bias) + noise
+            msg["done"] = True
+
+    def _pyro_bayes_conv2d(self, msg: dict) -> None:
+        loc = self._loc.get(msg["name"])
+        if loc is not None:
+            x, weight, bias, *settings = msg["args"]
+            sign_in, sign_out = _signs(x, (*x.shape[:2], 1, 1)), _signs(x, (len(x), len(weight), 1, 1))
+            noise = F.conv2d(x * sign_in, weight - loc, None, *settings) * sign_out
+            msg["value"] = F.conv2d(x, loc, bias, *settings) + noise
+            msg["done"] = True
+
+
+def _signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    return (
+        torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
+        .bernoulli_(0.5)
+        .mul_(2)
+        .sub_(1)
+    )

@@ -1,0 +1,51 @@
+"""Local reparameterization: sample each layer's output instead of its weights (Kingma, Salimans and Welling 2015)."""
+
+import torch
+import torch.nn.functional as F
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+# Under the square root, so that an input of zeros does not make the gradient 0/0.
+_TINY = 1e-16
+
+
+class LocalReparameterization(Messenger):
+    """Pyro handler: y = loc x + b + sqrt(scale^2 x^2) * eps, eps ~ Normal(0, 1) for every output (their eq. 6).
+
+    For a Linear layer on [N, in] the outputs have exactly the distribution of independent weight draws for each
+    example. For Conv2d it assumes that outputs at different positions are independent, which weights shared over
+    space are not: means and variances are exact, covariances over space are dropped. For [N, ..., in] inputs to
+    Linear the same is assumed of the middle dimensions.
+
+    Weights are not sampled at all: in the guide's trace the site's value is its loc. The objective takes the KL
+    from the distributions, not from that value, so it stays correct.
+    """
+
+    def __enter__(self) -> "LocalReparameterization":
+        self._posterior: dict[str, tuple[Tensor, Tensor] | None] = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: dict) -> None:
+        # A random bias is a vector; it is sampled as it is.
+        if not msg["done"] and not msg["is_observed"] and "scale" in msg["infer"] and msg["infer"]["loc"].dim() > 1:
+            msg["value"], msg["done"] = msg["infer"]["loc"], True
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        infer = msg["infer"]
+        self._posterior[msg["name"]] = (infer["loc"], infer["scale"]) if "scale" in infer else None
+
+    def _pyro_bayes_linear(self, msg: dict) -> None:
+        self._sample_output(msg, F.linear)
+
+    def _pyro_bayes_conv2d(self, msg: dict) -> None:
+        self._sample_output(msg, F.conv2d)
+
+    def _sample_output(self, msg: dict, function) -> None:  # type: ignore[no-untyped-def]
+        posterior = self._posterior.get(msg["name"])
+        if posterior is not None:
+            x, _, bias, *settings = msg["args"]
+            loc, scale = posterior
+            mean = function(x, loc, bias, *settings)
+            variance = function(x.square(), scale.square(), None, *settings)
+            msg["value"] = torch.addcmul(mean, (variance + _TINY).sqrt(), torch.randn_like(mean))
+            msg["done"] = True

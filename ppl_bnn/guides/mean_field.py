@@ -1,0 +1,176 @@
+"""The mean-field Normal guide: q(w) = prod_j Normal(w_j | loc_j, scale_j) over the sites of a Pyro model."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from numpy.random import SeedSequence
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.nn.module import to_pyro_module_
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
+
+
+class MeanFieldNormal(PyroModule):
+    """A Normal with its own loc and scale for every weight of every latent site of `model`.
+
+    scale = softplus(unconstrained_scale), which stays positive where exp would over- or underflow. Every parameter
+    exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the first step.
+
+    Args:
+        model: any Pyro model whose latent sites are real-valued.
+        *args: arguments to run the model with once, to find its sites (one example is enough: ``x[:1], y[:1]``).
+        init_loc: the standard deviation of loc around 0 (TensorFlow Probability's default is 0.1); ``"he"`` for
+            sqrt(2 / fan_in); a mapping from site to tensor, such as the ``state_dict`` of a trained deterministic
+            twin; or a function of (site, shape).
+        init_scale: the scale to start from, > 0 (TensorFlow Probability's default is softplus(-3) = 0.0486).
+        init_jitter: standard deviation of unconstrained_scale around that start (its default there is 0.1).
+        **kwargs: keyword arguments for the model.
+
+    Raises:
+        ValueError: a latent site that is not real-valued, an `init_loc` that lacks a site or has another shape,
+            or an `init_scale` that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        *args: object,
+        init_loc: InitLoc = 0.1,
+        init_scale: float = 0.0486,
+        init_jitter: float = 0.1,
+        **kwargs: object,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(init_scale) and init_scale > 0):
+            raise ValueError(f"init_scale must be positive and finite, got {init_scale}")
+        if init_jitter < 0:
+            raise ValueError(f"init_jitter must be at least 0, got {init_jitter}")
+        # softplus^-1, in the form that keeps digits for a small scale.
+        start = init_scale + math.log(-math.expm1(-init_scale))
+        self.loc, self.unconstrained_scale = nn.Module(), nn.Module()
+        self._sites: dict[str, torch.Size] = {}
+        for site, example in _latent_sites(model, *args, **kwargs).items():
+            self._sites[site] = example.shape
+            loc = _initial_loc(init_loc, site, example)
+            _set(self.loc, site, loc)
+            _set(self.unconstrained_scale, site, start + init_jitter * torch.randn_like(example))
+        to_pyro_module_(self.loc)
+        to_pyro_module_(self.unconstrained_scale)
+        # Assigned again as PyroModules, so that they take part in this guide's naming.
+        self.loc, self.unconstrained_scale = self.loc, self.unconstrained_scale
+        self._keep: dict[str, Tensor] = {}
+
+    @property
+    def sites(self) -> list[str]:
+        """The latent sites, in the model's order."""
+        return list(self._sites)
+
+    def loc_scale(self, site: str) -> tuple[Tensor, Tensor]:
+        """loc and scale of one site, each of the site's shape; both exactly 0 where the guide was pruned."""
+        loc, scale = _get(self.loc, site), F.softplus(_get(self.unconstrained_scale, site))
+        if site in self._keep:
+            keep = self._keep[site]
+            return loc * keep, scale * keep
+        return loc, scale
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Sample every site. `infer` carries loc and scale to the estimators, which decide how they are used."""
+        draw = {}
+        for site in self._sites:
+            loc, scale = self.loc_scale(site)
+            normal = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
+            draw[site] = pyro.sample(site, normal, infer={"loc": loc, "scale": scale})
+        return draw
+
+    @torch.no_grad()
+    def draw(self, index: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw number `index` of the weights, {site: [*shape]}: the same for the same (seed, index), in any order."""
+        weights: dict[str, Tensor] = {}
+        generator: torch.Generator | None = None
+        for site in self._sites:
+            loc, scale = self.loc_scale(site)
+            generator = generator or torch.Generator(loc.device).manual_seed(draw_seed(seed, index))
+            noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+            weights[site] = torch.addcmul(loc, scale, noise)
+        return weights
+
+    def pruned(self, keep: Mapping[str, Tensor]) -> "MeanFieldNormal":
+        """A copy whose weights outside `keep` ({site: bool [*shape]}) have loc 0 and scale 0 in every draw.
+
+        Raises:
+            ValueError: a site is missing from `keep` or its mask has another shape.
+        """
+        for site, shape in self._sites.items():
+            if site not in keep or keep[site].shape != shape:
+                found = list(keep[site].shape) if site in keep else "none"
+                raise ValueError(f"site {site!r} needs a mask of shape {list(shape)}, got {found}")
+        other = copy.deepcopy(self)
+        other._keep = {site: keep[site].to(other.loc_scale(site)[0].device) for site in self._sites}
+        return other
+
+
+def draw_seed(seed: int, index: int) -> int:
+    """The generator seed of draw `index`: well mixed, so that neighbouring seeds and indices are unrelated."""
+    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0] >> 1)
+
+
+def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, Tensor]:
+    # The forked generator keeps the run's random numbers the same whatever the prior draws here.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block(), pyro.get_param_store().scope():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    sites = {}
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
+            continue
+        support = node["fn"].support
+        support = support.base_constraint if isinstance(support, constraints.independent) else support
+        if support is not constraints.real:
+            raise ValueError(
+                f"site {name!r} has support {support}, and the mean-field Normal guide needs real-valued sites; "
+                "if it is the observed variable, pass its values too: MeanFieldNormal(model, x[:1], y[:1])"
+            )
+        sites[name] = node["value"]
+    return sites
+
+
+def _initial_loc(init_loc: InitLoc, site: str, example: Tensor) -> Tensor:
+    if isinstance(init_loc, str):
+        if init_loc != "he":
+            raise ValueError(f"init_loc must be a number, 'he', a mapping or a function, got {init_loc!r}")
+        fan_in = max(1, example[0].numel()) if example.dim() > 1 else 1
+        return torch.randn_like(example) * (math.sqrt(2 / fan_in) if example.dim() > 1 else 0.0)
+    if isinstance(init_loc, int | float):
+        return torch.randn_like(example) * init_loc
+    if isinstance(init_loc, Mapping):
+        if site not in init_loc:
+            raise ValueError(f"init_loc has no tensor for site {site!r}; it has {sorted(init_loc)}")
+        loc = init_loc[site]
+    else:
+        loc = init_loc(site, example.shape)
+    if loc.shape != example.shape:
+        raise ValueError(f"init_loc of site {site!r} has shape {list(loc.shape)}, the site has {list(example.shape)}")
+    return loc.detach().clone().to(example)
+
+
+def _set(root: nn.Module, path: str, value: Tensor) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = getattr(root, parent)
+    root.register_parameter(name, nn.Parameter(value))
+
+
+def _get(root: nn.Module, path: str) -> Tensor:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root  # type: ignore[return-value]

@@ -1,0 +1,291 @@
+"""Results as ArviZ InferenceData in netCDF: `predictive.nc` and `pruning.nc`. The only file that knows ArviZ.
+
+ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same groups; the files open in both.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppl_bnn.data import Images
+from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.predictive import Predictive
+from ppl_bnn.pruning.snr import snr, snr_histogram
+from ppl_bnn.pruning.sweep import Level
+
+with warnings.catch_warnings():
+    # ArviZ 0.23 announces its own refactoring at every import.
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz as az
+
+_QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
+# A probability in steps of 1/65534 takes half the room of a float32; 65535 stands for NaN.
+_PACKED = {"dtype": "uint16", "scale_factor": np.float32(1 / 65534), "_FillValue": np.uint16(65535)}
+
+
+def to_inference_data(
+    predictive: Predictive,
+    images: Images,
+    *,
+    guide: MeanFieldNormal | None = None,
+    kl: Mapping[str, float] | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    attrs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Any:
+    """Return the posterior predictive as InferenceData.
+
+    Groups: `posterior_predictive` (probs [chain, draw, obs_id, class] and sampled labels y [chain, draw, obs_id]),
+    `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
+    (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs and the total, aleatoric
+    and epistemic uncertainty of each image, nats), `layers` (snr quantiles and histogram, KL) and `training`
+    (one entry an epoch). chain is the training run, draw the Monte Carlo draw.
+
+    Args:
+        images: the images `predictive` was made of, in its order.
+        guide, kl: the posterior and its KL by site (`ppl_bnn.elbo.kl_by_site`), for `layers`.
+        history: what `fit` returned, for `training`.
+        attrs: numbers and texts about the run, kept with the file.
+        seed: of the sampled labels.
+
+    Raises:
+        ValueError: `images` and `predictive` differ in number.
+    """
+    if len(images) != len(predictive.labels):
+        raise ValueError(f"the predictive is of {len(predictive.labels)} images, got {len(images)}")
+    total, aleatoric, epistemic = predictive.uncertainties()
+    obs = np.arange(len(images))
+    coords = {"obs_id": obs, "class": list(images.classes)}
+    by_image = ("obs_id",)
+    groups = {
+        "posterior_predictive": _draws(predictive, images.classes, seed),
+        "log_likelihood": _dataset({"y": (("chain", "draw", "obs_id"), predictive.log_likelihood[None])}, obs_id=obs),
+        "sample_stats": _dataset(
+            {
+                "accuracy": (("chain", "draw"), predictive.accuracies[None]),
+                "nll": (("chain", "draw"), -predictive.log_likelihood.mean(1)[None]),
+            }
+        ),
+        **_data_groups(images),
+        "uncertainty": _dataset(
+            {
+                "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
+                "total": (by_image, total),
+                "aleatoric": (by_image, aleatoric),
+                "epistemic": (by_image, epistemic),
+            },
+            **coords,
+        ),
+    }
+    if guide is not None and guide.sites:
+        groups["layers"] = _layers(guide, kl or {})
+    if history:
+        columns = {
+            name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
+        }
+        groups["training"] = _dataset(columns, epoch=[int(row["epoch"]) for row in history])
+    return _assemble(groups, {"title": images.title, **predictive.summary(), **(attrs or {})})
+
+
+def sweep_to_inference_data(
+    levels: Sequence[Level], images: Images, *, guide: MeanFieldNormal, attrs: Mapping[str, Any] | None = None
+) -> Any:
+    """Return a pruning sweep as InferenceData with a dimension `level`.
+
+    Groups: `posterior_predictive` (probs [chain, draw, level, obs_id, class] of the kept images), `observed_data`
+    and `constant_data` of all images, `layers` of the unpruned posterior, and `pruning`: per level threshold,
+    pruned_fraction, nonzero in total and by layer, accuracy, nll, ece, brier, seconds, mean_probs
+    [level, image, class], and total, aleatoric and epistemic uncertainty [level, image], nats.
+    """
+    first = levels[0]
+    kept, sites = first.predictive.kept.numpy(), list(first.pruned.nonzero)
+    probs = torch.stack([level.predictive.probs for level in levels], 1)[None]
+    summaries = [level.predictive.summary() for level in levels]
+    by_level = {name: (("level",), np.array([row[name] for row in summaries])) for name in summaries[0]}
+    nonzero = np.array([[level.pruned.nonzero[site] for site in sites] for level in levels])
+    uncertainties = [
+        torch.stack(values) for values in zip(*(level.predictive.uncertainties() for level in levels), strict=True)
+    ]
+    pruning = {
+        **by_level,
+        "threshold": (("level",), np.array([level.pruned.threshold for level in levels])),
+        "pruned_fraction": (("level",), np.array([level.pruned.fraction for level in levels])),
+        "nonzero": (("level",), nonzero.sum(1)),
+        "nonzero_by_layer": (("level", "layer"), nonzero),
+        "weights_by_layer": (("layer",), np.array([first.pruned.total[site] for site in sites])),
+        "mean_probs": (
+            ("level", "image", "class"),
+            torch.stack([level.predictive.mean_probs for level in levels]).float(),
+        ),
+        **{
+            name: (("level", "image"), values)
+            for name, values in zip(("total", "aleatoric", "epistemic"), uncertainties, strict=True)
+        },
+    }
+    coords = {"level": np.arange(len(levels)), "class": list(images.classes)}
+    groups = {
+        "posterior_predictive": _dataset(
+            {"probs": (("chain", "draw", "level", "obs_id", "class"), probs)}, **coords, obs_id=kept
+        ),
+        **_data_groups(images),
+        "layers": _layers(guide, {}),
+        "pruning": _dataset(pruning, **coords, layer=sites, image=np.arange(len(images))),
+    }
+    return _assemble(groups, {"title": images.title, **(attrs or {})})
+
+
+def save(idata: Any, path: Path) -> None:
+    """Write an InferenceData atomically as compressed netCDF; attributes that are not text or number become JSON.
+
+    Raises:
+        OSError: it could not be written; a file that was there is as before.
+    """
+    attrs = {
+        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        for name, value in idata.attrs.items()
+    }
+    with written_atomically(path) as temporary:
+        try:
+            xr.Dataset(attrs=attrs).to_netcdf(temporary, mode="w", engine="h5netcdf")
+            for name, dataset in groups_of(idata).items():
+                encoding = {variable: _encoding(dataset[variable]) for variable in dataset.data_vars}
+                dataset.to_netcdf(temporary, mode="a", group=name, engine="h5netcdf", encoding=encoding)
+        except RuntimeError as error:
+            # HDF5 reports a full disk as a RuntimeError.
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+def load(path: Path) -> Any:
+    """Open a result as ArviZ does, whole and in memory.
+
+    Raises:
+        FileError: missing, truncated or not such a file.
+    """
+    try:
+        idata = az.from_netcdf(str(path), engine="h5netcdf")
+        for dataset in groups_of(idata).values():
+            dataset.load()
+            dataset.close()
+    except FileNotFoundError:
+        raise FileError(f"{path} is not there; run the stage that writes it first") from None
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(
+            f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
+        ) from None
+    return idata
+
+
+def read_attrs(path: Path) -> dict[str, Any]:
+    """Only the attributes of a result, JSON decoded. Raises FileError as `load` does."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as root:
+            return {name: _decoded(value) for name, value in root.attrs.items()}
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(
+            f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
+        ) from None
+
+
+def groups_of(idata: Any) -> dict[str, xr.Dataset]:
+    """The groups as {name: Dataset}, whichever ArviZ made the object."""
+    if hasattr(idata, "children"):
+        return {name: node.to_dataset() for name, node in idata.children.items()}
+    return {name: idata[name] for name in idata.groups()}
+
+
+def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density)."""
+    if hasattr(az, "kde"):
+        return az.kde(values, bound_correction=True, custom_lims=(0, 1))
+    from arviz_stats.base import array_stats
+
+    grid, pdf, _ = array_stats.kde(values, bound_correction=True, custom_lims=(0, 1))
+    return grid, pdf
+
+
+def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    probs = predictive.probs
+    sampled = torch.empty(probs.shape[:2], dtype=torch.uint8)
+    # One draw at a time: all at once would hold a second copy of the probabilities.
+    for s, draw in enumerate(probs):
+        uniform = torch.rand(len(draw), 1, generator=generator)
+        sampled[s] = (draw.cumsum(1) < uniform).sum(1).clamp_max(probs.shape[2] - 1)
+    variables: dict[str, Any] = {
+        "probs": (("chain", "draw", "obs_id", "class"), probs[None]),
+        "y": (("chain", "draw", "obs_id"), sampled[None]),
+    }
+    return _dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
+
+
+def _data_groups(images: Images) -> dict[str, xr.Dataset]:
+    obs = np.arange(len(images))
+    dims = ("obs_id", "channel", "height", "width")
+    constant = {
+        "image": (dims, images.pixels),
+        "image_index": (("obs_id",), obs),
+        "split": (("obs_id",), np.full(len(images), images.split)),
+    }
+    return {
+        "observed_data": _dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
+        "constant_data": _dataset(constant, obs_id=obs),
+    }
+
+
+def _layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
+    ratios = snr(guide)
+    edges, counts = snr_histogram(ratios)
+    middle = (edges[:-1] + edges[1:]) / 2
+    quantiles = np.stack([np.quantile(ratio.cpu().numpy(), _QUANTILES) for ratio in ratios.values()])
+    variables: dict[str, Any] = {
+        "snr_quantile": (("layer", "quantile"), quantiles),
+        "snr_histogram": (("layer", "log10_snr"), torch.stack(list(counts.values()))),
+    }
+    if kl:
+        variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))
+    return _dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())
+
+
+def _dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:
+    arrays = {
+        name: (dims, values.cpu().numpy() if isinstance(values, Tensor) else values)
+        for name, (dims, values) in variables.items()
+    }
+    dataset = xr.Dataset(arrays, coords=coords)
+    # ArviZ expects chain and draw to have coordinates.
+    return dataset.assign_coords({d: np.arange(dataset.sizes[d]) for d in ("chain", "draw") if d in dataset.dims})
+
+
+def _assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
+    if hasattr(az, "InferenceData"):
+        return az.InferenceData(**groups, attrs=dict(attrs), warn_on_custom_groups=False)
+    tree = xr.DataTree.from_dict(dict(groups))
+    tree.attrs = dict(attrs)
+    return tree
+
+
+def _encoding(variable: xr.DataArray) -> dict[str, Any]:
+    if variable.name == "probs":
+        return {**_PACKED, "zlib": True, "complevel": 1}
+    if variable.dtype.kind in "OU" or variable.size < 1000:
+        return {}
+    encoding: dict[str, Any] = {"zlib": True, "complevel": 1}
+    if variable.dtype.kind == "f":
+        encoding["dtype"] = "float32"
+    return encoding
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        return json.loads(value)
+    return value.item() if isinstance(value, np.generic) else value

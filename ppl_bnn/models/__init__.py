@@ -1,0 +1,20 @@
+"""Networks, their Bayesian layers and priors."""
+
+from ppl_bnn.models.classifier import Classifier
+from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, bayesian
+from ppl_bnn.models.networks import NETWORKS, build
+from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior
+from ppl_bnn.models.summary import layer_table, render
+
+__all__ = [
+    "NETWORKS",
+    "BayesianConv2d",
+    "BayesianLinear",
+    "Classifier",
+    "GaussianScaleMixture",
+    "bayesian",
+    "build",
+    "layer_table",
+    "parse_prior",
+    "render",
+]

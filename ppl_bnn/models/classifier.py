@@ -1,0 +1,33 @@
+"""The Pyro model around a network: logits inside, observed labels outside."""
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A Pyro model: y_i ~ Categorical(logits = net(x_i)), i = 1 .. num_data.
+
+    The network runs outside the data plate: only the observation is rescaled from the batch to `num_data`,
+    never the weights' sites. It is an ordinary Pyro model: `Predictive`, `condition`, NUTS and Pyro's own
+    ELBOs work on it.
+
+    Args:
+        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> logits [N, C].
+        num_data: number of training examples N in the likelihood.
+    """
+
+    def __init__(self, net: nn.Module, num_data: int) -> None:
+        super().__init__()
+        if num_data < 1:
+            raise ValueError(f"num_data must be at least 1, got {num_data}")
+        self.net = net
+        self.num_data = num_data
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Inputs [B, ...] and labels [B] (or None) -> logits [B, C]."""
+        logits = self.net(x)
+        # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
+        with pyro.plate("data", self.num_data, subsample=x):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+        return logits

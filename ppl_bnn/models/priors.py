@@ -1,0 +1,186 @@
+"""Priors over network weights: what they may be, how they are written, how they meet a site.
+
+A prior is given in one of three forms, from the shortest to the fullest:
+
+* one distribution for every weight: ``Normal(0, 1)``;
+* a mapping from site-name patterns to distributions: ``{"fc1.*": Normal(0, 0.05), "*": Normal(0, 1)}``
+  (the first pattern that matches wins);
+* a function of (site name, shape) that returns a distribution.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import ClassVar, TypeAlias
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution, TorchDistributionMixin
+from torch import Size, Tensor
+from torch.distributions import Normal, constraints, kl_divergence, register_kl
+
+Prior: TypeAlias = (
+    TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, Size], TorchDistributionMixin]
+)
+
+
+def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
+    """Return the distribution of one site: `shape` as its event shape, nothing left to broadcast.
+
+    Raises:
+        ValueError: no pattern matches the site; the distribution does not broadcast to `shape`;
+            or its support leaves out some real numbers, which a Normal guide would visit.
+    """
+    if isinstance(prior, Mapping):
+        matches = [value for pattern, value in prior.items() if fnmatchcase(site, pattern)]
+        if not matches:
+            raise ValueError(
+                f"no prior for site {site!r}: its name matches none of the patterns {sorted(prior)}; "
+                "add a pattern for it, or '*' for all the rest"
+            )
+        found = matches[0]
+    elif isinstance(prior, TorchDistributionMixin):
+        found = prior
+    else:
+        found = prior(site, shape)
+    if not isinstance(found, TorchDistributionMixin):
+        raise ValueError(f"the prior of site {site!r} must be a Pyro distribution, got {type(found).__name__}")
+
+    events = found.event_dim
+    try:
+        # Broadcast, not expanded: a scalar prior's constants (a log-gamma, say) are then computed once, not per weight.
+        base = ExpandedDistribution(found, shape[: len(shape) - events])
+    except ValueError:
+        base = None
+    if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
+        raise ValueError(
+            f"the prior of site {site!r} has shape {list(found.shape())}, which does not fit {list(shape)}: "
+            "give a scalar distribution or one of the weight's shape"
+        )
+    support = base.support.base_constraint if isinstance(base.support, constraints.independent) else base.support
+    if support is not constraints.real:
+        raise ValueError(
+            f"the prior of site {site!r} is {type(found).__name__}, whose support is {support}; "
+            "the Normal guide needs a prior over all real numbers"
+        )
+    return base.to_event(len(shape) - events)
+
+
+def check_patterns_used(prior: Prior, sites: list[str]) -> None:
+    """Raise ValueError for a pattern of a mapping prior that no site matches: it would have no effect."""
+    if isinstance(prior, Mapping):
+        for pattern in prior:
+            if not any(fnmatchcase(site, pattern) for site in sites):
+                raise ValueError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
+
+
+class GaussianScaleMixture(TorchDistribution):
+    """Scale mixture of two zero-mean Gaussians (Blundell et al. 2015, eq. 7).
+
+    p(w) = weight Normal(w | 0, scale1) + (1 - weight) Normal(w | 0, scale2).
+
+    Args:
+        weight: probability of the first component, in (0, 1).
+        scale1, scale2: standard deviations, positive; the usual choice is scale1 > scale2.
+
+    The arguments broadcast together to the batch shape. The KL from a Normal has no closed form, so the
+    objective estimates it by Monte Carlo.
+    """
+
+    arg_constraints: ClassVar = {
+        "weight": constraints.unit_interval,
+        "scale1": constraints.positive,
+        "scale2": constraints.positive,
+    }
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(
+        self,
+        weight: float | Tensor,
+        scale1: float | Tensor,
+        scale2: float | Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.weight, self.scale1, self.scale2 = torch.broadcast_tensors(
+            *(torch.as_tensor(value, dtype=torch.get_default_dtype()) for value in (weight, scale1, scale2))
+        )
+        super().__init__(self.weight.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> "GaussianScaleMixture":
+        weight, scale1, scale2 = (value.expand(batch_shape) for value in (self.weight, self.scale1, self.scale2))
+        return GaussianScaleMixture(weight, scale1, scale2, validate_args=False)
+
+    def sample(self, sample_shape: Size | None = None) -> Tensor:
+        shape = self._extended_shape(Size(sample_shape or ()))
+        with torch.no_grad():
+            first = torch.rand(shape, device=self.weight.device) < self.weight
+            scale = torch.where(first, self.scale1, self.scale2)
+            return torch.randn(shape, dtype=scale.dtype, device=scale.device) * scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density at `value`, in nats, of the broadcast shape of `value` and the batch."""
+        square = value.square()
+        first = self.weight.log() - self.scale1.log() - square / (2 * self.scale1.square())
+        second = torch.log1p(-self.weight) - self.scale2.log() - square / (2 * self.scale2.square())
+        return torch.logaddexp(first, second) - 0.5 * math.log(2 * math.pi)
+
+
+_FAMILIES: dict[str, tuple[Callable[..., TorchDistribution], str]] = {
+    "normal": (dist.Normal, "normal(loc, scale)"),
+    "laplace": (dist.Laplace, "laplace(loc, scale)"),
+    "student_t": (dist.StudentT, "student_t(df, loc, scale)"),
+    "scale_mixture": (GaussianScaleMixture, "scale_mixture(weight, scale1, scale2)"),
+}
+
+
+def parse_prior(text: str | Mapping[str, str]) -> TorchDistribution | dict[str, TorchDistribution]:
+    """Read a prior as configurations write it: ``normal(0, 0.1)``, or a mapping of patterns to such texts.
+
+    Raises:
+        ValueError: not of that form, an unknown family, or parameters the family refuses.
+    """
+    if isinstance(text, Mapping):
+        return {pattern: _parse_one(value) for pattern, value in text.items()}
+    return _parse_one(text)
+
+
+def _parse_one(text: str) -> TorchDistribution:
+    forms = ", ".join(form for _, form in _FAMILIES.values())
+    match = re.fullmatch(r"\s*([a-z_]+)\s*\(([^()]*)\)\s*", text)
+    if match is None or match[1] not in _FAMILIES:
+        raise ValueError(f"prior {text!r} is not understood; write one of {forms}")
+    family, form = _FAMILIES[match[1]]
+    try:
+        numbers = [float(number) for number in match[2].split(",")]
+    except ValueError:
+        raise ValueError(f"prior {text!r} has an argument that is not a number; write {form}") from None
+    if len(numbers) != form.count(",") + 1:
+        raise ValueError(f"prior {text!r} has {len(numbers)} arguments; write {form}")
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"prior {text!r} has an argument that is not finite")
+    try:
+        return family(*numbers, validate_args=True)
+    except ValueError:
+        raise ValueError(
+            f"prior {text!r} is outside its family's range; in {form} every scale and df is positive, "
+            "and a mixture weight lies between 0 and 1"
+        ) from None
+
+
+@register_kl(Normal, ExpandedDistribution)
+def _kl_normal_expanded(q: Normal, p: ExpandedDistribution) -> Tensor:
+    return kl_divergence(q, p.base_dist)
+
+
+def map_tensors(distribution: TorchDistribution, function: Callable[[Tensor], Tensor]) -> TorchDistribution:
+    """Apply `function` in place to every tensor of a distribution, so that priors follow ``.to(device)``."""
+    # The arguments were checked when it was made; a check of every weight at every step would cost more than the step.
+    distribution._validate_args = False
+    for name, value in list(vars(distribution).items()):
+        if isinstance(value, Tensor):
+            setattr(distribution, name, function(value))
+        elif isinstance(value, torch.distributions.Distribution):
+            map_tensors(value, function)
+    return distribution

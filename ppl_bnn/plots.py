@@ -1,0 +1,245 @@
+"""The figures, each drawn from the InferenceData of `predictive.nc` and `pruning.nc` alone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ppl_bnn import inference_data, metrics
+from ppl_bnn.files import written_atomically
+
+Groups = dict[str, xr.Dataset]
+
+
+def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[Path]:
+    """Draw every figure the results allow into `folder` as PNG and return their paths.
+
+    Args:
+        predictive, pruning: ``predictive.nc``, and ``pruning.nc`` or None where nothing was pruned.
+
+    Raises:
+        FileError: a result that cannot be read.
+        OSError: a figure that cannot be written.
+    """
+    drawings: dict[str, tuple[Callable[[Groups, str], Figure], Any]] = {}
+    predicted = inference_data.load(predictive)
+    if "training" in inference_data.groups_of(predicted):
+        drawings["training"] = (training_curves, predicted)
+    drawings["reliability"] = (reliability_diagram, predicted)
+    drawings["certainty"] = (most_and_least_certain, predicted)
+    if "layers" in inference_data.groups_of(predicted):
+        drawings["snr"] = (snr_histograms, predicted)
+    if pruning is not None:
+        swept = inference_data.load(pruning)
+        drawings["pruning"] = (accuracy_against_pruning, swept)
+        drawings["pruning_density"] = (density_under_pruning, swept)
+    paths = []
+    for name, (draw, idata) in drawings.items():
+        figure = draw(inference_data.groups_of(idata), str(idata.attrs["title"]))
+        path = folder / f"{name}.png"
+        with written_atomically(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
+        paths.append(path)
+    return paths
+
+
+def training_curves(groups: Groups, title: str) -> Figure:
+    """Loss, NLL and weighted KL in nats per datum, and accuracy, against epoch."""
+    history = groups["training"]
+    figure, (left, right) = _figure(f"Training on {title}", 10, 4, 1, 2)
+    epochs = history["epoch"].values
+    weighted = history["kl_weight"] * history["kl"]
+    for name, values in (("loss", history["loss"]), ("NLL", history["nll"]), ("kl_weight x KL", weighted)):
+        if float(values.max()) > 0:
+            left.plot(epochs, values, label=name)
+    left.set(xlabel="epoch", ylabel="nats per datum", yscale="log")
+    left.legend(frameon=False)
+    right.plot(epochs, history["accuracy"], color="C2")
+    right.set(xlabel="epoch", ylabel="training accuracy (one draw a step)")
+    return figure
+
+
+def reliability_diagram(groups: Groups, title: str) -> Figure:
+    """Accuracy against confidence of the averaged predictive in 15 equal bins, with the share of images in each."""
+    probs = torch.from_numpy(groups["uncertainty"]["mean_probs"].values)
+    labels = torch.from_numpy(groups["observed_data"]["y"].values)
+    confidence, correct, count = (values.numpy() for values in metrics.reliability(probs, labels))
+    bins = len(count)
+    ece = metrics.ece(probs, labels)
+    figure, (above, below) = _figure(
+        f"Reliability on {title}: ECE {ece:.4f}", 5.5, 6.5, 2, 1, height_ratios=(3, 1), sharex=True
+    )
+    left = np.arange(bins) / bins
+    above.bar(
+        left,
+        np.nan_to_num(correct),
+        1 / bins,
+        align="edge",
+        color="C0",
+        alpha=0.6,
+        edgecolor="white",
+        label="accuracy in the bin",
+    )
+    above.plot(confidence, correct, "o", color="C1", markersize=4, label="accuracy at the mean confidence")
+    above.plot([0, 1], [0, 1], "--", color="0.4", linewidth=1, label="perfect calibration")
+    above.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+    above.legend(frameon=False, loc="upper left")
+    below.bar(left, count / count.sum(), 1 / bins, align="edge", color="0.6", edgecolor="white")
+    below.set(xlabel="confidence (top probability)", ylabel="share of images", yscale="log")
+    return figure
+
+
+def most_and_least_certain(groups: Groups, title: str, *, count: int = 6) -> Figure:
+    """The images with the least and the most total uncertainty, each with its class probabilities.
+
+    Bars are the averaged predictive, lines the interval that holds 90% of the draws.
+    """
+    total = groups["uncertainty"]["total"].values
+    order = np.argsort(total, kind="stable")
+    chosen = [*order[:count], *order[::-1][:count]]
+    split = str(groups["constant_data"]["split"].values[0])
+    figure, axes = _figure(
+        f"{title}: the most certain (rows 1-2) and the least certain (rows 3-4) {split} images\n"
+        "bars: averaged predictive (green: the true class); lines: 90% of the draws; "
+        "uncertainty: total / epistemic, in nats",
+        2 * count,
+        8.5,
+        4,
+        count,
+        height_ratios=(1.2, 1, 1.2, 1),
+    )
+    classes = [str(name) for name in groups["posterior_predictive"]["class"].values]
+    for position, index in enumerate(chosen):
+        row, column = 2 * (position // count), position % count
+        probs = groups["posterior_predictive"]["probs"].isel(obs_id=int(index)).stack(sample=("chain", "draw"))
+        epistemic = float(groups["uncertainty"]["epistemic"][int(index)])
+        label = int(groups["observed_data"]["y"][int(index)])
+        _show_image(axes[row, column], groups["constant_data"]["image"][int(index)].values)
+        axes[row, column].set_title(f"#{index}: {classes[label]}\n{total[index]:.2g} / {epistemic:.2g}", fontsize=8)
+        mean = groups["uncertainty"]["mean_probs"][int(index)].values
+        low, high = np.quantile(probs.transpose("class", "sample").values, (0.05, 0.95), axis=1)
+        bars, places = axes[row + 1, column], np.arange(len(classes))
+        bars.bar(places, mean, color=["C2" if place == label else "C0" for place in places], alpha=0.6)
+        bars.vlines(places, low, high, color="0.2", linewidth=1.2)
+        bars.set(ylim=(0, 1.02), xticks=places)
+        bars.set_xticklabels(classes, rotation=0 if max(map(len, classes)) == 1 else 90, fontsize=7)
+        bars.tick_params(axis="y", labelsize=7, labelleft=column == 0)
+    return figure
+
+
+def snr_histograms(groups: Groups, title: str) -> Figure:
+    """Distribution of the weights' signal-to-noise ratio |loc| / scale, in each layer and in the whole network."""
+    layers = groups["layers"]
+    names = [str(name) for name in layers["layer"].values]
+    panels = [*((name, layers["snr_histogram"].sel(layer=name)) for name in names)]
+    panels.append(("whole network", layers["snr_histogram"].sum("layer")))
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = _figure(
+        f"Signal-to-noise ratio of the weights ({title}); the first bar holds all below; dashed: the default threshold",
+        3.4 * columns,
+        2.8 * rows + 0.6,
+        rows,
+        columns,
+    )
+    centres = layers["log10_snr"].values
+    width = centres[1] - centres[0]
+    flat = np.atleast_1d(axes).ravel()
+    for axis, (name, counts) in zip(flat, panels, strict=False):
+        values = counts.values
+        axis.bar(
+            10**centres, values / values.sum(), 10 ** (centres + width / 2) - 10 ** (centres - width / 2), color="C0"
+        )
+        axis.axvline(10.0, color="C3", linewidth=1, linestyle="--")
+        axis.set(title=f"{name}: {int(values.sum()):,} weights", xscale="log", xlabel="|loc| / scale", ylabel="share")
+        axis.title.set_fontsize(9)
+    for axis in flat[len(panels) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def accuracy_against_pruning(groups: Groups, title: str) -> Figure:
+    """Accuracy, NLL and ECE of the averaged predictive against the share of weights pruned."""
+    levels = groups["pruning"]
+    pruned = 100 * levels["pruned_fraction"].values
+    draws = int(levels["num_samples"][0])
+    figure, axes = _figure(f"Pruning by signal-to-noise ratio on {title} ({draws} draws a level)", 12, 3.8, 1, 3)
+    for axis, name, label in zip(
+        axes, ("accuracy", "nll", "ece"), ("accuracy", "NLL (nats per datum)", "ECE"), strict=True
+    ):
+        axis.plot(pruned, levels[name], "o-", color="C0", markersize=4)
+        axis.axhline(float(levels[name][0]), color="0.6", linewidth=1, linestyle="--", label=f"{pruned[0]:.0f}% pruned")
+        axis.set(xlabel="weights pruned (%)", ylabel=label)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def density_under_pruning(groups: Groups, title: str) -> Figure:
+    """Predictive density of the true class's softmax at each level of pruning, for one image of each class.
+
+    The image shown is the kept one of its class with the most epistemic uncertainty in the unpruned network; each
+    density is scaled to its own peak.
+    """
+    probs, labels = groups["posterior_predictive"]["probs"], groups["observed_data"]["y"].values
+    levels = groups["pruning"]
+    classes = [str(name) for name in probs["class"].values]
+    epistemic = levels["epistemic"].isel(level=0).values
+    chosen: dict[int, int] = {}
+    for index in sorted(probs["obs_id"].values, key=lambda index: -epistemic[index]):
+        chosen.setdefault(int(labels[index]), int(index))
+    columns = 5
+    rows = math.ceil(len(chosen) / columns)
+    figure, axes = _figure(
+        f"{title}: density of the true class's softmax over {probs.sizes['draw']} draws, by share of weights pruned\n"
+        "(of each class the image with the most epistemic uncertainty; each density scaled to its peak)",
+        2.7 * columns,
+        0.33 * len(levels["level"]) * rows + 1.5,
+        rows,
+        columns,
+    )
+    percent = 100 * levels["pruned_fraction"].values
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(percent)))
+    flat = np.atleast_1d(axes).ravel()
+    for place, (axis, label) in enumerate(zip(flat, sorted(chosen), strict=False)):
+        index = chosen[label]
+        for level, colour in enumerate(colours):
+            values = probs.sel(obs_id=index).isel({"level": level, "class": label}).values.ravel()
+            grid, height = inference_data.density(values)
+            baseline = len(percent) - 1 - level
+            axis.fill_between(
+                grid, baseline, baseline + 0.92 * height / height.max(), color=colour, alpha=0.75, linewidth=0
+            )
+            axis.axhline(baseline, color="0.8", linewidth=0.5, zorder=0)
+        axis.set(title=f"#{index}: {classes[label]}", xlim=(0, 1), ylim=(0, len(percent)))
+        axis.title.set_fontsize(9)
+        axis.set_yticks(
+            np.arange(len(percent)), [f"{value:.1f}%" for value in percent[::-1]] if place % columns == 0 else []
+        )
+        axis.tick_params(labelsize=7)
+        axis.spines["left"].set_visible(False)
+        _show_image(axis.inset_axes((0.36, 0.55, 0.28, 0.42)), groups["constant_data"]["image"][index].values)
+    for axis in flat[len(chosen) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _figure(title: str, width: float, height: float, rows: int, columns: int, **keywords: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    ratios = {"height_ratios": keywords.pop("height_ratios")} if "height_ratios" in keywords else {}
+    axes = figure.subplots(rows, columns, gridspec_kw=ratios, **keywords)
+    for axis in np.atleast_1d(axes).ravel():
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _show_image(axis: Axes, image: np.ndarray) -> None:
+    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r", interpolation="nearest")
+    axis.set_axis_off()

@@ -1,0 +1,39 @@
+"""The signal-to-noise ratio of a mean-field posterior: |loc| / scale of a weight (Blundell et al. 2015, sec. 5.1)."""
+
+import torch
+from torch import Tensor
+
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+
+
+@torch.no_grad()
+def snr(guide: MeanFieldNormal) -> dict[str, Tensor]:
+    """|loc| / scale of every weight, {site: [*shape]}.
+
+    Raises:
+        ValueError: the guide has no sites, is already pruned, or has a scale that is zero or not finite.
+    """
+    if not guide.sites:
+        raise ValueError("the guide has no random weights: a deterministic network has no signal-to-noise ratio")
+    ratios = {}
+    for site in guide.sites:
+        loc, scale = guide.loc_scale(site)
+        if not bool(torch.isfinite(loc).all()) or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise ValueError(
+                f"site {site!r} has a loc that is not finite or a scale that is not positive; "
+                "its signal-to-noise ratio is not defined"
+            )
+        ratios[site] = loc.abs() / scale
+    return ratios
+
+
+def snr_histogram(ratios: dict[str, Tensor], *, bins: int = 70) -> tuple[Tensor, dict[str, Tensor]]:
+    """Counts of log10(snr) for each site on common bins: (edges [bins + 1], {site: counts [bins]}).
+
+    The edges run from -4 to 3; what lies outside is counted in the first and last bin.
+    """
+    edges = torch.linspace(-4, 3, bins + 1)
+    return edges, {
+        site: torch.histc(ratio.flatten().log10().clamp(-4, 3).float().cpu(), bins, -4, 3)
+        for site, ratio in ratios.items()
+    }

@@ -1,0 +1,175 @@
+"""The command line: train, predict, prune and report a run.
+
+    python -m ppl_bnn.run runs/mnist-fc
+    python -m ppl_bnn.run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
+    python -m ppl_bnn.run runs/mnist-fc --stages summary
+
+Exit codes: 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped by a signal with a
+checkpoint saved (run again to go on).
+"""
+
+import difflib
+import logging
+import re
+import signal
+import sys
+import traceback
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from ppl_bnn import config as configs
+from ppl_bnn import stages
+from ppl_bnn.config import Config
+from ppl_bnn.files import FileError
+from ppl_bnn.training import Diverged, Interrupted
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+log = logging.getLogger("ppl_bnn")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    stop = _StopRequest()
+    try:
+        parsed, config = _parse(arguments)
+        _run(parsed, config, stop)
+    except Interrupted as interruption:
+        log.error("%s; run the same command again to go on", interruption)
+        return STOPPED
+    except KeyboardInterrupt:
+        log.error("stopped at once; run the same command again to go on from the last checkpoint")
+        return STOPPED
+    except (ValueError, ArgumentError) as error:
+        return _fail(error, BAD_INPUT, arguments)
+    except Diverged as error:
+        return _fail(error, FAILED, arguments)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}; results that were there are unharmed, run again to go on"
+        return _fail(OSError(message), FAILED, arguments)
+    except Exception as error:  # noqa: BLE001 -- the boundary: no bare traceback on the command line
+        message = f"{type(error).__name__}: {error} (an error of ppl_bnn's own; --debug shows where)"
+        return _fail(RuntimeError(message).with_traceback(error.__traceback__), FAILED, arguments)
+    return DONE
+
+
+class _StopRequest:
+    """Set by SIGINT and SIGTERM, asked by the loops; a second Ctrl-C ends the program at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.warning("stopping at the next safe point (%s); once more to stop at once", signal.Signals(number).name)
+
+
+def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
+    names = [name.strip() for name in parsed.stages.split(",")]
+    for name in names:
+        if name not in stages.STAGES:
+            raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
+    configs.check(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = Path(parsed.run)
+    out = Path(parsed.out) if parsed.out else folder / "out"
+    if names != ["summary"]:
+        stages.prepare_out(config, out)
+    stop.install()
+    run = stages.Run(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
+    for name in names:
+        getattr(stages, name)(run)
+        if stop() and name != names[-1]:
+            raise Interrupted(f"stopped after the {name} stage")
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+
+
+def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
+    parser = _parser()
+    # The run folder's config.yaml gives the defaults, so the folder has to be known first.
+    printing = [argument for argument in arguments if argument.startswith("--print_config")]
+    first = parser.parse_args([argument for argument in arguments if argument not in printing])
+    path = Path(first.run) / "config.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
+        raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
+    configs.read(path)
+    parser = _parser()
+    parser.default_config_files = [str(path)]
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        # The same arguments were fine without the file.
+        raise FileError(f"{path}: {error}") from None
+    settings = parser.instantiate(parsed)
+    names = list(Config.__dataclass_fields__)
+    return parsed, Config(**{name: settings[name] for name in names})
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ppl_bnn.run",
+        usage="python -m ppl_bnn.run RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]",
+        description=__doc__,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "run", type=str, help="run folder: its config.yaml holds the settings, the options below override it"
+    )
+    parser.add_argument(
+        "--stages",
+        type=str,
+        default="train,predict,prune,report",
+        help="which of summary, train, predict, prune, report",
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
+    parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_class_arguments(Config, help="settings")
+    return parser
+
+
+def _fail(error: BaseException, code: int, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    message = " ".join(str(error).split())
+    log.error("error: %s", message + _did_you_mean(message))
+    return code
+
+
+def _did_you_mean(message: str) -> str:
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.]+)|Group '([\w.]+)' does not accept option '([\w.]+)'", message
+    )
+    if not unknown:
+        return ""
+    name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
+    close = difflib.get_close_matches(name, [action.dest for action in _parser()._actions], n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
