@@ -62,7 +62,11 @@ def save(
     content = {"format": 1, "step": step, "groups": groups, "meta": meta or {}, "crc32": _crc32(tensors)}
     path = folder / f"step-{step:08d}.safetensors"
     with written_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"ppl_bnn": json.dumps(content)})
+        try:
+            save_file(tensors, temporary, metadata={"ppl_bnn": json.dumps(content)})
+        except SafetensorError as error:
+            # safetensors reports a full disk as an error of its own.
+            raise OSError(f"{path} could not be written: {error}") from error
     return path
 
 

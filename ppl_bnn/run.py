@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    stop = _StopRequest()
     try:
         parsed, config = _parse(arguments)
-        _run(parsed, config, stop)
+        with _StopRequest() as stop:
+            _run(parsed, config, stop)
     except Interrupted as interruption:
         log.error("%s; run the same command again to go on", interruption)
         return STOPPED
@@ -70,9 +70,13 @@ class _StopRequest:
     def __call__(self) -> bool:
         return self.requested
 
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+    def __enter__(self) -> "_StopRequest":
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -93,7 +97,6 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
     out = Path(parsed.out) if parsed.out else folder / "out"
     if names != ["summary"]:
         stages.prepare_out(config, out)
-    stop.install()
     run = stages.Run(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
     for name in names:
         getattr(stages, name)(run)
@@ -134,6 +137,7 @@ def _parser() -> ArgumentParser:
         description=__doc__,
         formatter_class=_Formatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "run", type=str, help="run folder: its config.yaml holds the settings, the options below override it"

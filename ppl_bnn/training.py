@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.files import write_text
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.mean_field import draw_seed
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine")
@@ -78,7 +81,7 @@ def fit(
         single draws used in training, for categorical labels), lr, samples_per_second.
 
     Raises:
-        ValueError: settings out of range.
+        ValueError: settings out of range, or `folder` holds a training with other settings.
         Diverged: the loss is NaN or infinite.
         Interrupted: `should_stop` said so.
     """
@@ -89,6 +92,12 @@ def fit(
     steps_per_epoch = math.ceil(len(x) / batch_size)
     torch_optimizer = _build_optimizer(optimizer, model, guide, lr, scale_lr_factor)
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
+    settings = {
+        "num_data": len(x), "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+        "lr_schedule": lr_schedule, "scale_lr_factor": scale_lr_factor, "clip_norm": clip_norm,
+        "estimator": estimator, "kl_weight": [weight_at(quarter / 4) for quarter in range(5)],
+        "num_particles": num_particles, "seed": seed,
+    }  # fmt: skip
     accuracy = _BatchAccuracy()
     history: list[dict[str, float]] = []
     sums: dict[str, float] = {}
@@ -96,7 +105,7 @@ def fit(
 
     def write_checkpoint() -> None:
         if folder is not None:
-            meta = {"history": history, "sums": sums, "steps": epochs * steps_per_epoch}
+            meta = {"history": history, "sums": sums, "steps": epochs * steps_per_epoch, "settings": settings}
             kept = {"model": model, "guide": guide, "optimizer": torch_optimizer}
             checkpoint.save(folder / "checkpoints", step, meta=meta, **kept)  # type: ignore[arg-type]
 
@@ -106,6 +115,7 @@ def fit(
         torch.manual_seed(seed)
         if folder is not None and (found := checkpoint.saved(folder / "checkpoints")):
             state = checkpoint.load(found[-1])
+            _check_same(state.meta["settings"], settings, folder)
             checkpoint.restore(state, model=model, guide=guide, optimizer=torch_optimizer)
             checkpoint.restore_random(state)
             history, sums, step = state.meta["history"], state.meta["sums"], state.step
@@ -129,7 +139,7 @@ def fit(
                         )
                     _add(sums, elbo, accuracy, len(rows), time.perf_counter() - started)
                     if bar.update():
-                        bar.set_postfix(_shown(sums), refresh=False)
+                        bar.set_postfix_str(_shown(_means(sums)), refresh=False)
                     if step % steps_per_epoch and should_stop():
                         write_checkpoint()
                         raise Interrupted(f"stopped at step {step} of {epochs * steps_per_epoch}")
@@ -139,6 +149,8 @@ def fit(
                     write_checkpoint()
                 if folder is not None:
                     write_text(folder / "log.csv", _as_csv(history))
+                if not progress:
+                    log.info("epoch %d of %d: %s", epoch + 1, epochs, _shown(history[-1]))
                 if should_stop() and epoch + 1 < epochs:
                     raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
         model.eval()
@@ -187,6 +199,14 @@ def _check(x, y, epochs, batch_size, lr, optimizer, lr_schedule, scale_lr_factor
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for name, value in now.items():
+        if before[name] != value:
+            raise ValueError(
+                f"{folder} holds a training with {name} {before[name]!r}, this one has {value!r}; use another folder"
+            )
+
+
 def _build_optimizer(
     name: str, model: nn.Module, guide: nn.Module, lr: float, scale_lr_factor: float
 ) -> torch.optim.Optimizer:
@@ -222,26 +242,30 @@ def _add(sums: dict[str, float], elbo: KLScaledELBO, accuracy: _BatchAccuracy, r
         sums[name] = sums.get(name, 0.0) + value
 
 
-def _shown(sums: dict[str, float]) -> dict[str, str]:
+def _means(sums: dict[str, float]) -> dict[str, float]:
     rows = sums["rows"]
-    shown = {name: f"{sums[name] / rows:.4f}" for name in ("loss", "nll", "kl")}
-    return {**shown, "accuracy": f"{sums['correct'] / rows:.4f}", "samples/s": f"{rows / sums['seconds']:.0f}"}
+    means = {name: sums[name] / rows for name in ("loss", "nll", "kl")}
+    return {**means, "accuracy": sums["correct"] / rows, "samples_per_second": rows / sums["seconds"]}
+
+
+def _shown(means: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "nll", "kl", "accuracy"))
+    return f"{shown}, {means['samples_per_second']:.0f} samples/s"
 
 
 def _record(
     epoch: int, step: int, sums: dict[str, float], kl_weight: float, optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
-    rows = sums["rows"]
-    means = {name: sums[name] / rows for name in ("loss", "nll", "kl")}
+    means = _means(sums)
     return {
         "epoch": epoch + 1,
         "step": step,
         "seconds": sums["seconds"],
-        **means,
+        **{name: means[name] for name in ("loss", "nll", "kl")},
         "kl_weight": kl_weight,
-        "accuracy": sums["correct"] / rows,
+        "accuracy": means["accuracy"],
         "lr": optimizer.param_groups[0]["lr"],
-        "samples_per_second": rows / sums["seconds"],
+        "samples_per_second": means["samples_per_second"],
     }
 
 

@@ -1,0 +1,219 @@
+"""The guide and the estimators, against closed forms and against independent weight draws."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro import poutine
+from torch import nn
+
+from ppl_bnn import Classifier, Flipout, LocalReparameterization, MeanFieldNormal, bayesian, build
+from ppl_bnn.guides import ESTIMATORS
+
+X, Y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
+
+
+def layer_and_guide(layer, x, *, scale=0.3):
+    net = bayesian(nn.Sequential(layer)).double()
+    guide = MeanFieldNormal(net, x, init_loc=0.5, init_scale=scale, init_jitter=0.5)
+    return net, guide
+
+
+def outputs(net, guide, x, estimator, draws):
+    """One training-style forward pass a draw: the guide is sampled and the network replays it."""
+    found = []
+    with torch.no_grad():
+        for _ in range(draws):
+            with ESTIMATORS[estimator]():
+                trace = poutine.trace(guide).get_trace(x)
+                found.append(poutine.replay(net, trace=trace)(x))
+    return torch.stack(found)
+
+
+LINEAR = (nn.Linear(5, 4), torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double())
+CONV = (
+    nn.Conv2d(2, 3, 3, padding=1),
+    torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(2)).double(),
+)
+
+
+def test_the_guide_finds_the_sites_and_its_parameters_exist():
+    model = Classifier(build("bnn-fc"), 100)
+    guide = MeanFieldNormal(model, X, Y)
+    assert guide.sites == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    names = [name for name, _ in guide.named_parameters()]
+    assert "loc.fc1.weight" in names
+    assert "unconstrained_scale.fc3.weight" in names
+    assert sum(parameter.numel() for parameter in guide.parameters()) == 2 * 268_800
+
+
+def test_initialization_is_tensorflow_probabilitys_by_default():
+    guide = MeanFieldNormal(Classifier(build("bnn-fc"), 100), X, Y)
+    loc, unconstrained = guide.loc.fc1.weight, guide.unconstrained_scale.fc1.weight
+    n = loc.numel()
+    assert abs(loc.std().item() - 0.1) < 5 * 0.1 / math.sqrt(2 * n)
+    assert abs(unconstrained.mean().item() + 3) < 5 * 0.1 / math.sqrt(n) + 1e-3
+    assert abs(unconstrained.std().item() - 0.1) < 5 * 0.1 / math.sqrt(2 * n)
+    assert guide.loc_scale("fc1.weight")[1].median().item() == pytest.approx(0.0486, rel=0.01)
+
+
+def test_scale_survives_softplus_for_a_tiny_start():
+    guide = MeanFieldNormal(Classifier(build("bnn-fc"), 100), X, Y, init_scale=1e-6, init_jitter=0.0)
+    scale = guide.loc_scale("fc1.weight")[1]
+    assert scale.min() > 0
+    torch.testing.assert_close(scale, torch.full_like(scale, 1e-6), rtol=1e-4, atol=0)
+
+
+def test_loc_from_a_trained_twin():
+    twin = build("bnn-fc", deterministic=True)
+    guide = MeanFieldNormal(Classifier(bayesian(twin), 100), X, Y, init_loc=twin.state_dict())
+    torch.testing.assert_close(guide.loc.fc2.weight, twin.fc2.weight)
+    with pytest.raises(ValueError, match=r"no tensor for site 'fc1.weight'"):
+        MeanFieldNormal(Classifier(bayesian(twin), 100), X, Y, init_loc={})
+    with pytest.raises(ValueError, match="has shape"):
+        MeanFieldNormal(Classifier(bayesian(twin), 100), X, Y, init_loc=lambda site, shape: torch.zeros(2))
+
+
+def test_the_guide_refuses_what_it_cannot_treat():
+    model = Classifier(build("bnn-fc"), 100)
+    with pytest.raises(ValueError, match="'y' has support"):
+        MeanFieldNormal(model, X)
+    with pytest.raises(ValueError, match="init_scale"):
+        MeanFieldNormal(model, X, Y, init_scale=0.0)
+    with pytest.raises(ValueError, match="init_loc"):
+        MeanFieldNormal(model, X, Y, init_loc="xavier")
+    with pytest.raises(ValueError, match="init_jitter"):
+        MeanFieldNormal(model, X, Y, init_jitter=-1.0)
+
+
+def test_any_pyro_model_has_a_guide():
+    def model(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ slope + offset, 1.0), obs=y)
+
+    guide = MeanFieldNormal(model, torch.zeros(3, 2), torch.zeros(3))
+    assert guide.sites == ["slope", "offset"]
+    assert guide.draw(0)["slope"].shape == (2,)
+
+
+def test_draws_are_the_same_for_the_same_seed_and_index_in_any_order():
+    guide = MeanFieldNormal(Classifier(build("bnn-fc"), 100), X, Y)
+    third, first = guide.draw(3, seed=1), guide.draw(1, seed=1)
+    torch.manual_seed(99)
+    torch.testing.assert_close(guide.draw(1, seed=1), first, rtol=0, atol=0)
+    torch.testing.assert_close(guide.draw(3, seed=1), third, rtol=0, atol=0)
+    # (seed 0, index 1) and (seed 1, index 0) must not be the same network.
+    assert not torch.equal(guide.draw(1, seed=0)["fc1.weight"], guide.draw(0, seed=1)["fc1.weight"])
+
+
+def test_draws_have_the_guides_moments():
+    guide = MeanFieldNormal(nn_model := bayesian(nn.Linear(50, 40)), torch.zeros(1, 50), init_jitter=0.5)
+    assert nn_model is not None
+    loc, scale = guide.loc_scale("weight")
+    draws = torch.stack([guide.draw(index)["weight"] for index in range(2000)])
+    z = (draws - loc) / scale
+    assert abs(z.mean().item()) < 5 / math.sqrt(z.numel())
+    assert abs(z.var().item() - 1) < 5 * math.sqrt(2 / z.numel())
+
+
+@pytest.mark.parametrize("estimator", ["plain", "flipout", "local"])
+@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV], ids=["linear", "conv"])
+def test_per_example_mean_and_variance_are_those_of_independent_weight_draws(estimator, layer, x):
+    net, guide = layer_and_guide(layer, x)
+    loc, scale = (value.detach() for value in guide.loc_scale("0.weight"))
+    function = F.conv2d if layer.weight.dim() == 4 else F.linear
+    settings = (None, 1, 1) if layer.weight.dim() == 4 else ()
+    bias = net[0]._parameters["bias"].detach().view(-1, *[1] * (x.dim() - 2))
+    mean = function(x, loc, *settings) + bias
+    variance = function(x.square(), scale.square(), *settings)
+    draws = 6000
+    found = outputs(net, guide, x, estimator, draws)
+    z_mean = (found.mean(0) - mean) / (variance / draws).sqrt()
+    z_variance = (found.var(0) / variance - 1) / math.sqrt(2 / draws)
+    # The largest of about 300 standard normal scores stays under 5 but for one case in ten thousand.
+    assert z_mean.abs().max() < 5
+    assert z_variance.abs().max() < 5
+
+
+@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV], ids=["linear", "conv"])
+def test_flipout_decorrelates_examples_and_plain_does_not(layer, x):
+    same = x[:1].expand(2, *x.shape[1:])
+    net, guide = layer_and_guide(layer, same)
+
+    def correlation(estimator):
+        first, second = outputs(net, guide, same, estimator, 3000).flatten(2).unbind(1)
+        first, second = first - first.mean(0), second - second.mean(0)
+        return ((first * second).mean(0) / (first.std(0) * second.std(0))).mean().item()
+
+    assert correlation("plain") == pytest.approx(1, abs=0.01)
+    assert abs(correlation("flipout")) < 0.05
+
+
+def test_flipout_signs_are_plus_minus_one_and_constant_over_space():
+    x = torch.ones(8, 2, 7, 7).double()
+    layer = nn.Conv2d(2, 3, 1, bias=False)
+    net, guide = layer_and_guide(layer, x)
+    found = outputs(net, guide, x, "flipout", 1)[0]
+    # On a constant image a 1x1 convolution is constant over space, unless the signs change from pixel to pixel.
+    torch.testing.assert_close(found, found[:, :, :1, :1].expand_as(found))
+    # With one input channel the perturbation is sign_in * sign_out * (w - loc): its size is the same in all examples.
+    x = torch.ones(64, 1).double()
+    net, guide = layer_and_guide(nn.Linear(1, 1, bias=False), x)
+    noise = outputs(net, guide, x, "flipout", 1)[0] - guide.loc_scale("0.weight")[0].detach()
+    torch.testing.assert_close(noise.abs(), noise.abs()[:1].expand_as(noise))
+    assert {-1.0, 1.0} == set(noise.sign().flatten().tolist())
+
+
+@pytest.mark.parametrize("estimator", ["flipout", "local"])
+def test_gradients_have_the_plain_estimators_mean(estimator):
+    x = LINEAR[1]
+    net, guide = layer_and_guide(nn.Linear(5, 4), x)
+    target = torch.randn(6, 4).double()
+    parameters = list(guide.parameters())
+
+    def gradients(name, draws=4000):
+        found = []
+        for _ in range(draws):
+            with ESTIMATORS[name]():
+                trace = poutine.trace(guide).get_trace(x)
+                y = poutine.replay(net, trace=trace)(x)
+            # A smooth loss that is not quadratic, so that the noise matters.
+            loss = F.softplus(y - target).sum()
+            found.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, parameters)]))
+        return torch.stack(found)
+
+    plain, other = gradients("plain"), gradients(estimator)
+    error = ((plain.var(0) + other.var(0)) / len(plain)).sqrt()
+    assert ((plain.mean(0) - other.mean(0)) / error).abs().max() < 5
+    assert plain.mean(0).abs().max() > 0.1
+
+
+def test_flipout_leaves_weights_that_are_not_the_guides_alone():
+    x = LINEAR[1]
+    net, _ = layer_and_guide(nn.Linear(5, 4), x)
+    weights = {"0.weight": torch.randn(4, 5).double()}
+    with Flipout(), poutine.condition(data=weights):
+        torch.testing.assert_close(net(x), F.linear(x, weights["0.weight"], net[0]._parameters["bias"]))
+
+
+def test_local_has_finite_gradients_where_nothing_varies():
+    x = torch.zeros(2, 5).double()
+    net, guide = layer_and_guide(nn.Linear(5, 4), x)
+    with LocalReparameterization():
+        trace = poutine.trace(guide).get_trace(x)
+        poutine.replay(net, trace=trace)(x).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in guide.parameters())
+
+
+def test_a_random_bias_is_sampled_under_every_estimator():
+    net = bayesian(nn.Sequential(nn.Linear(3, 2)), bayesian_bias=True)
+    x = torch.zeros(4, 3)
+    guide = MeanFieldNormal(net, x)
+    for estimator in ESTIMATORS:
+        found = outputs(net, guide, x, estimator, 50)
+        assert found.std(0).min() > 0

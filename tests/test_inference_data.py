@@ -1,0 +1,207 @@
+"""The result files: their schema, what ArviZ does with them, and what happens to damaged ones."""
+
+import subprocess
+import sys
+
+import arviz as az
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, predict, sweep
+from ppl_bnn.data import Images
+from ppl_bnn.files import FileError
+from ppl_bnn.plots import draw_figures
+
+mpl.use("Agg")
+HISTORY = [
+    {"epoch": e, "loss": 2.0 / e, "nll": 1.5 / e, "kl": 0.5 / e, "kl_weight": 1.0, "accuracy": 0.5, "seconds": 2.0}
+    for e in (1, 2, 3)
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A predictive.nc and a pruning.nc of 40 images with 12 draws."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("results")
+    pixels = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8)
+    images = Images(pixels, torch.arange(40) % 10, tuple("0123456789"), "MNIST (5,000-digit subset)", "test")
+    net = build("bnn-fc")
+    model = Classifier(net, 40)
+    x, y = images.inputs(), images.labels
+    guide = MeanFieldNormal(model, x[:1], y[:1])
+    predictive = predict(net, guide, x, y, num_samples=12, progress=False)
+    kl = kl_by_site(model, guide, x[:1], y[:1])
+    idata = inference_data.to_inference_data(
+        predictive, images, guide=guide, kl=kl, history=HISTORY, attrs={"inputs": {"checkpoint": 3}}
+    )
+    inference_data.save(idata, folder / "predictive.nc")
+    levels = sweep(
+        net, guide, x, y, fractions=(0.0, 0.5, 0.9), num_samples=12, keep=torch.arange(0, 40, 2), progress=False
+    )
+    inference_data.save(inference_data.sweep_to_inference_data(levels, images, guide=guide), folder / "pruning.nc")
+    return folder, predictive, images, levels
+
+
+def test_arviz_opens_every_group(results):
+    folder, predictive, images, _ = results
+    idata = az.from_netcdf(str(folder / "predictive.nc"))
+    assert set(idata.groups()) == {
+        "posterior_predictive",
+        "log_likelihood",
+        "sample_stats",
+        "observed_data",
+        "constant_data",
+        "uncertainty",
+        "layers",
+        "training",
+    }
+    assert dict(idata.posterior_predictive["probs"].sizes) == {"chain": 1, "draw": 12, "obs_id": 40, "class": 10}
+    assert idata.posterior_predictive["y"].dims == ("chain", "draw", "obs_id")
+    assert idata.log_likelihood["y"].dims == ("chain", "draw", "obs_id")
+    np.testing.assert_allclose(idata.posterior_predictive["probs"].values[0], predictive.probs, atol=1e-5)
+    np.testing.assert_allclose(idata.log_likelihood["y"].values[0], predictive.log_likelihood, rtol=1e-6)
+    np.testing.assert_array_equal(idata.constant_data["image"].values, images.pixels)
+    np.testing.assert_array_equal(idata.observed_data["y"].values, images.labels)
+    assert set(idata.constant_data["split"].values) == {"test"}
+    assert list(idata.layers["layer"].values) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert (idata.layers["kl"] > 0).all()
+    assert idata.training["epoch"].values.tolist() == [1, 2, 3]
+
+
+# ArviZ 0.23 calls matplotlib 3.11 in a way that is to go in 3.13.
+@pytest.mark.filterwarnings("ignore::matplotlib.MatplotlibDeprecationWarning")
+def test_arvizs_functions_run(results):
+    folder, *_ = results
+    idata = az.from_netcdf(str(folder / "predictive.nc"))
+    probs = idata.posterior_predictive["probs"]
+    assert az.hdi(idata, group="posterior_predictive", var_names=["probs"])["probs"].sizes["hdi"] == 2
+    az.plot_kde(probs.sel(obs_id=0, **{"class": "3"}).values.ravel())
+    az.plot_dist(probs.sel(obs_id=0, **{"class": "3"}).values.ravel())
+    az.plot_ppc(idata, num_pp_samples=5, random_seed=0)
+    summary = az.summary(idata.posterior_predictive[["probs"]].sel(obs_id=[0, 1]), kind="stats")
+    assert len(summary) == 20
+    assert {"mean", "sd"} <= set(az.summary(idata.sample_stats, kind="stats").columns)
+
+
+def test_sampled_labels_follow_the_probabilities(results):
+    _, predictive, images, _ = results
+    many = type(predictive)(
+        **{
+            **vars(predictive),
+            "probs": torch.tensor([0.1, 0.2, 0.7]).expand(50, 400, 3),
+            "labels": torch.zeros(400, dtype=torch.long),
+            "kept": torch.arange(400),
+            "log_likelihood": torch.zeros(50, 400),
+            "mean_probs": torch.full((400, 3), 1 / 3),
+            "mean_entropy": torch.zeros(400),
+            "accuracies": torch.zeros(50),
+        }
+    )
+    some = Images(images.pixels[:1].expand(400, -1, -1, -1), many.labels, ("a", "b", "c"), "x", "test")
+    y = inference_data.to_inference_data(many, some)["posterior_predictive"]["y"].values.ravel()
+    share = np.bincount(y, minlength=3) / y.size
+    expected = np.array([0.1, 0.2, 0.7])
+    assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / y.size)).all()
+
+
+def test_pruning_holds_what_bprunes_binary_held(results):
+    folder, _, images, levels = results
+    groups = inference_data.groups_of(inference_data.load(folder / "pruning.nc"))
+    pruning = groups["pruning"]
+    assert pruning.sizes["level"] == len(levels) == 4
+    for at, level in enumerate(levels):
+        assert int(pruning["nonzero"][at]) == sum(level.pruned.nonzero.values())
+        assert pruning["nonzero_by_layer"].values[at].tolist() == list(level.pruned.nonzero.values())
+        np.testing.assert_allclose(pruning["mean_probs"].values[at], level.predictive.mean_probs, atol=1e-6)
+        assert float(pruning["seconds"][at]) > 0
+    assert groups["posterior_predictive"]["probs"].dims == ("chain", "draw", "level", "obs_id", "class")
+    assert groups["posterior_predictive"]["obs_id"].values.tolist() == list(range(0, 40, 2))
+    np.testing.assert_array_equal(groups["constant_data"]["image"].values, images.pixels)
+    np.testing.assert_array_equal(groups["observed_data"]["y"].values, images.labels)
+
+
+def test_every_figure_is_drawn_from_the_files_alone(results, tmp_path):
+    folder, *_ = results
+    code = (
+        "import sys; from pathlib import Path; from ppl_bnn.plots import draw_figures; "
+        "print(*draw_figures(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))"
+    )
+    arguments = [folder / "predictive.nc", folder / "pruning.nc", tmp_path]
+    subprocess.run([sys.executable, "-W", "error", "-c", code, *map(str, arguments)], check=True)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"training", "reliability", "certainty", "snr", "pruning", "pruning_density"}
+    from PIL import Image
+
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_figures_say_which_data_they_show(results):
+    from ppl_bnn import plots
+
+    folder, *_ = results
+    groups = inference_data.groups_of(inference_data.load(folder / "predictive.nc"))
+    title = inference_data.read_attrs(folder / "predictive.nc")["title"]
+    for draw in (plots.training_curves, plots.reliability_diagram, plots.most_and_least_certain, plots.snr_histograms):
+        assert "5,000-digit subset" in draw(groups, title).get_suptitle()
+
+
+def test_without_a_guide_there_is_less_to_draw(results, tmp_path):
+    _, predictive, images, _ = results
+    inference_data.save(inference_data.to_inference_data(predictive, images), tmp_path / "predictive.nc")
+    names = {path.stem for path in draw_figures(tmp_path / "predictive.nc", None, tmp_path)}
+    assert names == {"reliability", "certainty"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named(results, tmp_path, share):
+    folder, *_ = results
+    content = (folder / "predictive.nc").read_bytes()
+    path = tmp_path / "cut.nc"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FileError, match=r"cut\.nc is truncated or not"):
+        inference_data.load(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text.nc").write_text("hello")
+    with pytest.raises(FileError, match="not a netCDF result"):
+        inference_data.load(tmp_path / "text.nc")
+    with pytest.raises(FileError, match="run the stage that writes it"):
+        inference_data.load(tmp_path / "none.nc")
+
+
+def test_a_failed_write_leaves_the_earlier_file(results, tmp_path, monkeypatch):
+    _, predictive, images, _ = results
+    path = tmp_path / "p.nc"
+    idata = inference_data.to_inference_data(predictive, images)
+    inference_data.save(idata, path)
+    before = path.read_bytes()
+
+    def full(*arguments, **keywords):
+        raise RuntimeError("unable to extend file: No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(OSError, match="No space left"):
+        inference_data.save(idata, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["p.nc"]
+
+
+def test_images_must_match(results):
+    _, predictive, images, _ = results
+    with pytest.raises(ValueError, match="is of 40 images, got 7"):
+        inference_data.to_inference_data(predictive, images.first(7))
+
+
+def test_attributes_come_back(results):
+    folder, predictive, _, _ = results
+    attrs = inference_data.read_attrs(folder / "predictive.nc")
+    assert attrs["inputs"] == {"checkpoint": 3}
+    assert attrs["num_samples"] == 12
+    assert attrs["nll"] == pytest.approx(predictive.summary()["nll"])

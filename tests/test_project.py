@@ -1,0 +1,76 @@
+"""The project holds its own rules: imports run one way, and the README tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ppl_bnn"
+# These know nothing of settings, files or the command line.
+PURE = ("models/*.py", "guides/*.py", "pruning/snr.py", "pruning/prune.py", "metrics.py", "elbo.py")
+IMPURE = {"ppl_bnn.config", "ppl_bnn.run", "ppl_bnn.stages", "ppl_bnn.files", "ppl_bnn.checkpoint", "ppl_bnn.data"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", [path for pattern in PURE for path in PACKAGE.glob(pattern)], ids=str)
+def test_the_mathematics_knows_nothing_of_settings_and_files(path):
+    assert not IMPURE & set(imports(path))
+
+
+def test_only_one_file_knows_arviz():
+    knowing = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0].startswith("arviz") for name in imports(path))
+    }
+    assert knowing == {"inference_data.py"}
+
+
+def test_nothing_imports_the_command_line_or_the_stages():
+    for path in PACKAGE.rglob("*.py"):
+        found = set(imports(path))
+        assert "ppl_bnn.run" not in found
+        assert path.name == "run.py" or "ppl_bnn.stages" not in found
+
+
+def test_importing_the_package_has_no_side_effects():
+    code = (
+        "import pyro, torch; seed = torch.get_rng_state(); import ppl_bnn; "
+        "assert torch.equal(seed, torch.get_rng_state()); assert not list(pyro.get_param_store().keys())"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_readmes_example_runs(tmp_path, data_dir):
+    (example,) = readme_blocks("python")
+    assert "from ppl_bnn import" in example
+    assert len(example.strip().splitlines()) <= 20
+    (tmp_path / "data").symlink_to(data_dir.resolve())
+    quick = example.replace("epochs=5", "epochs=1").replace("num_samples=100", "num_samples=3")
+    assert quick != example
+    subprocess.run([sys.executable, "-c", quick], cwd=tmp_path, check=True, timeout=300)
+    assert (tmp_path / "predictive.nc").exists()
+
+
+def test_the_readmes_commands_name_what_is_there():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"runs/([\w-]+)", text):
+        assert (ROOT / "runs" / name / "config.yaml").exists(), name
+    for name in re.findall(r"\]\((docs/[\w./-]+|[\w.]+\.\w+)\)", text):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,308 @@
+"""The command line, end to end on real digits, and every way it can be given something wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ppl_bnn import checkpoint, inference_data
+from ppl_bnn.run import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run_folder(tmp_path, data_dir):
+    """A run of seconds on real MNIST: 600 training and 200 test digits."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    config = {
+        "data": {"dir": str(data_dir), "num_train": 600, "num_test": 200},
+        "model": {"prior": "normal(0, 0.1)"},
+        "train": {"epochs": 2, "optimizer": "adam", "estimator": "local", "kl_weight": 0.1},
+        "predict": {"num_samples": 5},
+        "pruning": {"num_samples": 3, "threshold": [0.5, 10.0], "fractions": [0.0, 0.5, 0.9]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def call(run_folder, capsys):
+    """Run the command line in this process: (exit code, the lines it wrote to standard error)."""
+
+    def _call(*arguments, run=run_folder):
+        capsys.readouterr()
+        code = main([str(run), *map(str, arguments)])
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return _call
+
+
+def assert_refused(result, *parts):
+    code, lines = result
+    assert code == 2
+    assert len(lines) == 1, lines
+    for part in ("error:", *parts):
+        assert part in lines[0]
+
+
+def test_a_run_leaves_every_result(call, run_folder):
+    code, _ = call()
+    assert code == 0
+    out = run_folder / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml", "log.csv", "checkpoints", "predictive.nc", "pruning.nc", "metrics.json", "figures",
+    }  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["run"] == "tiny"
+    assert metrics["data"] == {"title": "MNIST", "train": 600, "test": 200}
+    assert metrics["model"] == {"parameters": 538_122, "trainable": 538_122}
+    assert set(metrics["train"]) == {"epochs", "seconds", "samples_per_second", "accuracy"}
+    assert set(metrics["test"]) == {"num_samples", "seconds", "accuracy", "nll", "ece", "brier"}
+    assert metrics["test"]["accuracy"] > 0.5
+    assert len(metrics["pruning"]) == 5
+    assert set(metrics["pruning"][0]) == {
+        "threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds",
+    }  # fmt: skip
+    assert [row["pruned_fraction"] for row in metrics["pruning"]] == sorted(
+        row["pruned_fraction"] for row in metrics["pruning"]
+    )
+    assert len(list((out / "figures").glob("*.png"))) == 6
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
+
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}
+    code, lines = call()
+    assert code == 0
+    assert any("complete already" in line for line in lines)
+    assert sum("up to date" in line for line in lines) == 2
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+    code, lines = call("--stages", "predict", "--predict.num_samples", "7")
+    assert code == 0
+    assert any("settings.num_samples is 5 there and 7 here" in line for line in lines)
+    assert inference_data.read_attrs(out / "predictive.nc")["num_samples"] == 7
+
+    assert_refused(call("--train.lr", "0.1"), "train.lr is 0.001 there and 0.1 here", "--out")
+    assert stamps[out / "pruning.nc"] == (out / "pruning.nc").stat().st_mtime_ns
+
+
+def test_an_earlier_step_is_pruned_by_name(call, run_folder):
+    call("--stages", "train,prune", "--train.checkpoint_every", "1")
+    last = inference_data.read_attrs(run_folder / "out" / "pruning.nc")
+    assert call("--stages", "prune", "--pruning.checkpoint", "step-00000006", "--train.checkpoint_every", "1")[0] == 0
+    early = inference_data.read_attrs(run_folder / "out" / "pruning.nc")
+    assert (last["step"], early["step"]) == (12, 6)
+    assert_refused(
+        call("--stages", "prune", "--pruning.checkpoint", "7"), "no checkpoint '7'", "step-00000006, step-00000012"
+    )
+
+
+def test_a_twin_is_trained_and_its_weights_start_the_bnn(call, run_folder, tmp_path):
+    twin = tmp_path / "twin"
+    code, lines = call("--model.deterministic", "true", "--out", twin)
+    assert code == 0
+    assert any("prune: skipped" in line for line in lines)
+    metrics = json.loads((twin / "metrics.json").read_text())
+    assert metrics["test"]["num_samples"] == 1
+    assert metrics["pruning"] == []
+    assert metrics["model"]["parameters"] == 269_322
+    arguments = ("--guide.init_from", twin, "--stages", "train", "--train.epochs", "1", "--train.lr", "1e-12")
+    assert call(*arguments, "--out", tmp_path / "bnn")[0] == 0
+    started, trained = (load_file(checkpoint.find(folder / "checkpoints")) for folder in (tmp_path / "bnn", twin))
+    for layer in ("fc1", "fc3"):
+        torch.testing.assert_close(started[f"guide.loc.{layer}.weight"], trained[f"model.net.{layer}.weight"])
+        torch.testing.assert_close(started[f"model.net.{layer}.bias"], trained[f"model.net.{layer}.bias"])
+    assert_refused(call("--guide.init_from", tmp_path / "none", "--out", tmp_path / "c"), "checkpoint", "is not there")
+
+
+def test_summary_prints_the_table_and_writes_nothing(run_folder, data_dir, capsys):
+    assert main([str(run_folder), "--stages", "summary"]) == 0
+    printed = capsys.readouterr().out
+    assert "fc1" in printed
+    assert "538,122" in printed
+    assert not (run_folder / "out").exists()
+
+
+def test_help_teaches_and_print_config_resolves():
+    def output(*arguments):
+        command = [sys.executable, "-m", "ppl_bnn.run", *arguments]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    text = output("--help")
+    for part in (
+        "Exit codes: 0 done",
+        "--train.kl_weight",
+        "below 1 a colder one",
+        "scale_mixture(weight, scale1, scale2)",
+    ):
+        assert part in text
+    config = yaml.safe_load(output("runs/study-mnist-fc", "--train.epochs", "3", "--print_config"))
+    assert config["train"]["epochs"] == 3
+    assert config["train"]["optimizer"] == "rmsprop"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("runs/*/config.yaml")), ids=lambda path: path.parent.name)
+def test_every_run_that_is_shipped_is_valid(path, data_dir, capsys):
+    assert main([str(path.parent), "--stages", "summary", "--data.dir", str(data_dir)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--train.epoch", "3"], ["--train.epoch", "did you mean train.epochs?"]),
+        (["--train.lr", "fast"], ['"train.lr"', "fast"]),
+        (["--train.epochs", "0"], ["train.epochs must be at least 1, got 0"]),
+        (["--predict.num_samples", "0"], ["predict.num_samples must be at least 1, got 0"]),
+        (["--pruning.threshold", "-1"], ["pruning.threshold must be at least 0"]),
+        (["--pruning.fractions", "[0.5,1.0]"], ["pruning.fractions must lie in [0, 1), got 1.0"]),
+        (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
+        (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
+        (["--model.name", "lenet"], ["model.name must be one of bnn-fc, bnn-conv; got 'lenet'"]),
+        (["--data.name", "svhn"], ["data.name must be one of mnist"]),
+        (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, local"]),
+        (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
+        (["--guide.init_loc", "xavier"], ["guide.init_loc must be a number or 'he'"]),
+        (["--stages", "train,dance"], ["unknown stage 'dance'", "summary, train, predict, prune, report"]),
+        (["--device", "tpu9"], ["device 'tpu9' cannot be used"]),
+        (["--stages", "predict"], ["no checkpoint", "run the train stage first"]),
+        (["--stages", "report"], ["predictive.nc is not there"]),
+    ],
+)
+def test_bad_settings_are_one_line(call, arguments, parts):
+    assert_refused(call(*arguments), *parts)
+
+
+def test_bad_places_are_one_line(call, run_folder, tmp_path):
+    assert_refused(call(run=tmp_path / "nowhere"), "there is no", "config.yaml")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert_refused(call("--data.dir", blocked / "data"), "data folder", "cannot be used")
+    assert_refused(call("--out", blocked / "out"), "out folder", "cannot be written")
+    (run_folder / "config.yaml").write_text("train: {epoch: 3}")
+    assert_refused(call(), "config.yaml", "train", "epoch", "did you mean train.epochs?")
+    (run_folder / "config.yaml").write_text("train: [")
+    assert_refused(call(), "config.yaml is not valid YAML")
+    (run_folder / "config.yaml").write_text("- 1")
+    assert_refused(call(), "must be a mapping")
+
+
+def test_damaged_results_are_named_and_kept(call, run_folder):
+    assert call("--stages", "train,predict")[0] == 0
+    out = run_folder / "out"
+    saved = checkpoint.find(out / "checkpoints")
+    whole = saved.read_bytes()
+    predictive = (out / "predictive.nc").read_bytes()
+
+    saved.write_bytes(whole[: len(whole) // 2])
+    for stage in ("train", "predict"):
+        assert_refused(call("--stages", stage), saved.name, "is truncated", "delete it")
+    assert (out / "predictive.nc").read_bytes() == predictive
+    saved.write_bytes(whole)
+
+    (out / "predictive.nc").write_bytes(predictive[:-100])
+    assert_refused(call("--stages", "report"), "predictive.nc is truncated", "run its stage again")
+    assert saved.read_bytes() == whole
+    (out / "predictive.nc").unlink()
+    assert call("--stages", "predict,report")[0] == 0
+
+
+def test_a_full_disk_costs_nothing_that_was_there(run_folder):
+    """A limit on file size is what a full disk is to the writer: the checkpoint does not fit."""
+    command = [
+        sys.executable,
+        "-m",
+        "ppl_bnn.run",
+        str(run_folder),
+        "--stages",
+        "train",
+        "--train.checkpoint_every",
+        "1",
+    ]
+    limited = ["bash", "-c", f"ulimit -f 2000; exec {' '.join(command)}"]
+    result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "unharmed, run again to go on" in result.stderr.splitlines()[-1]
+    assert not list((run_folder / "out").rglob("*.part"))
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tmp_path, number):
+    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train", "--train.epochs", "60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    log = run_folder / "out" / "log.csv"
+    deadline = time.monotonic() + 90
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "run the same command again" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert 0 < checkpoint.load(checkpoint.find(run_folder / "out" / "checkpoints")).step < 360
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, env=environment).returncode == 0
+    whole = [*command, "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True, env=environment)
+    cut, uncut = (
+        load_file(checkpoint.find(folder / "checkpoints")) for folder in (run_folder / "out", tmp_path / "whole")
+    )
+    assert cut.keys() == uncut.keys()
+    for name, tensor in cut.items():
+        assert torch.equal(tensor, uncut[name]), name
+
+
+def test_a_kill_leaves_a_run_that_goes_on(run_folder):
+    command = [
+        sys.executable,
+        "-m",
+        "ppl_bnn.run",
+        str(run_folder),
+        "--stages",
+        "train",
+        "--train.checkpoint_every",
+        "1",
+    ]
+    command += ["--train.epochs", "30"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    checkpoints = run_folder / "out" / "checkpoints"
+    deadline = time.monotonic() + 90
+    while not checkpoint.saved(checkpoints) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = checkpoint.load(checkpoint.find(checkpoints)).step
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert before < 180
+    assert checkpoint.load(checkpoint.find(checkpoints)).step == 180
+    assert f"going on from step-{before:08d}" in result.stderr
+
+
+def test_a_divergence_exits_1_with_one_line(call):
+    code, lines = call("--stages", "train", "--train.lr", "1e30")
+    assert code == 1
+    assert "error: the loss became" in lines[-1]
+    assert "Traceback" not in "\n".join(lines)
+
+
+def test_the_network_must_fit_the_images(call, tmp_path):
+    import numpy as np
+    from test_data import jpegs
+
+    np.savez(tmp_path / "c.npz", **jpegs()[0])
+    assert_refused(
+        call("--data.name", "cifar10", "--data.file", tmp_path / "c.npz"),
+        "bnn-fc cannot take cifar10's images",
+        "[3, 32, 32]",
+    )

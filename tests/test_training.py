@@ -1,0 +1,277 @@
+"""The training loop and its checkpoints: faults, resume, and what a posterior learns."""
+
+import json
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, checkpoint, fit
+from ppl_bnn.files import FileError
+from ppl_bnn.training import Diverged, Interrupted
+
+X = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > X[:, 1]).long()
+
+
+def small(deterministic=False, seed=0, prior=None):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = Classifier(net if deterministic else bayesian(net, prior), len(X))
+    return model, MeanFieldNormal(model, X[:1], Y[:1])
+
+
+def settings(**changes):
+    return {"epochs": 4, "batch_size": 8, "lr": 0.01, "estimator": "flipout", "progress": False, **changes}
+
+
+def state(model, guide):
+    return {**{f"m.{k}": v for k, v in model.state_dict().items()}, **guide.state_dict()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+
+
+def timeless(history):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in history]
+
+
+@pytest.mark.parametrize("estimator", ["plain", "flipout", "local"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_it_learns(estimator, optimizer):
+    model, guide = small(prior=dist.Normal(0.0, 3.0))
+    history = fit(model, guide, X, Y, **settings(epochs=120, estimator=estimator, optimizer=optimizer, kl_weight=0.1))
+    assert history[-1]["accuracy"] > 0.85
+    assert history[-1]["nll"] < 0.6 * history[0]["nll"]
+    assert len(history) == 120
+    assert history[-1]["step"] == 120 * math.ceil(50 / 8)
+
+
+@pytest.mark.parametrize("prior", ["normal", "laplace", "student_t", "scale_mixture"])
+def test_every_prior_trains(prior):
+    from ppl_bnn.models import parse_prior
+
+    texts = {
+        "normal": "normal(0, 1)",
+        "laplace": "laplace(0, 1)",
+        "student_t": "student_t(2, 0, 1)",
+        "scale_mixture": "scale_mixture(0.5, 2, 0.2)",
+    }
+    model, guide = small(prior=parse_prior(texts[prior]))
+    history = fit(model, guide, X, Y, **settings(epochs=60))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["kl"] > 0
+
+
+def test_a_deterministic_twin_trains_by_maximum_likelihood():
+    model, guide = small(deterministic=True)
+    history = fit(model, guide, X, Y, **settings(epochs=80))
+    assert guide.sites == []
+    assert history[-1]["accuracy"] > 0.9
+    assert history[-1]["kl"] == 0
+    assert history[-1]["loss"] == history[-1]["nll"]
+
+
+def test_the_same_seed_gives_the_same_posterior_and_leaves_the_callers_random_state():
+    results = []
+    for _ in range(2):
+        model, guide = small()
+        before = torch.get_rng_state()
+        fit(model, guide, X, Y, **settings())
+        assert torch.equal(before, torch.get_rng_state())
+        results.append(state(model, guide))
+    assert_same_state(*results)
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_schedules_reach_the_optimizer():
+    model, guide = small()
+    history = fit(model, guide, X, Y, **settings(lr_schedule="cosine", kl_weight=lambda progress: 0.5 + progress / 2))
+    rates = [row["lr"] for row in history]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.0005
+    assert history[-1]["kl_weight"] == pytest.approx(0.5 + 27 / 28 / 2)
+
+
+def test_scales_learn_at_their_own_rate():
+    moved = []
+    for factor in (1e-6, 1.0):
+        model, guide = small()
+        before = guide.unconstrained_scale.get_parameter("0.weight").detach().clone()
+        fit(model, guide, X, Y, **settings(scale_lr_factor=factor))
+        moved.append((guide.unconstrained_scale.get_parameter("0.weight") - before).abs().max().item())
+    assert moved[0] < 1e-5
+    assert moved[1] > 1e-2
+
+
+def test_clipping_bounds_the_step():
+    # Plain gradient size shows in RMSprop's first step only through its normalization, so look at the gradient itself.
+    seen = []
+    model, guide = small()
+    original = nn.utils.clip_grad_norm_
+
+    def spy(parameters, limit):
+        norm = original(parameters, limit)
+        clipped = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item()
+        seen.append((float(norm), clipped))
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.utils, "clip_grad_norm_", spy)
+        fit(model, guide, X, Y, **settings(epochs=1, clip_norm=0.01))
+    assert seen
+    assert all(after <= 0.0101 < before for before, after in seen)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 10, 27])
+def test_a_stopped_training_ends_bitwise_as_if_it_had_not_stopped(tmp_path, stop_at):
+    model, guide = small()
+    whole = fit(model, guide, X, Y, **settings(), folder=tmp_path / "whole")
+    expected = state(model, guide)
+
+    asked = iter(range(1, 1000))
+    model, guide = small()
+    with pytest.raises(Interrupted):
+        fit(model, guide, X, Y, **settings(), folder=tmp_path / "cut", should_stop=lambda: next(asked) >= stop_at)
+    model, guide = small(seed=5)
+    resumed = fit(model, guide, X, Y, **settings(), folder=tmp_path / "cut")
+    assert_same_state(expected, state(model, guide))
+    assert timeless(whole) == timeless(resumed)
+    last = [load_file(checkpoint.find(tmp_path / name / "checkpoints")) for name in ("whole", "cut")]
+    assert_same_state(*last)
+
+
+def test_log_and_checkpoints_are_where_they_belong(tmp_path):
+    model, guide = small()
+    history = fit(model, guide, X, Y, **settings(), folder=tmp_path, checkpoint_every=3)
+    assert [path.stem for path in checkpoint.saved(tmp_path / "checkpoints")] == ["step-00000021", "step-00000028"]
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0] == "epoch,step,seconds,loss,nll,kl,kl_weight,accuracy,lr,samples_per_second"
+    assert len(lines) == 1 + len(history)
+    for name in ("21", "step-00000021", "step-00000021.safetensors"):
+        assert checkpoint.load(checkpoint.find(tmp_path / "checkpoints", name)).step == 21
+    # An earlier step is an earlier posterior, whatever came after it.
+    early, late = (checkpoint.load(checkpoint.find(tmp_path / "checkpoints", name)) for name in ("21", "last"))
+    assert not torch.equal(early.part("guide")["loc.0.weight"], late.part("guide")["loc.0.weight"])
+
+
+def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_path):
+    model, guide = small()
+    asked = iter(range(1, 1000))
+    with pytest.raises(Interrupted):
+        fit(model, guide, X, Y, **settings(), folder=tmp_path, should_stop=lambda: next(asked) >= 5)
+    with pytest.raises(Diverged, match="at step 6 "):
+        fit(model, guide, X + math.inf, Y, **settings(), folder=tmp_path)
+    assert len(checkpoint.saved(tmp_path / "checkpoints")) == 1
+    checkpoint.load(checkpoint.find(tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": -1.0}, "lr must be positive"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop"),
+        ({"estimator": "reinforce"}, "estimator must be one of plain"),
+        ({"lr_schedule": "step"}, "lr_schedule"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    model, guide = small()
+    with pytest.raises(ValueError, match=message):
+        fit(model, guide, X, Y, **settings(**changes))
+
+
+def test_data_that_do_not_match():
+    model, guide = small()
+    with pytest.raises(ValueError, match="got 50 and 49"):
+        fit(model, guide, X, Y[:49], **settings())
+
+
+def test_a_training_does_not_go_on_from_one_with_other_settings(tmp_path):
+    model, guide = small()
+    fit(model, guide, X, Y, **settings(epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match="holds a training with lr 0.01, this one has 0.02"):
+        fit(model, guide, X, Y, **settings(epochs=1, lr=0.02), folder=tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, guide = small()
+    fit(model, guide, X, Y, **settings(epochs=1), folder=tmp_path)
+    return checkpoint.find(tmp_path / "checkpoints")
+
+
+def test_a_truncated_checkpoint_is_named(saved):
+    content = saved.read_bytes()
+    for length in (0, 5, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:length])
+        with pytest.raises(FileError, match=f"{saved.name} is truncated"):
+            checkpoint.load(saved)
+
+
+def test_an_altered_checkpoint_is_named(saved):
+    content = bytearray(saved.read_bytes())
+    content[-3] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(FileError, match="checksum differs"):
+        checkpoint.load(saved)
+
+
+def test_a_checkpoint_holds_tensors_and_json_only(saved):
+    content = saved.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    json.loads(header.pop("__metadata__")["ppl_bnn"])
+    end = max(entry["data_offsets"][1] for entry in header.values())
+    assert 8 + int.from_bytes(content[:8], "little") + end == len(content)
+
+
+def test_a_pickle_is_not_a_checkpoint(saved):
+    torch.save({"a": torch.zeros(3)}, saved)
+    with pytest.raises(FileError, match="not a checkpoint"):
+        checkpoint.load(saved)
+
+
+def test_a_checkpoint_of_another_network_names_the_first_difference(saved):
+    net = bayesian(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2)))
+    model = Classifier(net, 50)
+    guide = MeanFieldNormal(model, X[:1], Y[:1])
+    with pytest.raises(FileError, match=r"'net.0.bias' is \[8\] there and \[9\] here"):
+        checkpoint.restore(checkpoint.load(saved), model=model, guide=guide)
+
+
+def test_missing_checkpoints_list_those_that_are_there(saved, tmp_path):
+    with pytest.raises(FileError, match="saved steps: step-00000007"):
+        checkpoint.find(saved.parent, "step-00000009")
+    with pytest.raises(FileError, match="run the train stage first"):
+        checkpoint.find(tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(saved, monkeypatch):
+    model, guide = small()
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(saved.parent, 99, model=model, guide=guide)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_names_of_bnn_fc_survive_a_checkpoint(tmp_path):
+    x, y = torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
+    model = Classifier(build("bnn-fc"), 2)
+    guide = MeanFieldNormal(model, x, y)
+    fit(model, guide, x, y, epochs=1, folder=tmp_path, progress=False)
+    names = checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).tensors
+    assert {"guide.loc.fc1.weight", "guide.unconstrained_scale.fc3.weight", "model.net.fc2.bias"} <= names.keys()
