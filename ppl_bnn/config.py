@@ -11,10 +11,9 @@ import yaml
 from ppl_bnn.data import DATASETS
 from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.files import FileError, write_text
-from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.models import NETWORKS, parse_prior
 from ppl_bnn.pruning.prune import SCOPES
-from ppl_bnn.training import LR_SCHEDULES, OPTIMIZERS
+from ppl_bnn.training import check_settings
 
 
 @dataclass
@@ -177,18 +176,11 @@ def check(config: Config) -> None:
     for name, value, known in (
         ("data.name", data.name, DATASETS),
         ("model.name", model.name, tuple(NETWORKS)),
-        ("train.optimizer", train.optimizer, OPTIMIZERS),
-        ("train.lr_schedule", train.lr_schedule, LR_SCHEDULES),
-        ("train.estimator", train.estimator, tuple(ESTIMATORS)),
         ("pruning.scope", config.pruning.scope, SCOPES),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     for name, count in (
-        ("train.epochs", train.epochs),
-        ("train.batch_size", train.batch_size),
-        ("train.num_particles", train.num_particles),
-        ("train.checkpoint_every", train.checkpoint_every),
         ("predict.num_samples", config.predict.num_samples),
         ("pruning.num_samples", config.pruning.num_samples),
         ("data.num_train", data.num_train),
@@ -197,14 +189,9 @@ def check(config: Config) -> None:
     ):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    for name, size in (
-        ("train.lr", train.lr),
-        ("train.scale_lr_factor", train.scale_lr_factor),
-        ("train.clip_norm", train.clip_norm),
-        ("guide.init_scale", guide.init_scale),
-    ):
-        if size is not None and not (math.isfinite(size) and size > 0):
-            raise ValueError(f"{name} must be positive and finite, got {size}")
+    check_settings(dataclasses.asdict(train), prefix="train.")
+    if not (math.isfinite(guide.init_scale) and guide.init_scale > 0):
+        raise ValueError(f"guide.init_scale must be positive and finite, got {guide.init_scale}")
     for name, least in (
         ("train.seed", train.seed),
         ("predict.seed", config.predict.seed),

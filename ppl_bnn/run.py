@@ -25,6 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn import config as configs
 from ppl_bnn import stages
 from ppl_bnn.config import Config
+from ppl_bnn.experiment import Experiment, prepare_out
 from ppl_bnn.files import FileError
 from ppl_bnn.training import Diverged, Interrupted
 
@@ -96,8 +97,8 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
     if names != ["summary"]:
-        stages.prepare_out(config, out)
-    run = stages.Run(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
+        prepare_out(config, out)
+    run = Experiment(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
     for name in names:
         getattr(stages, name)(run)
         if stop() and name != names[-1]:

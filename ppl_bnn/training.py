@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine")
+SETTINGS = (
+    "epochs", "batch_size", "lr", "optimizer", "lr_schedule", "scale_lr_factor", "clip_norm", "estimator",
+    "num_particles", "checkpoint_every",
+)  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -85,19 +89,20 @@ def fit(
         Diverged: the loss is NaN or infinite.
         Interrupted: `should_stop` said so.
     """
-    _check(
-        x, y, epochs, batch_size, lr, optimizer, lr_schedule, scale_lr_factor, clip_norm, estimator, checkpoint_every
-    )
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "lr_schedule": lr_schedule,
+        "scale_lr_factor": scale_lr_factor, "clip_norm": clip_norm, "estimator": estimator,
+        "num_particles": num_particles, "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    check_settings(settings)
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
+    decisive = {**settings, "seed": seed, "num_data": len(x), "kl_weight": [weight_at(k / 4) for k in range(5)]}
+    del decisive["checkpoint_every"]
     steps_per_epoch = math.ceil(len(x) / batch_size)
     torch_optimizer = _build_optimizer(optimizer, model, guide, lr, scale_lr_factor)
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
-    settings = {
-        "num_data": len(x), "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-        "lr_schedule": lr_schedule, "scale_lr_factor": scale_lr_factor, "clip_norm": clip_norm,
-        "estimator": estimator, "kl_weight": [weight_at(quarter / 4) for quarter in range(5)],
-        "num_particles": num_particles, "seed": seed,
-    }  # fmt: skip
     accuracy = _BatchAccuracy()
     history: list[dict[str, float]] = []
     sums: dict[str, float] = {}
@@ -105,7 +110,7 @@ def fit(
 
     def write_checkpoint() -> None:
         if folder is not None:
-            meta = {"history": history, "sums": sums, "steps": epochs * steps_per_epoch, "settings": settings}
+            meta = {"history": history, "sums": sums, "steps": epochs * steps_per_epoch, "settings": decisive}
             kept = {"model": model, "guide": guide, "optimizer": torch_optimizer}
             checkpoint.save(folder / "checkpoints", step, meta=meta, **kept)  # type: ignore[arg-type]
 
@@ -115,7 +120,7 @@ def fit(
         torch.manual_seed(seed)
         if folder is not None and (found := checkpoint.saved(folder / "checkpoints")):
             state = checkpoint.load(found[-1])
-            _check_same(state.meta["settings"], settings, folder)
+            _check_same(state.meta["settings"], decisive, folder)
             checkpoint.restore(state, model=model, guide=guide, optimizer=torch_optimizer)
             checkpoint.restore_random(state)
             history, sums, step = state.meta["history"], state.meta["sums"], state.step
@@ -181,22 +186,18 @@ class _BatchAccuracy(Messenger):
             self.correct = float((msg["fn"].logits.argmax(-1) == msg["value"]).sum())
 
 
-def _check(x, y, epochs, batch_size, lr, optimizer, lr_schedule, scale_lr_factor, clip_norm, estimator, every) -> None:  # type: ignore[no-untyped-def]
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
-    for name, value, low in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("checkpoint_every", every, 1)):
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
-    for name, value in (("lr", lr), ("scale_lr_factor", scale_lr_factor), ("clip_norm", clip_norm)):
+def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Raise ValueError for the first of `fit`'s settings (those in SETTINGS) that is out of range, as prefix + name."""
+    for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("estimator", tuple(ESTIMATORS))):
+        if settings[name] not in known:
+            raise ValueError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
+    for name in ("epochs", "batch_size", "num_particles", "checkpoint_every"):
+        if settings[name] < 1:
+            raise ValueError(f"{prefix}{name} must be at least 1, got {settings[name]}")
+    for name in ("lr", "scale_lr_factor", "clip_norm"):
+        value = settings[name]
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    for name, value, known in (
-        ("optimizer", optimizer, OPTIMIZERS),
-        ("lr_schedule", lr_schedule, LR_SCHEDULES),
-        ("estimator", estimator, tuple(ESTIMATORS)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+            raise ValueError(f"{prefix}{name} must be positive and finite, got {value}")
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -12,7 +12,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ppl_bnn"
 # These know nothing of settings, files or the command line.
 PURE = ("models/*.py", "guides/*.py", "pruning/snr.py", "pruning/prune.py", "metrics.py", "elbo.py")
-IMPURE = {"ppl_bnn.config", "ppl_bnn.run", "ppl_bnn.stages", "ppl_bnn.files", "ppl_bnn.checkpoint", "ppl_bnn.data"}
+IMPURE = {
+    "ppl_bnn.config",
+    "ppl_bnn.run",
+    "ppl_bnn.stages",
+    "ppl_bnn.experiment",
+    "ppl_bnn.files",
+    "ppl_bnn.checkpoint",
+    "ppl_bnn.data",
+}
 
 
 def imports(path):
@@ -74,3 +82,21 @@ def test_the_readmes_commands_name_what_is_there():
         assert (ROOT / "runs" / name / "config.yaml").exists(), name
     for name in re.findall(r"\]\((docs/[\w./-]+|[\w.]+\.\w+)\)", text):
         assert (ROOT / name).exists(), name
+
+
+# ArviZ 0.23 announces its refactoring, and calls matplotlib 3.11 in a way that is to go in 3.13.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::matplotlib.MatplotlibDeprecationWarning")
+def test_the_docs_page_on_results_runs(tmp_path, data_dir, monkeypatch, capsys):
+    import matplotlib as mpl
+
+    from ppl_bnn.run import main
+
+    mpl.use("Agg")
+    arguments = ["--out", tmp_path, "--data.dir", data_dir, "--data.num_train", 300, "--data.num_test", 40, "--quiet"]
+    arguments += ["--train.epochs", 1, "--predict.num_samples", 20, "--pruning.num_samples", 5]
+    assert main([str(ROOT / "runs" / "mnist-fc"), "--stages", "train,predict,prune", *map(str, arguments)]) == 0
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    exec("\n".join(blocks), {})
+    assert "50.0% pruned" in capsys.readouterr().out

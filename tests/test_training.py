@@ -200,7 +200,7 @@ def test_data_that_do_not_match():
 def test_a_training_does_not_go_on_from_one_with_other_settings(tmp_path):
     model, guide = small()
     fit(model, guide, X, Y, **settings(epochs=1), folder=tmp_path)
-    with pytest.raises(ValueError, match="holds a training with lr 0.01, this one has 0.02"):
+    with pytest.raises(ValueError, match=r"holds a training with lr 0.01, this one has 0.02"):
         fit(model, guide, X, Y, **settings(epochs=1, lr=0.02), folder=tmp_path)
 
 

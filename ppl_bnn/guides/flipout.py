@@ -46,9 +46,5 @@ class Flipout(Messenger):
 
 
 def _signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    return (
-        torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
-        .bernoulli_(0.5)
-        .mul_(2)
-        .sub_(1)
-    )
+    signs = torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
+    return signs.bernoulli_(0.5).mul_(2).sub_(1)
