@@ -213,7 +213,7 @@ def check(config: Config) -> None:
     parse_prior(model.prior)
 
 
-def trained_part(config: Config) -> dict[str, Any]:
+def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     """The settings that decide what training produces: two runs that agree here may share an out folder.
 
     Where files lie and how often a checkpoint is written do not count.
@@ -223,15 +223,15 @@ def trained_part(config: Config) -> dict[str, Any]:
     return part
 
 
-def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str | None:
-    """``train.lr is 0.001 there and 0.01 here`` for the first setting that differs, or None."""
-    for name in [*one, *(name for name in other if name not in one)]:
-        here, there = one.get(name, "absent"), other.get(name, "absent")
-        if isinstance(here, dict) and isinstance(there, dict) and name != "prior":
-            if found := first_difference(here, there, f"{prefix}{name}."):
+def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str = "") -> str | None:
+    """``train.lr is 0.001 there and 0.01 here`` for the first of this side's settings that differs, or None."""
+    for name, value in here.items():
+        other = there.get(name, "absent")
+        if isinstance(value, dict) and isinstance(other, dict) and name != "prior":
+            if found := first_difference(value, other, prefix=f"{prefix}{name}."):
                 return found
-        elif here != there:
-            return f"{prefix}{name} is {there!r} there and {here!r} here"
+        elif value != other:
+            return f"{prefix}{name} is {other!r} there and {value!r} here"
     return None
 
 

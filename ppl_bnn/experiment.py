@@ -1,6 +1,5 @@
 """A run as its settings start it: its out folder, data, model and guide."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,29 +69,26 @@ class Experiment:
         )
 
 
-def prepare_out(config: Config, out: Path) -> None:
-    """Make the out folder, refuse one that holds another run, and save the settings there.
+def check_out(config: Config, out: Path) -> None:
+    """Make the out folder, or refuse one that holds another run.
 
     Raises:
         FileError: it holds a run trained with other settings (the message names the first), or cannot be written.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"the out folder {out} cannot be written: {error.strerror or error}") from None
     path = out / "config.yaml"
-    if path.exists():
-        there = configs.read(path)
-        trained = {name: dict(there.get(name, {})) for name in ("data", "model", "guide", "train")}
-        trained["data"].pop("dir", None)
-        trained["train"].pop("checkpoint_every", None)
-        # From here to the saved text and back, so that both sides have YAML's types.
-        here = json.loads(json.dumps(configs.trained_part(config)))
-        if difference := configs.first_difference(here, json.loads(json.dumps(trained))):
+    if not path.exists() or not checkpoint.saved(out / "checkpoints"):
+        return
+    there = configs.read(path)
+    for part, here in configs.trained_part(config).items():
+        if difference := configs.first_difference(here, {**there.get(part, {})}, prefix=f"{part}."):
             raise FileError(
                 f"{out} holds a run with other settings: {difference}; "
                 "choose another folder with --out, or delete that one"
             )
-    try:
-        configs.save(config, path)
-    except OSError as error:
-        raise FileError(f"the out folder {out} cannot be written: {error.strerror or error}") from None
 
 
 def _load_data(config: Config) -> tuple[Images, Images]:

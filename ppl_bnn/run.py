@@ -25,7 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn import config as configs
 from ppl_bnn import stages
 from ppl_bnn.config import Config
-from ppl_bnn.experiment import Experiment, prepare_out
+from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError
 from ppl_bnn.training import Diverged, Interrupted
 
@@ -96,9 +96,13 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         torch.set_num_threads(config.threads)
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
-    if names != ["summary"]:
-        prepare_out(config, out)
+    writes = names != ["summary"]
+    if writes:
+        check_out(config, out)
     run = Experiment(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
+    # Only now: settings that cannot be run must not stand in the way of those that can.
+    if writes:
+        configs.save(config, out / "config.yaml")
     for name in names:
         getattr(stages, name)(run)
         if stop() and name != names[-1]:

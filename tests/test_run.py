@@ -181,6 +181,11 @@ def test_bad_settings_are_one_line(call, arguments, parts):
     assert_refused(call(*arguments), *parts)
 
 
+def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
+    assert_refused(call("--stages", "train", "--model.prior", '{"conv*": "normal(0, 1)"}'), "no prior for site")
+    assert call("--stages", "train", "--train.epochs", "1")[0] == 0
+
+
 def test_bad_places_are_one_line(call, run_folder, tmp_path):
     assert_refused(call(run=tmp_path / "nowhere"), "there is no", "config.yaml")
     blocked = tmp_path / "file"
