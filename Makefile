@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
@@ -25,6 +25,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+docs: $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 import xarray as xr
@@ -182,6 +183,16 @@ def read_attrs(path: Path) -> dict[str, Any]:
     """Only the attributes of a result, JSON decoded. Raises FileError as `load` does."""
     with _readable(path), xr.open_dataset(path, engine="h5netcdf") as root:
         return {name: _decoded(value) for name, value in root.attrs.items()}
+
+
+def read_group(path: Path, name: str) -> xr.Dataset | None:
+    """Only one group of a result, or None if it has no such group. Raises FileError as `load` does."""
+    with _readable(path):
+        with h5py.File(path) as file:
+            if name not in file:
+                return None
+        with xr.open_dataset(path, engine="h5netcdf", group=name) as dataset:
+            return dataset.load()
 
 
 @contextmanager

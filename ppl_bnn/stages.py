@@ -124,7 +124,6 @@ def report(run: Experiment) -> None:
     """Write metrics.json and every figure from predictive.nc and pruning.nc."""
     predictive, pruning = run.out / "predictive.nc", run.out / "pruning.nc"
     attrs = inference_data.read_attrs(predictive)
-    groups = inference_data.groups_of(inference_data.load(predictive))
     metrics: dict[str, Any] = {
         "run": run.name,
         "data": {
@@ -137,8 +136,8 @@ def report(run: Experiment) -> None:
             "trainable": sum(row.trainable for row in run.rows),
         },
     }
-    if "training" in groups:
-        history = groups["training"]
+    history = inference_data.read_group(predictive, "training")
+    if history is not None:
         seconds = float(history["seconds"].sum())
         metrics["train"] = {
             "epochs": history.sizes["epoch"],
@@ -148,8 +147,7 @@ def report(run: Experiment) -> None:
         }
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
     metrics["pruning"] = []
-    if pruning.exists():
-        levels = inference_data.groups_of(inference_data.load(pruning))["pruning"]
+    if pruning.exists() and (levels := inference_data.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
         metrics["pruning"] = [
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
@@ -180,8 +178,9 @@ def _images_to_keep(run: Experiment) -> Tensor:
     order = torch.arange(len(labels))
     path = run.out / "predictive.nc"
     if path.exists():
-        epistemic = inference_data.groups_of(inference_data.load(path))["uncertainty"]["epistemic"].values
-        if len(epistemic) == len(labels):
+        uncertainty = inference_data.read_group(path, "uncertainty")
+        if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):
+            epistemic = uncertainty["epistemic"].values
             order = torch.from_numpy(epistemic).argsort(descending=True, stable=True)
     kept = set()
     for label in labels.unique().tolist():

@@ -199,6 +199,15 @@ def test_images_must_match(results):
         inference_data.to_inference_data(predictive, images.first(7))
 
 
+def test_one_group_is_read_alone(results, tmp_path):
+    folder, *_ = results
+    assert inference_data.read_group(folder / "predictive.nc", "training")["epoch"].values.tolist() == [1, 2, 3]
+    assert inference_data.read_group(folder / "predictive.nc", "nothing") is None
+    (tmp_path / "cut.nc").write_bytes((folder / "predictive.nc").read_bytes()[:500])
+    with pytest.raises(FileError, match=r"cut\.nc is truncated"):
+        inference_data.read_group(tmp_path / "cut.nc", "training")
+
+
 def test_attributes_come_back(results):
     folder, predictive, _, _ = results
     attrs = inference_data.read_attrs(folder / "predictive.nc")
