@@ -55,7 +55,7 @@ def training_curves(groups: Groups, title: str) -> Figure:
     history = groups["training"]
     figure, (left, right) = _figure(f"Training on {title}", 10, 4, 1, 2)
     epochs = history["epoch"].values
-    weighted = history["kl_weight"] * history["kl"]
+    weighted = history["loss"] - history["nll"]
     for name, values in (("loss", history["loss"]), ("NLL", history["nll"]), ("kl_weight x KL", weighted)):
         if float(values.max()) > 0:
             left.plot(epochs, values, label=name)
@@ -158,7 +158,8 @@ def snr_histograms(groups: Groups, title: str) -> Figure:
             10**centres, values / values.sum(), 10 ** (centres + width / 2) - 10 ** (centres - width / 2), color="C0"
         )
         axis.axvline(10.0, color="C3", linewidth=1, linestyle="--")
-        axis.set(title=f"{name}: {int(values.sum()):,} weights", xscale="log", xlabel="|loc| / scale", ylabel="share")
+        axis.set(title=f"{name}: {int(values.sum()):,} weights", xlabel="|loc| / scale", ylabel="share")
+        axis.set(xscale="log", yscale="log")
         axis.title.set_fontsize(9)
     for axis in flat[len(panels) :]:
         axis.set_axis_off()
@@ -166,17 +167,27 @@ def snr_histograms(groups: Groups, title: str) -> Figure:
 
 
 def accuracy_against_pruning(groups: Groups, title: str) -> Figure:
-    """Accuracy, NLL and ECE of the averaged predictive against the share of weights pruned."""
+    """Accuracy, NLL and ECE of the averaged predictive against the share of weights pruned.
+
+    Levels that lose more than 10 points of accuracy are left off the scale and named: a network pruned to nothing
+    would flatten everything worth seeing.
+    """
     levels = groups["pruning"]
-    pruned = 100 * levels["pruned_fraction"].values
+    pruned, accuracy = 100 * levels["pruned_fraction"].values, levels["accuracy"].values
+    shown = accuracy >= accuracy.max() - 0.1
+    off = ", ".join(f"{pruned[at]:.4g}% ({accuracy[at]:.3f})" for at in np.flatnonzero(~shown))
+    note = f"\noff the scale, pruned (accuracy): {off}" if off else ""
     draws = int(levels["num_samples"][0])
-    figure, axes = _figure(f"Pruning by signal-to-noise ratio on {title} ({draws} draws a level)", 12, 3.8, 1, 3)
+    figure, axes = _figure(f"Pruning by signal-to-noise ratio on {title} ({draws} draws a level){note}", 12, 4, 1, 3)
     for axis, name, label in zip(
         axes, ("accuracy", "nll", "ece"), ("accuracy", "NLL (nats per datum)", "ECE"), strict=True
     ):
-        axis.plot(pruned, levels[name], "o-", color="C0", markersize=4)
-        axis.axhline(float(levels[name][0]), color="0.6", linewidth=1, linestyle="--", label=f"{pruned[0]:.0f}% pruned")
+        values = levels[name].values
+        margin = 0.1 * np.ptp(values[shown]) + 1e-3
+        axis.plot(pruned, values, "o-", color="C0", markersize=4)
+        axis.axhline(values[0], color="0.6", linewidth=1, linestyle="--", label=f"{pruned[0]:.4g}% pruned")
         axis.set(xlabel="weights pruned (%)", ylabel=label)
+        axis.set_ylim(values[shown].min() - margin, values[shown].max() + margin)
         axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -200,7 +211,7 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
         f"{title}: density of the true class's softmax over {probs.sizes['draw']} draws, by share of weights pruned\n"
         "(of each class the image with the most epistemic uncertainty; each density scaled to its peak)",
         2.7 * columns,
-        0.33 * len(levels["level"]) * rows + 1.5,
+        0.33 * (len(levels["level"]) + 2) * rows + 1.5,
         rows,
         columns,
     )
@@ -217,14 +228,16 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
                 grid, baseline, baseline + 0.92 * height / height.max(), color=colour, alpha=0.75, linewidth=0
             )
             axis.axhline(baseline, color="0.8", linewidth=0.5, zorder=0)
-        axis.set(title=f"#{index}: {classes[label]}", xlim=(0, 1), ylim=(0, len(percent)))
+        axis.set(title=f"#{index}: {classes[label]}", xlim=(0, 1), ylim=(0, len(percent) + 2))
         axis.title.set_fontsize(9)
-        axis.set_yticks(
-            np.arange(len(percent)), [f"{value:.1f}%" for value in percent[::-1]] if place % columns == 0 else []
-        )
+        names = [f"{value:.4g}%" for value in percent[::-1]]
+        axis.set_yticks(np.arange(len(percent)), names if place % columns == 0 else [])
         axis.tick_params(labelsize=7)
         axis.spines["left"].set_visible(False)
-        _show_image(axis.inset_axes((0.36, 0.55, 0.28, 0.42)), groups["constant_data"]["image"][index].values)
+        above = 2 / (len(percent) + 2)
+        _show_image(
+            axis.inset_axes((0.3, 1 - 0.95 * above, 0.4, 0.95 * above)), groups["constant_data"]["image"][index].values
+        )
     for axis in flat[len(chosen) :]:
         axis.set_axis_off()
     return figure
