@@ -154,15 +154,13 @@ def save(idata: Any, path: Path) -> None:
         name: value if isinstance(value, str | int | float) else json.dumps(value)
         for name, value in idata.attrs.items()
     }
+    groups = groups_of(idata)
+    encoding = {f"/{name}": {var: _encoding(data[var]) for var in data.data_vars} for name, data in groups.items()}
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups})
+    # Made in memory first: where a disk fills up under HDF5, it brings the process down on its way out.
+    content = tree.to_netcdf(None, engine="h5netcdf", encoding=encoding)
     with written_atomically(path) as temporary:
-        try:
-            xr.Dataset(attrs=attrs).to_netcdf(temporary, mode="w", engine="h5netcdf")
-            for name, dataset in groups_of(idata).items():
-                encoding = {variable: _encoding(dataset[variable]) for variable in dataset.data_vars}
-                dataset.to_netcdf(temporary, mode="a", group=name, engine="h5netcdf", encoding=encoding)
-        except RuntimeError as error:
-            # HDF5 reports a full disk as a RuntimeError.
-            raise OSError(f"{path} could not be written: {error}") from error
+        temporary.write_bytes(content)
 
 
 def load(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """The result files: their schema, what ArviZ does with them, and what happens to damaged ones."""
 
+import resource
 import subprocess
 import sys
 
@@ -8,7 +9,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, predict, sweep
 from ppl_bnn.data import Images
@@ -176,19 +176,20 @@ def test_other_files_are_refused(tmp_path):
         inference_data.load(tmp_path / "none.nc")
 
 
-def test_a_failed_write_leaves_the_earlier_file(results, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_file(results, tmp_path):
+    """A limit on file size is what a full disk is to the writer."""
     _, predictive, images, _ = results
     path = tmp_path / "p.nc"
     idata = inference_data.to_inference_data(predictive, images)
     inference_data.save(idata, path)
     before = path.read_bytes()
-
-    def full(*arguments, **keywords):
-        raise RuntimeError("unable to extend file: No space left on device")
-
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
-    with pytest.raises(OSError, match="No space left"):
-        inference_data.save(idata, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            inference_data.save(idata, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["p.nc"]
 

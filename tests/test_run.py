@@ -236,6 +236,7 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
+    assert "step-00000006.safetensors" in result.stderr.splitlines()[-1]
     assert "unharmed, run again to go on" in result.stderr.splitlines()[-1]
     assert not list((run_folder / "out").rglob("*.part"))
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
