@@ -11,6 +11,7 @@ import yaml
 from ppl_bnn.data import DATASETS
 from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.files import FileError, write_text
+from ppl_bnn.guides.mean_field import SMALLEST_SCALE
 from ppl_bnn.models import NETWORKS, parse_prior
 from ppl_bnn.pruning.prune import SCOPES
 from ppl_bnn.training import check_settings
@@ -190,8 +191,8 @@ def check(config: Config) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     check_settings(dataclasses.asdict(train), prefix="train.")
-    if not (math.isfinite(guide.init_scale) and guide.init_scale > 0):
-        raise ValueError(f"guide.init_scale must be positive and finite, got {guide.init_scale}")
+    if not (math.isfinite(guide.init_scale) and guide.init_scale > SMALLEST_SCALE):
+        raise ValueError(f"guide.init_scale must be above {SMALLEST_SCALE} and finite, got {guide.init_scale}")
     for name, least in (
         ("train.seed", train.seed),
         ("predict.seed", config.predict.seed),

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from numpy.random import SeedSequence
 from pyro import poutine
 from pyro.nn import PyroModule
-from pyro.nn.module import to_pyro_module_
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -19,11 +18,14 @@ from torch.distributions import constraints
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
 
 
+SMALLEST_SCALE = 1.2e-7
+
+
 class MeanFieldNormal(PyroModule):
     """A Normal with its own loc and scale for every weight of every latent site of `model`.
 
-    scale = softplus(unconstrained_scale), which stays positive where exp would over- or underflow. Every parameter
-    exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the first step.
+    scale = softplus(unconstrained_scale) + 1.2e-7, as TensorFlow Probability has it: softplus alone underflows to 0 in
+    float32, where |loc| / scale would be infinite. Every parameter exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the first step.
 
     Args:
         model: any Pyro model whose latent sites are real-valued.
@@ -50,23 +52,20 @@ class MeanFieldNormal(PyroModule):
         **kwargs: object,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(init_scale) and init_scale > 0):
-            raise ValueError(f"init_scale must be positive and finite, got {init_scale}")
+        if not (math.isfinite(init_scale) and init_scale > SMALLEST_SCALE):
+            raise ValueError(f"init_scale must be above {SMALLEST_SCALE} and finite, got {init_scale}")
         if init_jitter < 0:
             raise ValueError(f"init_jitter must be at least 0, got {init_jitter}")
         # softplus^-1, in the form that keeps digits for a small scale.
-        start = init_scale + math.log(-math.expm1(-init_scale))
-        self.loc, self.unconstrained_scale = nn.Module(), nn.Module()
+        start = init_scale - SMALLEST_SCALE
+        start += math.log(-math.expm1(-start))
+        self.loc, self.unconstrained_scale = PyroModule(), PyroModule()
         self._sites: dict[str, torch.Size] = {}
         for site, example in _latent_sites(model, *args, **kwargs).items():
             self._sites[site] = example.shape
             loc = _initial_loc(init_loc, site, example)
             _set(self.loc, site, loc)
             _set(self.unconstrained_scale, site, start + init_jitter * torch.randn_like(example))
-        to_pyro_module_(self.loc)
-        to_pyro_module_(self.unconstrained_scale)
-        # Assigned again as PyroModules, so that they take part in this guide's naming.
-        self.loc, self.unconstrained_scale = self.loc, self.unconstrained_scale
         self._keep: dict[str, Tensor] = {}
 
     @property
@@ -76,7 +75,7 @@ class MeanFieldNormal(PyroModule):
 
     def loc_scale(self, site: str) -> tuple[Tensor, Tensor]:
         """loc and scale of one site, each of the site's shape; both exactly 0 where the guide was pruned."""
-        loc, scale = _get(self.loc, site), F.softplus(_get(self.unconstrained_scale, site))
+        loc, scale = _get(self.loc, site), F.softplus(_get(self.unconstrained_scale, site)) + SMALLEST_SCALE
         if site in self._keep:
             keep = self._keep[site]
             return loc * keep, scale * keep
@@ -165,7 +164,7 @@ def _set(root: nn.Module, path: str, value: Tensor) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(root, parent):
-            root.add_module(parent, nn.Module())
+            root.add_module(parent, PyroModule())
         root = getattr(root, parent)
     root.register_parameter(name, nn.Parameter(value))
 
