@@ -25,7 +25,10 @@ class MeanFieldNormal(PyroModule):
     """A Normal with its own loc and scale for every weight of every latent site of `model`.
 
     scale = softplus(unconstrained_scale) + 1.2e-7, as TensorFlow Probability has it: softplus alone underflows to 0 in
-    float32, where |loc| / scale would be infinite. Every parameter exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the first step.
+    float32, where |loc| / scale would be infinite.
+
+    Every parameter exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the
+    first step.
 
     Args:
         model: any Pyro model whose latent sites are real-valued.
