@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ppl_bnn.files import FileError, written_atomically
 
+FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,9 +51,10 @@ def save(
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    cuda = next((value.device for value in tensors.values() if value.is_cuda), None)
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if cuda is not None:
+        tensors["random.cuda"] = torch.cuda.get_rng_state(cuda)
     groups: list[dict[str, Any]] = []
     if optimizer is not None:
         state = optimizer.state_dict()
@@ -59,11 +62,11 @@ def save(
         for index, entries in state["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = {"format": 1, "step": step, "groups": groups, "meta": meta or {}, "crc32": _crc32(tensors)}
+    text = json.dumps({"format": FORMAT, "step": step, "groups": groups, "meta": meta or {}})
     path = folder / f"step-{step:08d}.safetensors"
     with written_atomically(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"ppl_bnn": json.dumps(content)})
+            save_file(tensors, temporary, metadata={"ppl_bnn": text, "crc32": str(_crc32(tensors, text))})
         except SafetensorError as error:
             # safetensors reports a full disk as an error of its own.
             raise OSError(f"{path} could not be written: {error}") from error
@@ -76,23 +79,28 @@ def load(path: Path) -> Checkpoint:
     Raises:
         FileError: missing, truncated, altered, or not a checkpoint.
     """
+    if not path.exists():
+        raise FileError(f"checkpoint {path} is not there; {_available(path.parent)}")
     try:
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})["ppl_bnn"])
+            metadata = file.metadata() or {}
+            text, crc32 = metadata["ppl_bnn"], int(metadata["crc32"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-    except FileNotFoundError:
-        raise FileError(f"checkpoint {path} is not there; {_available(path.parent)}") from None
+        content = json.loads(text)
+    except PermissionError:
+        raise FileError(f"checkpoint {path} cannot be read: permission denied") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise FileError(
             f"checkpoint {path} is truncated or not a checkpoint ({error}); delete it to go on from the one before it"
         ) from None
-    if content["crc32"] != _crc32(tensors):
+    if crc32 != _crc32(tensors, text):
         raise FileError(
             f"checkpoint {path} is altered: its checksum differs; delete it to go on from the one before it"
         )
-    return Checkpoint(
-        content["step"], tensors, {**content["meta"], "groups": content["groups"], "crc32": content["crc32"]}
-    )
+    if content["format"] != FORMAT:
+        raise FileError(f"checkpoint {path} has format {content['format']}; this version of ppl_bnn reads {FORMAT}")
+    return Checkpoint(content["step"], tensors, {**content["meta"], "groups": content["groups"], "crc32": crc32})
 
 
 def find(folder: Path, name: str = "last") -> Path:
@@ -145,15 +153,15 @@ def restore(
         optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
 
 
-def restore_random(checkpoint: Checkpoint) -> None:
-    """Set torch's random generators to where they were when the checkpoint was written."""
+def restore_random(checkpoint: Checkpoint, device: torch.device) -> None:
+    """Set torch's random generators, of the CPU and of `device`, to where they were when it was written."""
     torch.set_rng_state(checkpoint.tensors["random.cpu"])
-    if "random.cuda" in checkpoint.tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"])
+    if "random.cuda" in checkpoint.tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], device)
 
 
-def _crc32(tensors: dict[str, Tensor]) -> int:
-    total = 0
+def _crc32(tensors: dict[str, Tensor], text: str) -> int:
+    total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         total = zlib.crc32(name.encode(), total)
         total = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), total)  # type: ignore[arg-type]

@@ -200,10 +200,12 @@ def check(config: Config) -> None:
         ("data.holdout", data.holdout),
         ("guide.init_jitter", guide.init_jitter),
     ):
-        if least < 0:
-            raise ValueError(f"{name} must be at least 0, got {least}")
-    if isinstance(guide.init_loc, str) and guide.init_loc != "he":
-        raise ValueError(f"guide.init_loc must be a number or 'he', got {guide.init_loc!r}")
+        if not 0 <= least < 2**63:
+            raise ValueError(f"{name} must be at least 0 and below 2^63, got {least}")
+    if guide.init_loc != "he" and (isinstance(guide.init_loc, str) or not math.isfinite(guide.init_loc)):
+        raise ValueError(f"guide.init_loc must be a finite number or 'he', got {guide.init_loc!r}")
+    if not config.pruning.thresholds() and not config.pruning.fractions:
+        raise ValueError("pruning needs at least one threshold or fraction; leave out the prune stage to skip it")
     for threshold in config.pruning.thresholds():
         if not (threshold >= 0 and math.isfinite(threshold)):
             raise ValueError(f"pruning.threshold must be at least 0 and finite, got {threshold}")
@@ -217,10 +219,10 @@ def check(config: Config) -> None:
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     """The settings that decide what training produces: two runs that agree here may share an out folder.
 
-    Where files lie and how often a checkpoint is written do not count.
+    Where files lie, how many test images are used and how often a checkpoint is written do not count.
     """
     part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
-    del part["data"]["dir"], part["train"]["checkpoint_every"]
+    del part["data"]["dir"], part["data"]["num_test"], part["train"]["checkpoint_every"]
     return part
 
 
@@ -245,12 +247,12 @@ def read(path: Path) -> dict[str, Any]:
     """Read saved settings.
 
     Raises:
-        FileError: not there, or not a YAML mapping.
+        FileError: it cannot be read, or is not a YAML mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileError(f"there is no {path}") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,7 @@ _IDX_MD5 = {
         "15d484375f8d13e6eb1aabb0c3f46965",
     ),
 }
+_ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error)
 _FASHION_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _SUBSET_MD5 = "6a6dab69682d018c65e9c04a15bc7b1e"
 _CIFAR_TAR_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -130,7 +132,7 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             raise ValueError(f"images {list(pixels.shape)}, {len(labels)} labels, {len(is_test)} is_test")
     except FileNotFoundError:
         raise FileError(f"data.file {file} is not there") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, *_ARCHIVE_ERRORS) as error:
         raise FileError(
             f"data.file {file} is not an .npz of 32x32 JPEGs with arrays jpeg, offsets, labels, is_test: "
             f"{_first_line(error)}"
@@ -158,7 +160,7 @@ def _fetch_idx(name: str, folder: Path) -> None:
                 raw = {file: (Path(temporary) / file).read_bytes() for file in _IDX_NAMES.values()}
                 for file, md5 in zip(raw, _IDX_MD5[name], strict=True):
                     _check_md5(raw[file], md5, Path(file))
-            except (OSError, RuntimeError, FileError, StopIteration, KeyError) as error:
+            except (OSError, RuntimeError, FileError, LookupError, StopIteration, EOFError, *_ARCHIVE_ERRORS) as error:
                 failures.append(f"{title}: {_first_line(error)}")
                 log.info("%s failed: %s", title, _first_line(error))
                 continue

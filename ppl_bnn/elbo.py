@@ -85,7 +85,10 @@ class KLScaledELBO(ELBO):
 
 @torch.no_grad()
 def kl_by_site(model: Callable, guide: Callable, *args: object) -> dict[str, float]:
-    """KL(q || p) of each of the guide's sites, in nats; `args` are arguments the model runs with (one example)."""
+    """KL(q || p) of each of the guide's sites, in nats; `args` are arguments the model runs with (one example).
+
+    Where the prior has no closed form it is the objective's estimate from one draw of each weight.
+    """
     with poutine.block(), pyro.get_param_store().scope():
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)

@@ -1,5 +1,6 @@
 """A run as its settings start it: its out folder, data, model and guide."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,15 +36,31 @@ class Experiment:
         self.model = Classifier(net, len(self.train_images)).to(self.device)
         self.rows = _checked_table(self.model.net, self.example()[0], config)
         self.guide = self._build_guide().to(self.device)
+        self.origin = {
+            **configs.trained_part(config),
+            "trained on": f"{len(self.train_images)} images of {self.train_images.title}",
+        }
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One input [1, ...] and its label [1], on the run's device."""
         first = self.train_images.first(1)
         return first.inputs().to(self.device), first.labels.to(self.device)
 
+    def saved(self, name: str = "last") -> checkpoint.Checkpoint:
+        """A saved step by name, if it is of this run.
+
+        Raises:
+            FileError: no such step, a damaged one, or one trained with other settings or on other data.
+        """
+        path = checkpoint.find(self.out / "checkpoints", name)
+        state = checkpoint.load(path)
+        if difference := configs.first_difference(self.origin, state.meta["origin"]):
+            raise FileError(f"{path} is of another run: {difference}; choose another folder with --out")
+        return state
+
     def restored(self, name: str) -> checkpoint.Checkpoint:
-        """Load a saved step by name into the model and the guide."""
-        state = checkpoint.load(checkpoint.find(self.out / "checkpoints", name))
+        """Load a saved step by name into the model and the guide. Raises FileError as `saved` does."""
+        state = self.saved(name)
         checkpoint.restore(state, model=self.model, guide=self.guide)
         return state
 
@@ -54,7 +71,8 @@ class Experiment:
     def _build_guide(self) -> MeanFieldNormal:
         settings = self.config.guide
         init_loc: InitLoc = settings.init_loc
-        if settings.init_from is not None:
+        # Once there is a checkpoint, the twin has done its part and may be gone.
+        if settings.init_from is not None and not checkpoint.saved(self.out / "checkpoints"):
             twin = _twin_state(Path(settings.init_from))
             init_loc = {name.removeprefix("net."): tensor for name, tensor in twin.items()}
             own = self.model.state_dict()
@@ -79,8 +97,11 @@ def check_out(config: Config, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"the out folder {out} cannot be written: {error.strerror or error}") from None
+    if not os.access(out, os.W_OK):
+        raise FileError(f"the out folder {out} cannot be written: permission denied")
     path = out / "config.yaml"
-    if not path.exists() or not checkpoint.saved(out / "checkpoints"):
+    results = [out / "predictive.nc", out / "pruning.nc", *checkpoint.saved(out / "checkpoints")]
+    if not path.exists() or not any(result.exists() for result in results):
         return
     there = configs.read(path)
     for part, here in configs.trained_part(config).items():

@@ -151,7 +151,7 @@ def save(idata: Any, path: Path) -> None:
         OSError: it could not be written; a file that was there is as before.
     """
     attrs = {
-        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        name: value if isinstance(value, str | int | float) else f"json:{json.dumps(value)}"
         for name, value in idata.attrs.items()
     }
     groups = groups_of(idata)
@@ -199,6 +199,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise FileError(f"{path} is not there; run the stage that writes it first")
     try:
         yield
+    except PermissionError:
+        raise FileError(f"{path} cannot be read: permission denied") from None
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
@@ -297,6 +299,6 @@ def _encoding(variable: xr.DataArray) -> dict[str, Any]:
 
 
 def _decoded(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        return json.loads(value)
+    if isinstance(value, str) and value.startswith("json:"):
+        return json.loads(value.removeprefix("json:"))
     return value.item() if isinstance(value, np.generic) else value

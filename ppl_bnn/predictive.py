@@ -98,6 +98,8 @@ def predict(
     seconds, started = 0.0, time.perf_counter()
     draws = draw_logits(net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size)
     for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
         seconds += time.perf_counter() - started
         if stored is None:
             _check_labels(y, logits.shape[1])

@@ -9,6 +9,7 @@ checkpoint saved (run again to go on).
 """
 
 import difflib
+import glob
 import logging
 import re
 import signal
@@ -39,14 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed, config = _parse(arguments)
         with _StopRequest() as stop:
-            _run(parsed, config, stop)
+            _run(*_parse(arguments), stop)
     except Interrupted as interruption:
         log.error("%s; run the same command again to go on", interruption)
         return STOPPED
     except KeyboardInterrupt:
-        log.error("stopped at once; run the same command again to go on from the last checkpoint")
+        log.error("stopped at once; run the same command again to go on from what is saved")
         return STOPPED
     except (ValueError, ArgumentError) as error:
         return _fail(error, BAD_INPUT, arguments)
@@ -63,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _StopRequest:
-    """Set by SIGINT and SIGTERM, asked by the loops; a second Ctrl-C ends the program at once."""
+    """Set by SIGINT and SIGTERM and asked by the stages' loops; before those, and when given twice, it ends at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.asked = False
 
     def __call__(self) -> bool:
         return self.requested
@@ -80,7 +81,7 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested or not self.asked:
             raise KeyboardInterrupt
         self.requested = True
         log.warning("stopping at the next safe point (%s); once more to stop at once", signal.Signals(number).name)
@@ -103,6 +104,7 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
     # Only now: settings that cannot be run must not stand in the way of those that can.
     if writes:
         configs.save(config, out / "config.yaml")
+    stop.asked = True
     for name in names:
         getattr(stages, name)(run)
         if stop() and name != names[-1]:
@@ -124,7 +126,7 @@ def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
         raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
     configs.read(path)
     parser = _parser()
-    parser.default_config_files = [str(path)]
+    parser.default_config_files = [glob.escape(str(path))]
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:

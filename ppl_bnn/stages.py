@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ppl_bnn import checkpoint, inference_data, plots
 from ppl_bnn import config as configs
+from ppl_bnn.config import PredictConfig, PruningConfig
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
-from ppl_bnn.files import write_text
+from ppl_bnn.files import FileError, write_text
 from ppl_bnn.models import render
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.pruning import sweep
@@ -34,7 +35,7 @@ def train(run: Experiment) -> None:
     """Train, or go on with a training that was cut off; nothing is done where it is complete."""
     folder, settings = run.out / "checkpoints", run.config.train
     if saved := checkpoint.saved(folder):
-        state = checkpoint.load(saved[-1])
+        state = run.saved()
         if state.step == state.meta["steps"]:
             log.info("train: complete already (%d epochs)", len(state.meta["history"]))
             return
@@ -52,6 +53,7 @@ def train(run: Experiment) -> None:
         seed=settings.seed,
         progress=run.progress,
         folder=run.out,
+        origin=run.origin,
         should_stop=run.should_stop,
     )
     last, seconds = history[-1], sum(row["seconds"] for row in history)
@@ -65,7 +67,7 @@ def predict(run: Experiment) -> None:
     """Draw the posterior predictive of the test set and write predictive.nc."""
     settings, path = run.config.predict, run.out / "predictive.nc"
     state = run.restored(settings.checkpoint)
-    inputs = _inputs(run, state, dataclasses.asdict(settings))
+    inputs = _inputs(run, state, settings)
     if _up_to_date(path, inputs, "predict"):
         return
     x, y = run.test_tensors()
@@ -94,7 +96,7 @@ def prune(run: Experiment) -> None:
         log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
         return
     state = run.restored(settings.checkpoint)
-    inputs = _inputs(run, state, dataclasses.asdict(settings))
+    inputs = _inputs(run, state, settings)
     if _up_to_date(path, inputs, "prune"):
         return
     x, y = run.test_tensors()
@@ -121,8 +123,17 @@ def prune(run: Experiment) -> None:
 
 
 def report(run: Experiment) -> None:
-    """Write metrics.json and every figure from predictive.nc and pruning.nc."""
+    """Write metrics.json and every figure from predictive.nc and pruning.nc.
+
+    Raises:
+        FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
+    """
     predictive, pruning = run.out / "predictive.nc", run.out / "pruning.nc"
+    for path, settings in ((predictive, run.config.predict), (pruning, run.config.pruning)):
+        if path == predictive or path.exists():
+            state = run.saved(settings.checkpoint)
+            if difference := _difference(path, _inputs(run, state, settings)):
+                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
     attrs = inference_data.read_attrs(predictive)
     metrics: dict[str, Any] = {
         "run": run.name,
@@ -157,19 +168,30 @@ def report(run: Experiment) -> None:
     log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")
 
 
-def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: dict[str, Any]) -> dict[str, Any]:
-    return {"checkpoint": state.step, "crc32": state.meta["crc32"], "settings": settings, "data": run.test_images.title}
+def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: PredictConfig | PruningConfig) -> dict[str, Any]:
+    inputs = {
+        "checkpoint": state.step,
+        "crc32": state.meta["crc32"],
+        "settings": dataclasses.asdict(settings),
+        "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
+    }
+    if isinstance(settings, PruningConfig):
+        inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
+    return inputs
 
 
 def _up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
     if not path.exists():
         return False
-    before = inference_data.read_attrs(path).get("inputs", {})
-    if difference := configs.first_difference(json.loads(json.dumps(inputs)), before):
+    if difference := _difference(path, inputs):
         log.info("%s: doing %s again, because %s", stage, path.name, difference)
         return False
     log.info("%s: %s is up to date", stage, path.name)
     return True
+
+
+def _difference(path: Path, inputs: dict[str, Any]) -> str | None:
+    return configs.first_difference(inputs, inference_data.read_attrs(path).get("inputs", {}))
 
 
 def _images_to_keep(run: Experiment) -> Tensor:

@@ -35,7 +35,7 @@ SETTINGS = (
 
 
 class Interrupted(Exception):
-    """Work stopped because it was asked to; what was done is saved."""
+    """Work stopped because it was asked to; a training has saved a checkpoint first."""
 
 
 class Diverged(RuntimeError):
@@ -61,6 +61,7 @@ def fit(
     seed: int = 0,
     progress: bool = True,
     folder: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
     checkpoint_every: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
@@ -78,6 +79,7 @@ def fit(
         kl_weight: a number, or a function of training progress in [0, 1] (`ppl_bnn.elbo.kl_schedule`).
         folder: where to write ``log.csv`` and ``checkpoints/``, every `checkpoint_every` epochs and at the end.
             A training that was cut off there goes on from its last checkpoint, bitwise as if it had not been.
+        origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.
 
     Returns:
@@ -98,7 +100,7 @@ def fit(
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
-    decisive = {**settings, "seed": seed, "num_data": len(x), "kl_weight": [weight_at(k / 4) for k in range(5)]}
+    decisive = {**settings, "seed": seed, "num_data": len(x), "kl_weight": [weight_at(k / 97) for k in range(0, 97, 6)]}
     del decisive["checkpoint_every"]
     steps_per_epoch = math.ceil(len(x) / batch_size)
     torch_optimizer = _build_optimizer(optimizer, model, guide, lr, scale_lr_factor)
@@ -111,6 +113,7 @@ def fit(
     def write_checkpoint() -> None:
         if folder is not None:
             meta = {"history": history, "sums": sums, "steps": epochs * steps_per_epoch, "settings": decisive}
+            meta["origin"] = dict(origin or {})
             kept = {"model": model, "guide": guide, "optimizer": torch_optimizer}
             checkpoint.save(folder / "checkpoints", step, meta=meta, **kept)  # type: ignore[arg-type]
 
@@ -122,7 +125,7 @@ def fit(
             state = checkpoint.load(found[-1])
             _check_same(state.meta["settings"], decisive, folder)
             checkpoint.restore(state, model=model, guide=guide, optimizer=torch_optimizer)
-            checkpoint.restore_random(state)
+            checkpoint.restore_random(state, x.device)
             history, sums, step = state.meta["history"], state.meta["sums"], state.step
         model.train()
         svi = SVI(model, guide, _OneOptimizer(torch_optimizer, clip_norm), loss=elbo)
@@ -150,10 +153,11 @@ def fit(
                         raise Interrupted(f"stopped at step {step} of {epochs * steps_per_epoch}")
                 history.append(_record(epoch, step, sums, elbo.kl_weight, torch_optimizer))
                 sums = {}
-                if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or should_stop():
-                    write_checkpoint()
+                # The log first: a training that goes on writes it anew, one that is complete does not.
                 if folder is not None:
                     write_text(folder / "log.csv", _as_csv(history))
+                if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or should_stop():
+                    write_checkpoint()
                 if not progress:
                     log.info("epoch %d of %d: %s", epoch + 1, epochs, _shown(history[-1]))
                 if should_stop() and epoch + 1 < epochs:

@@ -55,6 +55,21 @@ def test_kl_agrees_with_quadrature(name):
     assert elbo.terms.loss == pytest.approx(elbo.terms.nll + elbo.terms.kl)
 
 
+def test_the_kl_weight_multiplies_the_kl_in_the_loss_and_its_gradient():
+    model = weights_model(dist.Normal(0.0, 1.0))
+    guide = MeanFieldNormal(model, init_loc=0.3)
+    gradients = {}
+    for weight in (0.25, 1.0):
+        elbo = KLScaledELBO(10, kl_weight=weight)
+        guide.zero_grad()
+        elbo.loss_and_grads(model, guide)
+        assert elbo.terms.loss == pytest.approx(elbo.terms.nll + weight * elbo.terms.kl)
+        gradients[weight] = guide.loc.w.grad.clone()
+    # Without data the gradient is the KL's alone: loc / prior variance, per datum.
+    torch.testing.assert_close(gradients[1.0], guide.loc.w.detach() / 10)
+    torch.testing.assert_close(gradients[0.25], gradients[1.0] / 4)
+
+
 def test_kl_by_site_adds_up_and_is_the_normal_closed_form():
     model = Classifier(build("bnn-fc", prior=dist.Normal(0.0, 0.5)), 100)
     x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 3])

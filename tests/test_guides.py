@@ -118,8 +118,7 @@ def test_draws_are_the_same_for_the_same_seed_and_index_in_any_order():
 
 
 def test_draws_have_the_guides_moments():
-    guide = MeanFieldNormal(nn_model := bayesian(nn.Linear(50, 40)), torch.zeros(1, 50), init_jitter=0.5)
-    assert nn_model is not None
+    guide = MeanFieldNormal(bayesian(nn.Linear(50, 40)), torch.zeros(1, 50), init_jitter=0.5)
     loc, scale = guide.loc_scale("weight")
     draws = torch.stack([guide.draw(index)["weight"] for index in range(2000)])
     z = (draws - loc) / scale
@@ -175,11 +174,15 @@ def test_flipout_signs_are_plus_minus_one_and_constant_over_space():
     assert {-1.0, 1.0} == set(noise.sign().flatten().tolist())
 
 
-@pytest.mark.parametrize("estimator", ["flipout", "local"])
-def test_gradients_have_the_plain_estimators_mean(estimator):
-    x = LINEAR[1]
-    net, guide = layer_and_guide(nn.Linear(5, 4), x)
-    target = torch.randn(6, 4).double()
+# Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
+@pytest.mark.parametrize(
+    ("estimator", "layer", "x"),
+    [("flipout", *LINEAR), ("flipout", *CONV), ("local", *LINEAR)],
+    ids=["flipout-linear", "flipout-conv", "local-linear"],
+)
+def test_gradients_have_the_plain_estimators_mean(estimator, layer, x):
+    net, guide = layer_and_guide(layer, x)
+    target = torch.randn_like(next(iter(outputs(net, guide, x, "plain", 1))))
     parameters = list(guide.parameters())
 
     def gradients(name, draws=4000):
@@ -205,6 +208,19 @@ def test_flipout_leaves_weights_that_are_not_the_guides_alone():
     weights = {"0.weight": torch.randn(4, 5).double()}
     with Flipout(), poutine.condition(data=weights):
         torch.testing.assert_close(net(x), F.linear(x, weights["0.weight"], net[0]._parameters["bias"]))
+
+
+def test_local_refuses_a_weight_that_no_layer_uses():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 1]).to_event(2))
+        pyro.sample("y", dist.Normal((x @ w).squeeze(-1), 1.0).to_event(1), obs=y)
+
+    x, y = torch.zeros(4, 3), torch.zeros(4)
+    guide = MeanFieldNormal(model, x, y)
+    with LocalReparameterization():
+        poutine.trace(guide).get_trace(x, y)
+        with pytest.raises(ValueError, match="'w' is not the weight of a Bayesian layer"):
+            poutine.trace(guide).get_trace(x, y)
 
 
 def test_local_has_finite_gradients_where_nothing_varies():

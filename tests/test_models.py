@@ -85,6 +85,12 @@ def test_conversion_refuses_what_it_cannot_treat(layer):
         bayesian(nn.Sequential(nn.Linear(3, 3), layer))
 
 
+def test_conversion_refuses_a_layer_used_twice():
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="'2' is the same module as '0'"):
+        bayesian(nn.Sequential(shared, nn.ReLU(), shared))
+
+
 def test_conversion_refuses_a_network_without_layers():
     with pytest.raises(ValueError, match=r"no nn.Linear"):
         bayesian(nn.Sequential(nn.ReLU()))

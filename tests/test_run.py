@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_a_twin_is_trained_and_its_weights_start_the_bnn(call, run_folder, tmp_p
     for layer in ("fc1", "fc3"):
         torch.testing.assert_close(started[f"guide.loc.{layer}.weight"], trained[f"model.net.{layer}.weight"])
         torch.testing.assert_close(started[f"model.net.{layer}.bias"], trained[f"model.net.{layer}.bias"])
+    shutil.rmtree(twin)
+    assert call(*arguments, "--out", tmp_path / "bnn")[0] == 0
     assert_refused(call("--guide.init_from", tmp_path / "none", "--out", tmp_path / "c"), "checkpoint", "is not there")
 
 
@@ -164,17 +167,20 @@ def test_every_run_that_is_shipped_is_valid(path, data_dir, capsys):
         (["--predict.num_samples", "0"], ["predict.num_samples must be at least 1, got 0"]),
         (["--pruning.threshold", "-1"], ["pruning.threshold must be at least 0"]),
         (["--pruning.fractions", "[0.5,1.0]"], ["pruning.fractions must lie in [0, 1), got 1.0"]),
+        (["--pruning.fractions", "[]", "--pruning.threshold", "[]"], ["at least one threshold or fraction"]),
+        (["--guide.init_loc", ".inf"], ["guide.init_loc must be a finite number"]),
+        (["--train.seed", str(2**64)], ["train.seed must be at least 0 and below 2^63"]),
         (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
         (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
         (["--model.name", "lenet"], ["model.name must be one of bnn-fc, bnn-conv; got 'lenet'"]),
         (["--data.name", "svhn"], ["data.name must be one of mnist"]),
         (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, local"]),
         (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
-        (["--guide.init_loc", "xavier"], ["guide.init_loc must be a number or 'he'"]),
+        (["--guide.init_loc", "xavier"], ["guide.init_loc must be a finite number or 'he'"]),
         (["--stages", "train,dance"], ["unknown stage 'dance'", "summary, train, predict, prune, report"]),
         (["--device", "tpu9"], ["device 'tpu9' cannot be used"]),
         (["--stages", "predict"], ["no checkpoint", "run the train stage first"]),
-        (["--stages", "report"], ["predictive.nc is not there"]),
+        (["--stages", "report"], ["no checkpoint", "run the train stage first"]),
     ],
 )
 def test_bad_settings_are_one_line(call, arguments, parts):
@@ -184,6 +190,61 @@ def test_bad_settings_are_one_line(call, arguments, parts):
 def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
     assert_refused(call("--stages", "train", "--model.prior", '{"conv*": "normal(0, 1)"}'), "no prior for site")
     assert call("--stages", "train", "--train.epochs", "1")[0] == 0
+
+
+def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
+    assert call("--stages", "train,predict,prune,report")[0] == 0
+    out = run_folder / "out"
+    before = (out / "metrics.json").read_text()
+    assert_refused(
+        call("--stages", "report", "--predict.num_samples", 9), "predictive.nc is out of date", "5 there and 9"
+    )
+    assert_refused(call("--stages", "report", "--pruning.seed", 3), "pruning.nc is out of date", "settings.seed")
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
+    assert_refused(call("--stages", "report", "--model.prior", "laplace(0, 3)"), "holds a run with other settings")
+    assert (out / "metrics.json").read_text() == before
+
+
+def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeypatch):
+    """Trained on the subset while MNIST could not be had, and given MNIST afterwards."""
+    from dataclasses import replace
+
+    from ppl_bnn import experiment
+
+    real = experiment.load
+
+    def subset(*arguments, **keywords):
+        return tuple(replace(images, title="MNIST (5,000-digit subset)") for images in real(*arguments, **keywords))
+
+    monkeypatch.setattr(experiment, "load", subset)
+    assert call()[0] == 0
+    out = run_folder / "out"
+    assert json.loads((out / "metrics.json").read_text())["data"]["title"] == "MNIST (5,000-digit subset)"
+    monkeypatch.undo()
+    for stage in ("train", "predict", "prune", "report"):
+        assert_refused(call("--stages", stage), "is of another run", "600 images of MNIST (5,000-digit subset)")
+
+
+def test_ctrl_c_before_the_stages_does_not_pass_for_a_failed_download(call, run_folder, monkeypatch):
+    from ppl_bnn import experiment
+
+    def interrupted(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(experiment, "load", interrupted)
+    code, lines = call()
+    assert code == 75
+    assert lines == ["stopped at once; run the same command again to go on from what is saved"]
+    assert not (run_folder / "out" / "checkpoints").exists()
+
+
+def test_a_run_folder_may_have_any_name(run_folder, capsys):
+    other = run_folder.rename(run_folder.parent / "[a]*{b}")
+    assert main([str(other), "--stages", "train,predict", "--train.epochs", "1"]) == 0
+    assert yaml.safe_load((other / "out" / "config.yaml").read_text())["model"]["prior"] == "normal(0, 0.1)"
+    assert inference_data.read_attrs(other / "out" / "predictive.nc")["run"] == "[a]*{b}"
 
 
 def test_bad_places_are_one_line(call, run_folder, tmp_path):
@@ -240,6 +301,27 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     assert "unharmed, run again to go on" in result.stderr.splitlines()[-1]
     assert not list((run_folder / "out").rglob("*.part"))
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["predict", "prune"])
+def test_a_signal_during_draws_exits_75_and_the_same_command_does_them(run_folder, stage):
+    base = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages"]
+    subprocess.run([*base, "train"], cwd=ROOT, check=True, capture_output=True)
+    setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
+    code = (
+        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive.draw_logits\n"
+        "def draws(*a, **k):\n"
+        "    for n, logits in enumerate(real(*a, **k)):\n"
+        "        if n == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        yield logits\n"
+        "predictive.draw_logits = draws; sys.exit(run.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *base[3:], stage, setting, "6"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 75, result.stderr
+    assert "stopped after draw 3 of 6" in result.stderr.splitlines()[-1]
+    assert not list((run_folder / "out").glob("*.nc"))
+    assert subprocess.run([*base, stage, setting, "6"], cwd=ROOT, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -235,6 +235,45 @@ def test_a_checkpoint_holds_tensors_and_json_only(saved):
     assert 8 + int.from_bytes(content[:8], "little") + end == len(content)
 
 
+def test_an_altered_record_is_named(saved):
+    content = saved.read_bytes()
+    at = content.index(b'\\"accuracy\\": 0.') + len(b'\\"accuracy\\": 0.')
+    saved.write_bytes(content[:at] + (b"1" if content[at : at + 1] != b"1" else b"2") + content[at + 1 :])
+    with pytest.raises(FileError, match="checksum differs"):
+        checkpoint.load(saved)
+
+
+def test_the_log_is_whole_when_the_last_checkpoint_could_not_be_written(tmp_path, monkeypatch):
+    model, guide = small()
+    fit(model, guide, X, Y, **settings(epochs=2), folder=tmp_path / "whole")
+    real = checkpoint.save
+
+    def full(folder, step, **keywords):
+        if step == 14:
+            raise OSError(28, "No space left on device")
+        return real(folder, step, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    model, guide = small()
+    with pytest.raises(OSError, match="No space left"):
+        fit(model, guide, X, Y, **settings(epochs=2), folder=tmp_path / "cut")
+    monkeypatch.undo()
+    fit(model, guide, X, Y, **settings(epochs=2), folder=tmp_path / "cut")
+    assert len((tmp_path / "cut" / "log.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("schedule", [(0.5, 4), (0.9, 8)])
+def test_a_resume_notices_another_kl_schedule(tmp_path, schedule):
+    from ppl_bnn import kl_schedule
+
+    model, guide = small()
+    weight = kl_schedule("cyclical", ramp=0.5, cycles=2)
+    fit(model, guide, X, Y, **settings(epochs=1, kl_weight=weight), folder=tmp_path)
+    other = kl_schedule("cyclical", ramp=schedule[0], cycles=schedule[1])
+    with pytest.raises(ValueError, match="holds a training with kl_weight"):
+        fit(model, guide, X, Y, **settings(epochs=1, kl_weight=other), folder=tmp_path)
+
+
 def test_a_pickle_is_not_a_checkpoint(saved):
     torch.save({"a": torch.zeros(3)}, saved)
     with pytest.raises(FileError, match="not a checkpoint"):

@@ -19,15 +19,25 @@ class LocalReparameterization(Messenger):
 
     Weights are not sampled at all: in the guide's trace the site's value is its loc. The objective takes the KL
     from the distributions, not from that value, so it stays correct.
+
+    Correct where every matrix-valued site of the guide is the weight of a Bayesian layer: a weight that the model
+    uses otherwise would lose its noise, and is refused by name at the next step.
     """
 
     def __enter__(self) -> "LocalReparameterization":
+        self._unused: set[str] = set()
         self._posterior: dict[str, tuple[Tensor, Tensor] | None] = {}
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict) -> None:
         # A random bias is a vector; it is sampled as it is.
         if not msg["done"] and not msg["is_observed"] and "scale" in msg["infer"] and msg["infer"]["loc"].dim() > 1:
+            if msg["name"] in self._unused:
+                raise ValueError(
+                    f"site {msg['name']!r} is not the weight of a Bayesian layer, so local reparameterization "
+                    "cannot give it noise; use the plain or flipout estimator"
+                )
+            self._unused.add(msg["name"])
             msg["value"], msg["done"] = msg["infer"]["loc"], True
 
     def _pyro_post_sample(self, msg: dict) -> None:
@@ -43,6 +53,7 @@ class LocalReparameterization(Messenger):
     def _sample_output(self, msg: dict, function) -> None:  # type: ignore[no-untyped-def]
         posterior = self._posterior.get(msg["name"])
         if posterior is not None:
+            self._unused.discard(msg["name"])
             x, _, bias, *settings = msg["args"]
             loc, scale = posterior
             mean = function(x, loc, bias, *settings)

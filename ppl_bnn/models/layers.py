@@ -28,12 +28,18 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
         bayesian_bias: give the biases the prior too (a site named ``fc1.bias``).
 
     Raises:
-        ValueError: no such layer; a layer that has weights and cannot be converted; a prior that does not fit.
+        ValueError: no such layer; a layer that has weights and cannot be converted, or that is used at two paths;
+            a prior that does not fit.
     """
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
     net = copy.deepcopy(net)
     converted: list[str] = []
-    for path, module in list(net.named_modules()):
+    seen: dict[int, str] = {}
+    for path, module in list(net.named_modules(remove_duplicate=False)):
+        if seen.setdefault(id(module), path) != path and next(module.parameters(), None) is not None:
+            raise ValueError(
+                f"{path!r} is the same module as {seen[id(module)]!r}; a shared layer cannot be made Bayesian"
+            )
         if type(module) in (nn.Linear, nn.Conv2d):
             layer = _convert(module, path, prior, bayesian_bias)
             converted += [f"{path}.{name}" if path else name for name in layer._pyro_samples]

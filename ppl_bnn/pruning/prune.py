@@ -80,4 +80,9 @@ def _keep_largest(ratios: Tensor, fraction: float) -> tuple[Tensor, float]:
     order = ratios.argsort(stable=True)
     keep = torch.ones_like(ratios, dtype=torch.bool)
     keep[order[:count]] = False
-    return keep, float(ratios[order[count]]) if count else 0.0
+    if count == 0:
+        return keep, 0.0
+    # A small layer can lose all its weights to rounding: the cut is then above the largest.
+    largest = ratios[order[-1]]
+    cut = ratios[order[count]] if count < len(ratios) else torch.nextafter(largest, largest + 1)
+    return keep, float(cut)
