@@ -116,7 +116,7 @@ def prune(run: Experiment) -> None:
     for level in levels:
         found = level.predictive.summary()
         log.info(
-            "prune: %5.1f%% pruned (snr < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
+            "prune: %.4g%% pruned (snr < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
             100 * level.pruned.fraction, level.pruned.threshold, sum(level.pruned.nonzero.values()),
             found["accuracy"], found["nll"], found["ece"], found["seconds"],
         )  # fmt: skip
