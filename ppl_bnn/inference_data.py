@@ -3,22 +3,19 @@
 ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same groups; the files open in both.
 """
 
-import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from ppl_bnn.data import Images
-from ppl_bnn.files import FileError, written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.pruning.snr import snr, snr_histogram
 from ppl_bnn.pruning.sweep import Level
@@ -29,8 +26,6 @@ with warnings.catch_warnings():
     import arviz as az
 
 _QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
-# A probability in steps of 1/65534 takes half the room of a float32; 65535 stands for NaN.
-_PACKED = {"dtype": "uint16", "scale_factor": np.float32(1 / 65534), "_FillValue": np.uint16(65535)}
 
 
 def to_inference_data(
@@ -144,74 +139,18 @@ def sweep_to_inference_data(
     return _assemble(groups, {"title": images.title, **(attrs or {})})
 
 
-def save(idata: Any, path: Path) -> None:
-    """Write an InferenceData atomically as compressed netCDF; attributes that are not text or number become JSON.
-
-    Raises:
-        OSError: it could not be written; a file that was there is as before.
-    """
-    attrs = {
-        name: value if isinstance(value, str | int | float) else f"json:{json.dumps(value)}"
-        for name, value in idata.attrs.items()
-    }
-    groups = groups_of(idata)
-    encoding = {f"/{name}": {var: _encoding(data[var]) for var in data.data_vars} for name, data in groups.items()}
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups})
-    # Made in memory first: where a disk fills up under HDF5, it brings the process down on its way out.
-    content = tree.to_netcdf(None, engine="h5netcdf", encoding=encoding)
-    with written_atomically(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def load(path: Path) -> Any:
     """Open a result as ArviZ does, whole and in memory.
 
     Raises:
         FileError: missing, truncated or not such a file.
     """
-    with _readable(path):
+    with readable(path):
         idata = az.from_netcdf(str(path), engine="h5netcdf")
         for dataset in groups_of(idata).values():
             dataset.load()
             dataset.close()
     return idata
-
-
-def read_attrs(path: Path) -> dict[str, Any]:
-    """Only the attributes of a result, JSON decoded. Raises FileError as `load` does."""
-    with _readable(path), xr.open_dataset(path, engine="h5netcdf") as root:
-        return {name: _decoded(value) for name, value in root.attrs.items()}
-
-
-def read_group(path: Path, name: str) -> xr.Dataset | None:
-    """Only one group of a result, or None if it has no such group. Raises FileError as `load` does."""
-    with _readable(path):
-        with h5py.File(path) as file:
-            if name not in file:
-                return None
-        with xr.open_dataset(path, engine="h5netcdf", group=name) as dataset:
-            return dataset.load()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    if not path.exists():
-        raise FileError(f"{path} is not there; run the stage that writes it first")
-    try:
-        yield
-    except PermissionError:
-        raise FileError(f"{path} cannot be read: permission denied") from None
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{path} is truncated or not a netCDF result ({reason}); delete it and run its stage again"
-        raise FileError(message) from None
-
-
-def groups_of(idata: Any) -> dict[str, xr.Dataset]:
-    """The groups as {name: Dataset}, whichever ArviZ made the object."""
-    if hasattr(idata, "children"):
-        return {name: node.to_dataset() for name, node in idata.children.items()}
-    return {name: idata[name] for name in idata.groups()}
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -285,20 +224,3 @@ def _assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any
     tree = xr.DataTree.from_dict(dict(groups))
     tree.attrs = dict(attrs)
     return tree
-
-
-def _encoding(variable: xr.DataArray) -> dict[str, Any]:
-    if variable.name == "probs":
-        return {**_PACKED, "zlib": True, "complevel": 1}
-    if variable.dtype.kind in "OU" or variable.size < 1000:
-        return {}
-    encoding: dict[str, Any] = {"zlib": True, "complevel": 1}
-    if variable.dtype.kind == "f":
-        encoding["dtype"] = "float32"
-    return encoding
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith("json:"):
-        return json.loads(value.removeprefix("json:"))
-    return value.item() if isinstance(value, np.generic) else value

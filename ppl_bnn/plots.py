@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_bnn import inference_data, metrics
+from ppl_bnn import inference_data, metrics, netcdf
 from ppl_bnn.files import written_atomically
 
 Groups = dict[str, xr.Dataset]
@@ -30,11 +30,11 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
     """
     drawings: dict[str, tuple[Callable[[Groups, str], Figure], Any]] = {}
     predicted = inference_data.load(predictive)
-    if "training" in inference_data.groups_of(predicted):
+    if "training" in netcdf.groups_of(predicted):
         drawings["training"] = (training_curves, predicted)
     drawings["reliability"] = (reliability_diagram, predicted)
     drawings["certainty"] = (most_and_least_certain, predicted)
-    if "layers" in inference_data.groups_of(predicted):
+    if "layers" in netcdf.groups_of(predicted):
         drawings["snr"] = (snr_histograms, predicted)
     if pruning is not None:
         swept = inference_data.load(pruning)
@@ -42,7 +42,7 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
         drawings["pruning_density"] = (density_under_pruning, swept)
     paths = []
     for name, (draw, idata) in drawings.items():
-        figure = draw(inference_data.groups_of(idata), str(idata.attrs["title"]))
+        figure = draw(netcdf.groups_of(idata), str(idata.attrs["title"]))
         path = folder / f"{name}.png"
         with written_atomically(path) as temporary:
             figure.savefig(temporary, format="png", dpi=130)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import checkpoint, inference_data, plots
+from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
 from ppl_bnn.config import PredictConfig, PruningConfig
 from ppl_bnn.elbo import kl_by_site, kl_schedule
@@ -81,7 +81,7 @@ def predict(run: Experiment) -> None:
     idata = inference_data.to_inference_data(
         predictive, run.test_images, guide=run.guide, kl=kl, history=state.meta["history"], attrs=attrs
     )
-    inference_data.save(idata, path)
+    netcdf.save(idata, path)
     found = predictive.summary()
     log.info(
         "predict: %d draws of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, brier %.4f",
@@ -112,7 +112,7 @@ def prune(run: Experiment) -> None:
                 log.warning("prune: threshold %.3g leaves no weight in %s", level.pruned.threshold, site)
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
     idata = inference_data.sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
-    inference_data.save(idata, path)
+    netcdf.save(idata, path)
     for level in levels:
         found = level.predictive.summary()
         log.info(
@@ -134,7 +134,7 @@ def report(run: Experiment) -> None:
             state = run.saved(settings.checkpoint)
             if difference := _difference(path, _inputs(run, state, settings)):
                 raise FileError(f"{path} is out of date: {difference}; run its stage again first")
-    attrs = inference_data.read_attrs(predictive)
+    attrs = netcdf.read_attrs(predictive)
     metrics: dict[str, Any] = {
         "run": run.name,
         "data": {
@@ -147,7 +147,7 @@ def report(run: Experiment) -> None:
             "trainable": sum(row.trainable for row in run.rows),
         },
     }
-    history = inference_data.read_group(predictive, "training")
+    history = netcdf.read_group(predictive, "training")
     if history is not None:
         seconds = float(history["seconds"].sum())
         metrics["train"] = {
@@ -158,7 +158,7 @@ def report(run: Experiment) -> None:
         }
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
     metrics["pruning"] = []
-    if pruning.exists() and (levels := inference_data.read_group(pruning, "pruning")) is not None:
+    if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
         metrics["pruning"] = [
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
@@ -191,7 +191,7 @@ def _up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
 
 
 def _difference(path: Path, inputs: dict[str, Any]) -> str | None:
-    return configs.first_difference(inputs, inference_data.read_attrs(path).get("inputs", {}))
+    return configs.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))
 
 
 def _images_to_keep(run: Experiment) -> Tensor:
@@ -200,7 +200,7 @@ def _images_to_keep(run: Experiment) -> Tensor:
     order = torch.arange(len(labels))
     path = run.out / "predictive.nc"
     if path.exists():
-        uncertainty = inference_data.read_group(path, "uncertainty")
+        uncertainty = netcdf.read_group(path, "uncertainty")
         if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):
             epistemic = uncertainty["epistemic"].values
             order = torch.from_numpy(epistemic).argsort(descending=True, stable=True)

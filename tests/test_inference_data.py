@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, predict, sweep
+from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, netcdf, predict, sweep
 from ppl_bnn.data import Images
 from ppl_bnn.files import FileError
 from ppl_bnn.plots import draw_figures
@@ -38,11 +38,11 @@ def results(tmp_path_factory):
     idata = inference_data.to_inference_data(
         predictive, images, guide=guide, kl=kl, history=HISTORY, attrs={"inputs": {"checkpoint": 3}}
     )
-    inference_data.save(idata, folder / "predictive.nc")
+    netcdf.save(idata, folder / "predictive.nc")
     levels = sweep(
         net, guide, x, y, fractions=(0.0, 0.5, 0.9), num_samples=12, keep=torch.arange(0, 40, 2), progress=False
     )
-    inference_data.save(inference_data.sweep_to_inference_data(levels, images, guide=guide), folder / "pruning.nc")
+    netcdf.save(inference_data.sweep_to_inference_data(levels, images, guide=guide), folder / "pruning.nc")
     return folder, predictive, images, levels
 
 
@@ -110,7 +110,7 @@ def test_sampled_labels_follow_the_probabilities(results):
 
 def test_pruning_holds_what_bprunes_binary_held(results):
     folder, _, images, levels = results
-    groups = inference_data.groups_of(inference_data.load(folder / "pruning.nc"))
+    groups = netcdf.groups_of(inference_data.load(folder / "pruning.nc"))
     pruning = groups["pruning"]
     assert pruning.sizes["level"] == len(levels) == 4
     for at, level in enumerate(levels):
@@ -145,15 +145,15 @@ def test_figures_say_which_data_they_show(results):
     from ppl_bnn import plots
 
     folder, *_ = results
-    groups = inference_data.groups_of(inference_data.load(folder / "predictive.nc"))
-    title = inference_data.read_attrs(folder / "predictive.nc")["title"]
+    groups = netcdf.groups_of(inference_data.load(folder / "predictive.nc"))
+    title = netcdf.read_attrs(folder / "predictive.nc")["title"]
     for draw in (plots.training_curves, plots.reliability_diagram, plots.most_and_least_certain, plots.snr_histograms):
         assert "5,000-digit subset" in draw(groups, title).get_suptitle()
 
 
 def test_without_a_guide_there_is_less_to_draw(results, tmp_path):
     _, predictive, images, _ = results
-    inference_data.save(inference_data.to_inference_data(predictive, images), tmp_path / "predictive.nc")
+    netcdf.save(inference_data.to_inference_data(predictive, images), tmp_path / "predictive.nc")
     names = {path.stem for path in draw_figures(tmp_path / "predictive.nc", None, tmp_path)}
     assert names == {"reliability", "certainty"}
 
@@ -181,13 +181,13 @@ def test_a_full_disk_leaves_the_earlier_file(results, tmp_path):
     _, predictive, images, _ = results
     path = tmp_path / "p.nc"
     idata = inference_data.to_inference_data(predictive, images)
-    inference_data.save(idata, path)
+    netcdf.save(idata, path)
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            inference_data.save(idata, path)
+            netcdf.save(idata, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -202,16 +202,16 @@ def test_images_must_match(results):
 
 def test_one_group_is_read_alone(results, tmp_path):
     folder, *_ = results
-    assert inference_data.read_group(folder / "predictive.nc", "training")["epoch"].values.tolist() == [1, 2, 3]
-    assert inference_data.read_group(folder / "predictive.nc", "nothing") is None
+    assert netcdf.read_group(folder / "predictive.nc", "training")["epoch"].values.tolist() == [1, 2, 3]
+    assert netcdf.read_group(folder / "predictive.nc", "nothing") is None
     (tmp_path / "cut.nc").write_bytes((folder / "predictive.nc").read_bytes()[:500])
     with pytest.raises(FileError, match=r"cut\.nc is truncated"):
-        inference_data.read_group(tmp_path / "cut.nc", "training")
+        netcdf.read_group(tmp_path / "cut.nc", "training")
 
 
 def test_attributes_come_back(results):
     folder, predictive, _, _ = results
-    attrs = inference_data.read_attrs(folder / "predictive.nc")
+    attrs = netcdf.read_attrs(folder / "predictive.nc")
     assert attrs["inputs"] == {"checkpoint": 3}
     assert attrs["num_samples"] == 12
     assert attrs["nll"] == pytest.approx(predictive.summary()["nll"])

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ppl_bnn import checkpoint, inference_data
+from ppl_bnn import checkpoint, netcdf
 from ppl_bnn.run import main
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     code, lines = call("--stages", "predict", "--predict.num_samples", "7")
     assert code == 0
     assert any("settings.num_samples is 5 there and 7 here" in line for line in lines)
-    assert inference_data.read_attrs(out / "predictive.nc")["num_samples"] == 7
+    assert netcdf.read_attrs(out / "predictive.nc")["num_samples"] == 7
 
     assert_refused(call("--train.lr", "0.1"), "train.lr is 0.001 there and 0.1 here", "--out")
     assert stamps[out / "pruning.nc"] == (out / "pruning.nc").stat().st_mtime_ns
@@ -98,9 +98,9 @@ def test_a_run_leaves_every_result(call, run_folder):
 
 def test_an_earlier_step_is_pruned_by_name(call, run_folder):
     call("--stages", "train,prune", "--train.checkpoint_every", "1")
-    last = inference_data.read_attrs(run_folder / "out" / "pruning.nc")
+    last = netcdf.read_attrs(run_folder / "out" / "pruning.nc")
     assert call("--stages", "prune", "--pruning.checkpoint", "step-00000006", "--train.checkpoint_every", "1")[0] == 0
-    early = inference_data.read_attrs(run_folder / "out" / "pruning.nc")
+    early = netcdf.read_attrs(run_folder / "out" / "pruning.nc")
     assert (last["step"], early["step"]) == (12, 6)
     assert_refused(
         call("--stages", "prune", "--pruning.checkpoint", "7"), "no checkpoint '7'", "step-00000006, step-00000012"
@@ -244,7 +244,7 @@ def test_a_run_folder_may_have_any_name(run_folder, capsys):
     other = run_folder.rename(run_folder.parent / "[a]*{b}")
     assert main([str(other), "--stages", "train,predict", "--train.epochs", "1"]) == 0
     assert yaml.safe_load((other / "out" / "config.yaml").read_text())["model"]["prior"] == "normal(0, 0.1)"
-    assert inference_data.read_attrs(other / "out" / "predictive.nc")["run"] == "[a]*{b}"
+    assert netcdf.read_attrs(other / "out" / "predictive.nc")["run"] == "[a]*{b}"
 
 
 def test_bad_places_are_one_line(call, run_folder, tmp_path):
