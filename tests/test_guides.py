@@ -175,6 +175,23 @@ def test_flipout_signs_are_plus_minus_one_and_constant_over_space():
 
 
 # Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
+@pytest.mark.parametrize("convolution", [False, True], ids=["linear", "conv"])
+def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
+    def noise(inputs, outputs_):
+        shape = (64, inputs, 1, 1) if convolution else (64, inputs)
+        layer = nn.Conv2d(inputs, outputs_, 1, bias=False) if convolution else nn.Linear(inputs, outputs_, bias=False)
+        x = torch.ones(shape).double()
+        net, guide = layer_and_guide(layer, x)
+        found = outputs(net, guide, x, "flipout", 1)[0].flatten(1)
+        return found - guide.loc_scale("0.weight")[0].detach().flatten(1).sum(1)
+
+    # Two outputs of one input: without signs of their own they would flip together in every example.
+    both = noise(1, 2)
+    assert {-1.0, 1.0} == set((both[:, 0] * both[:, 1]).sign().tolist())
+    # One output of two inputs: without signs of their own the two perturbations would always add.
+    assert len({round(size, 9) for size in noise(2, 1).abs().flatten().tolist()}) == 2
+
+
 @pytest.mark.parametrize(
     ("estimator", "layer", "x"),
     [("flipout", *LINEAR), ("flipout", *CONV), ("local", *LINEAR)],
