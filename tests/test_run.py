@@ -48,6 +48,12 @@ def call(run_folder, capsys):
     return _call
 
 
+def training_command(run_folder):
+    """Train in a process of its own, with a checkpoint every epoch."""
+    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train"]
+    return [*command, "--train.checkpoint_every", "1"]
+
+
 def assert_refused(result, *parts):
     code, lines = result
     assert code == 2
@@ -283,16 +289,7 @@ def test_damaged_results_are_named_and_kept(call, run_folder):
 
 def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     """A limit on file size is what a full disk is to the writer: the checkpoint does not fit."""
-    command = [
-        sys.executable,
-        "-m",
-        "ppl_bnn.run",
-        str(run_folder),
-        "--stages",
-        "train",
-        "--train.checkpoint_every",
-        "1",
-    ]
+    command = training_command(run_folder)
     limited = ["bash", "-c", f"ulimit -f 2000; exec {' '.join(command)}"]
     result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
@@ -351,17 +348,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tm
 
 
 def test_a_kill_leaves_a_run_that_goes_on(run_folder):
-    command = [
-        sys.executable,
-        "-m",
-        "ppl_bnn.run",
-        str(run_folder),
-        "--stages",
-        "train",
-        "--train.checkpoint_every",
-        "1",
-    ]
-    command += ["--train.epochs", "30"]
+    command = [*training_command(run_folder), "--train.epochs", "30"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     checkpoints = run_folder / "out" / "checkpoints"
     deadline = time.monotonic() + 90
