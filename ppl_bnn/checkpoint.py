@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.models.layers import priors_of
 
 FORMAT = 1
 
@@ -38,6 +39,7 @@ def save(
     guide: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict[str, Any] | None = None,
+    keep: int | None = None,
 ) -> Path:
     """Write ``folder/step-00001234.safetensors`` with parameters, optimizer state and the random generators' state.
 
@@ -45,6 +47,7 @@ def save(
         folder: created if need be.
         step: number of optimizer steps done.
         meta: anything that JSON holds, returned by `load` as it was.
+        keep: delete all but the last so many others, and step 0, once it is written.
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
@@ -62,7 +65,9 @@ def save(
         for index, entries in state["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    text = json.dumps({"format": FORMAT, "step": step, "groups": groups, "meta": meta or {}})
+    text = json.dumps(
+        {"format": FORMAT, "step": step, "groups": groups, "meta": meta or {}, "priors": priors_of(model)}
+    )
     path = folder / f"step-{step:08d}.safetensors"
     with written_atomically(path) as temporary:
         try:
@@ -70,6 +75,9 @@ def save(
         except SafetensorError as error:
             # safetensors reports a full disk as an error of its own.
             raise OSError(f"{path} could not be written: {error}") from error
+    if keep is not None:
+        for old in [other for other in saved(folder) if step_of(other) > 0][:-keep]:
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -100,7 +108,8 @@ def load(path: Path) -> Checkpoint:
         )
     if content["format"] != FORMAT:
         raise FileError(f"checkpoint {path} has format {content['format']}; this version of ppl_bnn reads {FORMAT}")
-    return Checkpoint(content["step"], tensors, {**content["meta"], "groups": content["groups"], "crc32": crc32})
+    meta = {**content["meta"], "groups": content["groups"], "priors": content.get("priors", {}), "crc32": crc32}
+    return Checkpoint(content["step"], tensors, meta)
 
 
 def find(folder: Path, name: str = "last") -> Path:
@@ -126,14 +135,25 @@ def saved(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def restore(
     checkpoint: Checkpoint, *, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Copy a checkpoint's state into a model, a guide and, if given, an optimizer.
 
     Raises:
-        FileError: the checkpoint is of another architecture; the message names the first difference.
+        FileError: the checkpoint is of another architecture or prior; the message names the first difference.
     """
+    own_priors = priors_of(model)
+    for site, prior in checkpoint.meta["priors"].items():
+        if own_priors.get(site, prior) != prior:
+            raise FileError(
+                f"the checkpoint is of another prior: {site!r} has {prior} there and {own_priors[site]} here"
+            )
     for prefix, module in (("model", model), ("guide", guide)):
         state, own = checkpoint.part(prefix), module.state_dict()
         for name in sorted(state.keys() | own.keys()):
@@ -147,9 +167,13 @@ def restore(
         module.load_state_dict(state)
     if optimizer is not None:
         entries: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, tensor in checkpoint.part("optimizer").items():
             index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = tensor
+            # In the parameter's own memory format: a fused optimizer walks both by address.
+            like = parameters[int(index)]
+            own_format = tensor if tensor.shape != like.shape else torch.empty_like(like).copy_(tensor)
+            entries.setdefault(int(index), {})[key] = own_format
         optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
 
 

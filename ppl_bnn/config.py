@@ -43,7 +43,7 @@ class ModelConfig:
     """The network and its prior.
 
     Args:
-        name: bnn-fc or bnn-conv.
+        name: bnn-fc, bnn-conv, vgg16 or resnet18.
         deterministic: the network's deterministic twin, trained by maximum likelihood.
         prior: normal(loc, scale), laplace(loc, scale), student_t(df, loc, scale) or
             scale_mixture(weight, scale1, scale2); or a mapping from site-name patterns to such priors.
@@ -64,12 +64,14 @@ class GuideConfig:
         init_loc: standard deviation of loc around 0, or he for sqrt(2 / fan_in).
         init_scale: the weights' first scale (TensorFlow Probability's default: softplus(-3) = 0.0486).
         init_jitter: standard deviation of the unconstrained scale around it.
+        init_relative_scale: start from scale = this times |loc| instead (MOPED; with init_from).
         init_from: out folder (or checkpoint) of a trained deterministic twin whose weights loc starts from.
     """
 
     init_loc: float | str = 0.1
     init_scale: float = 0.0486
     init_jitter: float = 0.1
+    init_relative_scale: float | None = None
     init_from: str | None = None
 
 
@@ -80,18 +82,25 @@ class TrainConfig:
     Args:
         epochs: passes over the training data.
         batch_size: examples a step.
-        lr: learning rate.
-        optimizer: adam or rmsprop.
+        lr: learning rate (ivon: on SGD's scale, about 0.1).
+        optimizer: adam, rmsprop or ivon (natural gradients, the scale from the curvature).
+        beta2: decay of ivon's curvature.
         lr_schedule: constant, or cosine down to 0.
+        lr_warmup: the learning rate rises in a line over this fraction of training.
         scale_lr_factor: the guide's scales learn at this times lr.
         clip_norm: clip the gradient's norm to this (default: no clipping).
-        estimator: plain, flipout or local (local reparameterization).
+        estimator: plain, flipout, groups (sign-flipped groups) or local (local reparameterization).
         kl_weight: weight of the KL in the ELBO; 1 is the Bayesian posterior, below 1 a colder one.
         kl_schedule: constant, linear or cyclical rise of the KL weight.
         kl_ramp: the rise takes this fraction of training (linear) or of each cycle (cyclical).
         kl_cycles: number of cycles.
         num_particles: weight draws a step.
+        augment: none or crop_flip (random shifts and mirror images).
+        precision: float32, or bfloat16 for the layers (torch.autocast).
+        compile: run the weights' arithmetic through torch.compile (needs a C++ compiler).
         checkpoint_every: epochs between checkpoints.
+        checkpoint_minutes: minutes between checkpoints inside an epoch.
+        keep_checkpoints: how many to keep, beside the start (step-00000000).
         seed: of initialization, batches and noise.
     """
 
@@ -99,7 +108,9 @@ class TrainConfig:
     batch_size: int = 100
     lr: float = 1e-3
     optimizer: str = "rmsprop"
+    beta2: float = 0.99999
     lr_schedule: str = "constant"
+    lr_warmup: float = 0.0
     scale_lr_factor: float = 1.0
     clip_norm: float | None = None
     estimator: str = "flipout"
@@ -108,7 +119,12 @@ class TrainConfig:
     kl_ramp: float = 0.5
     kl_cycles: int = 4
     num_particles: int = 1
+    augment: str = "none"
+    precision: str = "float32"
+    compile: bool = False
     checkpoint_every: int = 5
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int | None = 10
     seed: int = 0
 
 
@@ -159,6 +175,7 @@ class Config:
     Args:
         device: cpu, cuda or cuda:N.
         threads: CPU threads torch uses (default: torch's own choice).
+        channels_last: memory layout of images and convolutions; faster on most machines.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -169,6 +186,7 @@ class Config:
     pruning: PruningConfig = field(default_factory=PruningConfig)
     device: str = "cpu"
     threads: int | None = None
+    channels_last: bool = False
 
 
 def check(config: Config) -> None:
@@ -202,6 +220,9 @@ def check(config: Config) -> None:
     ):
         if not 0 <= least < 2**63:
             raise ValueError(f"{name} must be at least 0 and below 2^63, got {least}")
+    relative = guide.init_relative_scale
+    if relative is not None and not (math.isfinite(relative) and relative > 0):
+        raise ValueError(f"guide.init_relative_scale must be positive and finite, got {relative}")
     if guide.init_loc != "he" and (isinstance(guide.init_loc, str) or not math.isfinite(guide.init_loc)):
         raise ValueError(f"guide.init_loc must be a finite number or 'he', got {guide.init_loc!r}")
     if not config.pruning.thresholds() and not config.pruning.fractions:
@@ -222,7 +243,9 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     Where files lie, how many test images are used and how often a checkpoint is written do not count.
     """
     part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
-    del part["data"]["dir"], part["data"]["num_test"], part["train"]["checkpoint_every"]
+    del part["data"]["dir"], part["data"]["num_test"]
+    for name in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"):
+        del part["train"][name]
     return part
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_bnn import checkpoint
 from ppl_bnn import config as configs
@@ -15,7 +15,6 @@ from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
-from ppl_bnn.models.summary import Row
 
 
 class Experiment:
@@ -29,13 +28,16 @@ class Experiment:
         torch.manual_seed(draw_seed(config.train.seed, 0))
         net = build(
             config.model.name,
+            image_shape=tuple(self.train_images.pixels.shape[1:]),  # type: ignore[arg-type]
             prior=parse_prior(config.model.prior),
             deterministic=config.model.deterministic,
             bayesian_bias=config.model.bayesian_bias,
         )
         self.model = Classifier(net, len(self.train_images)).to(self.device)
-        self.rows = _checked_table(self.model.net, self.example()[0], config)
+        self.rows = layer_table(self.model.net, self.example()[0])
         self.guide = self._build_guide().to(self.device)
+        if config.channels_last:
+            self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))
         self.origin = {
             **configs.trained_part(config),
             "trained on": f"{len(self.train_images)} images of {self.train_images.title}",
@@ -66,7 +68,15 @@ class Experiment:
 
     def test_tensors(self) -> tuple[Tensor, Tensor]:
         """The test inputs and labels on the run's device."""
-        return self.test_images.inputs().to(self.device), self.test_images.labels.to(self.device)
+        return self._tensors(self.test_images)
+
+    def train_tensors(self) -> tuple[Tensor, Tensor]:
+        """The training inputs and labels on the run's device."""
+        return self._tensors(self.train_images)
+
+    def _tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return images.inputs().to(self.device).contiguous(memory_format=layout), images.labels.to(self.device)
 
     def _build_guide(self) -> MeanFieldNormal:
         settings = self.config.guide
@@ -84,6 +94,7 @@ class Experiment:
             init_loc=init_loc,
             init_scale=settings.init_scale,
             init_jitter=settings.init_jitter,
+            init_relative_scale=settings.init_relative_scale,
         )
 
 
@@ -128,16 +139,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _checked_table(net: nn.Module, x: Tensor, config: Config) -> list[Row]:
-    try:
-        return layer_table(net, x)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{config.model.name} cannot take {config.data.name}'s images of shape {list(x.shape[1:])}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
 
 
 def _twin_state(path: Path) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from ppl_bnn import stages
 from ppl_bnn.config import Config
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError
+from ppl_bnn.memory import keep_freed_memory
 from ppl_bnn.training import Diverged, Interrupted
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     try:
         with _StopRequest() as stop:
             _run(*_parse(arguments), stop)

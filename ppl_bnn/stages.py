@@ -40,7 +40,7 @@ def train(run: Experiment) -> None:
             log.info("train: complete already (%d epochs)", len(state.meta["history"]))
             return
         log.info("train: going on from %s", saved[-1].name)
-    x, y = run.train_images.inputs().to(run.device), run.train_images.labels.to(run.device)
+    x, y = run.train_tensors()
     history = fit(
         run.model,
         run.guide,

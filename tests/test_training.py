@@ -43,7 +43,7 @@ def timeless(history):
     return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in history]
 
 
-@pytest.mark.parametrize("estimator", ["plain", "flipout", "local"])
+@pytest.mark.parametrize("estimator", ["plain", "flipout", "groups", "local"])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_it_learns(estimator, optimizer):
     model, guide = small(prior=dist.Normal(0.0, 3.0))
@@ -148,10 +148,73 @@ def test_a_stopped_training_ends_bitwise_as_if_it_had_not_stopped(tmp_path, stop
     assert_same_state(*last)
 
 
+def test_the_last_checkpoints_and_the_start_are_kept(tmp_path):
+    model, guide = small()
+    before = state(model, guide)
+    before = {name: value.clone() for name, value in before.items()}
+    fit(model, guide, X, Y, **settings(), folder=tmp_path, keep_checkpoints=2)
+    steps = [checkpoint.step_of(path) for path in checkpoint.saved(tmp_path / "checkpoints")]
+    assert steps == [0, 21, 28]
+    model, guide = small(seed=3)
+    checkpoint.restore(checkpoint.load(checkpoint.find(tmp_path / "checkpoints", "0")), model=model, guide=guide)
+    assert_same_state(before, state(model, guide))
+
+
+def test_checkpoints_inside_an_epoch_come_by_the_clock_but_never_cost_more_than_a_twentieth(tmp_path, monkeypatch):
+    now, cost, written = [0.0], [0.0], []
+    real = checkpoint.save
+
+    def save(folder, step, **keywords):
+        written.append(step)
+        now[0] += cost[0]
+        return real(folder, step, **keywords)
+
+    def a_second_a_step():
+        now[0] += 1.0
+        return False
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr("ppl_bnn.training.time.monotonic", lambda: now[0])
+    changes = settings(epochs=1, batch_size=1, checkpoint_minutes=9.5 / 60, should_stop=a_second_a_step)
+    fit(*small(), X, Y, **changes, folder=tmp_path / "quick")
+    assert written == [0, 10, 20, 30, 40, 50]
+    written.clear()
+    cost[0] = 1.0
+    fit(*small(), X, Y, **changes, folder=tmp_path / "slow")
+    assert written == [0, 21, 42, 50]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ivon"])
+def test_images_in_another_memory_format_resume_bitwise_too(tmp_path, optimizer):
+    x = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    x, y = x.contiguous(memory_format=torch.channels_last), Y[:40]
+
+    def convolution():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        model = Classifier(bayesian(net), 40)
+        guide = MeanFieldNormal(model, x[:2], y[:2])
+        return model.to(memory_format=torch.channels_last), guide.to(memory_format=torch.channels_last)
+
+    changes = settings(epochs=2, estimator="groups", augment="crop_flip", optimizer=optimizer)
+    model, guide = convolution()
+    fit(model, guide, x, y, **changes, folder=tmp_path / "whole")
+    expected = state(model, guide)
+    asked = iter(range(1, 1000))
+    model, guide = convolution()
+    with pytest.raises(Interrupted):
+        fit(model, guide, x, y, **changes, folder=tmp_path / "cut", should_stop=lambda: next(asked) >= 3)
+    model, guide = convolution()
+    fit(model, guide, x, y, **changes, folder=tmp_path / "cut")
+    assert_same_state(expected, state(model, guide))
+
+
 def test_log_and_checkpoints_are_where_they_belong(tmp_path):
     model, guide = small()
     history = fit(model, guide, X, Y, **settings(), folder=tmp_path, checkpoint_every=3)
-    assert [path.stem for path in checkpoint.saved(tmp_path / "checkpoints")] == ["step-00000021", "step-00000028"]
+    assert [path.stem for path in checkpoint.saved(tmp_path / "checkpoints")] == [
+        "step-00000000", "step-00000021", "step-00000028",
+    ]  # fmt: skip
     lines = (tmp_path / "log.csv").read_text().splitlines()
     assert lines[0] == "epoch,step,seconds,loss,nll,kl,kl_weight,accuracy,lr,samples_per_second"
     assert len(lines) == 1 + len(history)
@@ -167,10 +230,47 @@ def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_
     asked = iter(range(1, 1000))
     with pytest.raises(Interrupted):
         fit(model, guide, X, Y, **settings(), folder=tmp_path, should_stop=lambda: next(asked) >= 5)
-    with pytest.raises(Diverged, match="at step 6 "):
+    with pytest.raises(Diverged, match=r"at step 6 .*the inputs hold NaN or infinite values"):
         fit(model, guide, X + math.inf, Y, **settings(), folder=tmp_path)
-    assert len(checkpoint.saved(tmp_path / "checkpoints")) == 1
-    checkpoint.load(checkpoint.find(tmp_path / "checkpoints"))
+    assert checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).step == 5
+    assert all(torch.isfinite(value).all() for value in state(model, guide).values())
+
+
+@pytest.mark.parametrize("where", ["0", "2"])
+def test_what_went_bad_first_is_named(where):
+    model, guide = small()
+    asked = iter(range(1000))
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (math.nan if next(asked) >= 3 else 1.0)
+
+    model.net.get_submodule(where).register_forward_hook(lambda module, inputs, output: Overflow.apply(output))
+    # The loss is finite throughout: only the gradient is bad, from this layer's weight on towards the input.
+    with pytest.raises(Diverged, match=rf"at step 4 \(loss \d.*gradient of .*{where}\.(weight|bias).* is the first"):
+        fit(model, guide, X, Y, **settings())
+    assert all(torch.isfinite(value).all() for value in state(model, guide).values())
+
+
+def test_a_layer_whose_output_overflows_is_named():
+    model, guide = small()
+    with torch.no_grad():
+        guide.loc.get_parameter("2.weight").fill_(3e38)
+    with pytest.raises(Diverged, match=r"the output of layer net.2 is the first"):
+        fit(model, guide, X * 10, Y, **settings(estimator="plain"))
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    model, guide = small()
+    with torch.no_grad():
+        guide.unconstrained_scale.get_parameter("2.weight")[0, 0] = math.nan
+    with pytest.raises(Diverged, match=r"unconstrained_scale.2.weight of the guide is not finite"):
+        fit(model, guide, X, Y, **settings())
 
 
 @pytest.mark.parametrize(
@@ -183,6 +283,14 @@ def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_
         ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop"),
         ({"estimator": "reinforce"}, "estimator must be one of plain"),
         ({"lr_schedule": "step"}, "lr_schedule"),
+        ({"lr_warmup": 1.0}, "lr_warmup"),
+        ({"beta2": 1.0}, "beta2"),
+        ({"augment": "cutout"}, "augment must be one of none, crop_flip"),
+        ({"precision": "float16"}, "precision"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes"),
+        ({"optimizer": "ivon", "scale_lr_factor": 5.0}, "scale_lr_factor has no effect with ivon"),
+        ({"optimizer": "ivon", "kl_weight": lambda progress: 0.5 + progress}, "KL schedule"),
     ],
 )
 def test_settings_out_of_range(changes, message):
@@ -288,8 +396,16 @@ def test_a_checkpoint_of_another_network_names_the_first_difference(saved):
         checkpoint.restore(checkpoint.load(saved), model=model, guide=guide)
 
 
+def test_a_checkpoint_of_another_prior_is_named(saved):
+    model, guide = small(prior=dist.Normal(0.0, 2.0))
+    with pytest.raises(
+        FileError, match=r"'net.0.weight' has Normal\(loc=0, scale=1\) there and Normal\(loc=0, scale=2\)"
+    ):
+        checkpoint.restore(checkpoint.load(saved), model=model, guide=guide)
+
+
 def test_missing_checkpoints_list_those_that_are_there(saved, tmp_path):
-    with pytest.raises(FileError, match="saved steps: step-00000007"):
+    with pytest.raises(FileError, match="saved steps: step-00000000, step-00000007"):
         checkpoint.find(saved.parent, "step-00000009")
     with pytest.raises(FileError, match="run the train stage first"):
         checkpoint.find(tmp_path / "elsewhere")
@@ -304,7 +420,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(saved, monkeypatc
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(saved.parent, 99, model=model, guide=guide)
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["step-00000000.safetensors", saved.name]
 
 
 def test_the_names_of_bnn_fc_survive_a_checkpoint(tmp_path):

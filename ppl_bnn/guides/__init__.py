@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from ppl_bnn.guides.flipout import Flipout
+from ppl_bnn.guides.groups import GroupedFlips
 from ppl_bnn.guides.local import LocalReparameterization
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 
@@ -11,7 +12,8 @@ from ppl_bnn.guides.mean_field import MeanFieldNormal
 ESTIMATORS: dict[str, Callable[[], AbstractContextManager]] = {
     "plain": nullcontext,
     "flipout": Flipout,
+    "groups": GroupedFlips,
     "local": LocalReparameterization,
 }
 
-__all__ = ["ESTIMATORS", "Flipout", "LocalReparameterization", "MeanFieldNormal"]
+__all__ = ["ESTIMATORS", "Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"]

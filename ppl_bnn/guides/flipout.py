@@ -30,21 +30,22 @@ class Flipout(Messenger):
         loc = self._loc.get(msg["name"])
         if loc is not None:
             x, weight, bias = msg["args"]
-            sign_in, sign_out = _signs(x), _signs(x, x.shape[:-1] + weight.shape[:1])
-            noise = F.linear(x * sign_in, weight - loc) * sign_out
-            msg["value"] = F.linear(x, loc, bias) + noise
+            sign_in, sign_out = signs(x), signs(x, x.shape[:-1] + weight.shape[:1])
+            noise = F.linear(x * sign_in, weight - loc).mul_(sign_out)
+            msg["value"] = F.linear(x, loc, bias).add_(noise)
             msg["done"] = True
 
     def _pyro_bayes_conv2d(self, msg: dict) -> None:
         loc = self._loc.get(msg["name"])
         if loc is not None:
             x, weight, bias, *settings = msg["args"]
-            sign_in, sign_out = _signs(x, (*x.shape[:2], 1, 1)), _signs(x, (len(x), len(weight), 1, 1))
-            noise = F.conv2d(x * sign_in, weight - loc, None, *settings) * sign_out
-            msg["value"] = F.conv2d(x, loc, bias, *settings) + noise
+            sign_in, sign_out = signs(x, (*x.shape[:2], 1, 1)), signs(x, (len(x), len(weight), 1, 1))
+            noise = F.conv2d(x * sign_in, weight - loc, None, *settings).mul_(sign_out)
+            msg["value"] = F.conv2d(x, loc, bias, *settings).add_(noise)
             msg["done"] = True
 
 
-def _signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    signs = torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
-    return signs.bernoulli_(0.5).mul_(2).sub_(1)
+def signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Independent -1 or +1, each with probability 1/2, of `like`'s shape (or `shape`), dtype and device."""
+    found = torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
+    return found.bernoulli_(0.5).mul_(2).sub_(1)

@@ -5,9 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import pyro
-import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from numpy.random import SeedSequence
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -15,10 +13,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
+
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
-
-
-SMALLEST_SCALE = 1.2e-7
 
 
 class MeanFieldNormal(PyroModule):
@@ -38,6 +35,8 @@ class MeanFieldNormal(PyroModule):
             twin; or a function of (site, shape).
         init_scale: the scale to start from, > 0 (TensorFlow Probability's default is softplus(-3) = 0.0486).
         init_jitter: standard deviation of unconstrained_scale around that start (its default there is 0.1).
+        init_relative_scale: start from scale = this * |loc| instead (MOPED: Krishnan et al. 2020, section 3), never
+            below a hundredth of `init_scale`.
         **kwargs: keyword arguments for the model.
 
     Raises:
@@ -52,6 +51,7 @@ class MeanFieldNormal(PyroModule):
         init_loc: InitLoc = 0.1,
         init_scale: float = 0.0486,
         init_jitter: float = 0.1,
+        init_relative_scale: float | None = None,
         **kwargs: object,
     ) -> None:
         super().__init__()
@@ -59,16 +59,19 @@ class MeanFieldNormal(PyroModule):
             raise ValueError(f"init_scale must be above {SMALLEST_SCALE} and finite, got {init_scale}")
         if init_jitter < 0:
             raise ValueError(f"init_jitter must be at least 0, got {init_jitter}")
-        # softplus^-1, in the form that keeps digits for a small scale.
-        start = init_scale - SMALLEST_SCALE
-        start += math.log(-math.expm1(-start))
+        if init_relative_scale is not None and not 0 < init_relative_scale < math.inf:
+            raise ValueError(f"init_relative_scale must be positive and finite, got {init_relative_scale}")
         self.loc, self.unconstrained_scale = PyroModule(), PyroModule()
         self._sites: dict[str, torch.Size] = {}
         for site, example in _latent_sites(model, *args, **kwargs).items():
             self._sites[site] = example.shape
             loc = _initial_loc(init_loc, site, example)
             _set(self.loc, site, loc)
-            _set(self.unconstrained_scale, site, start + init_jitter * torch.randn_like(example))
+            scale = torch.full_like(loc, init_scale)
+            if init_relative_scale is not None:
+                scale = (init_relative_scale * loc.abs()).clamp_min(init_scale / 100)
+            jitter = init_jitter * torch.randn_like(example)
+            _set(self.unconstrained_scale, site, inverse_scale(scale) + jitter)
         self._keep: dict[str, Tensor] = {}
 
     @property
@@ -78,19 +81,19 @@ class MeanFieldNormal(PyroModule):
 
     def loc_scale(self, site: str) -> tuple[Tensor, Tensor]:
         """loc and scale of one site, each of the site's shape; both exactly 0 where the guide was pruned."""
-        loc, scale = _get(self.loc, site), F.softplus(_get(self.unconstrained_scale, site)) + SMALLEST_SCALE
-        if site in self._keep:
-            keep = self._keep[site]
-            return loc * keep, scale * keep
-        return loc, scale
+        found = self.distribution(site)
+        return found.loc, found.scale
+
+    def distribution(self, site: str) -> FactorizedNormal:
+        """q of one site, over all its weights."""
+        return FactorizedNormal(_get(self.loc, site), _get(self.unconstrained_scale, site), self._keep.get(site))
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site. `infer` carries loc and scale to the estimators, which decide how they are used."""
         draw = {}
         for site in self._sites:
-            loc, scale = self.loc_scale(site)
-            normal = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
-            draw[site] = pyro.sample(site, normal, infer={"loc": loc, "scale": scale})
+            q = self.distribution(site)
+            draw[site] = pyro.sample(site, q, infer={"loc": q.loc, "scale": q.scale})
         return draw
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-from ppl_bnn.models.priors import Prior, check_patterns_used, map_tensors, prior_for
+from ppl_bnn.models.priors import Prior, check_patterns_used, map_tensors, prior_for, prior_text
 
 # An estimator is a Pyro handler that answers these two messages; without one they are torch's own functions.
 # The message's name is the weight's site, its arguments are (input, weight, bias[, convolution settings]).
@@ -58,6 +58,16 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
     check_patterns_used(prior, converted)
     to_pyro_module_(net)
     return net
+
+
+def priors_of(model: nn.Module) -> dict[str, str]:
+    """The prior of each random weight of a network's Bayesian layers, as text, by its path."""
+    return {
+        f"{path}.{name}": prior_text(prior)
+        for path, module in model.named_modules()
+        if isinstance(module, _BayesianLayer)
+        for name, prior in module._pyro_samples.items()
+    }
 
 
 class _BayesianLayer(PyroModule):

@@ -7,24 +7,39 @@ from torch import nn
 
 from ppl_bnn.models.layers import bayesian
 from ppl_bnn.models.priors import Prior
+from ppl_bnn.models.resnet import resnet18
+from ppl_bnn.models.vgg import vgg16
 
 
 def build(
-    name: str, *, prior: Prior | None = None, deterministic: bool = False, bayesian_bias: bool = False
+    name: str,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    prior: Prior | None = None,
+    deterministic: bool = False,
+    bayesian_bias: bool = False,
 ) -> nn.Module:
-    """Build a named network for images [N, 1, 28, 28]: Bayesian with `prior`, or its deterministic twin.
+    """Build a named network: Bayesian with `prior`, or its deterministic twin.
+
+    Args:
+        image_shape: channels, height and width of the images; unless given, those the network was made for
+            (1, 28, 28 for bnn-fc and bnn-conv; 3, 32, 32 for vgg16 and resnet18, which take 28x28 too).
 
     Raises:
-        ValueError: an unknown name, or a prior that does not fit.
+        ValueError: an unknown name, images that do not fit, or a prior that does not fit.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; the networks are {', '.join(NETWORKS)}")
-    net = NETWORKS[name]()
+    try:
+        net = NETWORKS[name]() if image_shape is None else NETWORKS[name](image_shape)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
     return net if deterministic else bayesian(net, prior, bayesian_bias=bayesian_bias)
 
 
-def bnn_fc() -> nn.Sequential:
+def bnn_fc(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
     """784-256-256-10 with ReLU: the study's BNN-FC (538,122 parameters when Bayesian)."""
+    _only_digits(image_shape)
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),
@@ -37,8 +52,9 @@ def bnn_fc() -> nn.Sequential:
     )
 
 
-def bnn_conv() -> nn.Sequential:
+def bnn_conv(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
     """Two 5x5 convolutions of 256 channels and a dense layer: the study's BNN-Conv (3,802,122 parameters)."""
+    _only_digits(image_shape)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, 256, 5, padding="same"),
@@ -52,4 +68,14 @@ def bnn_conv() -> nn.Sequential:
     )
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"bnn-fc": bnn_fc, "bnn-conv": bnn_conv}
+def _only_digits(image_shape: tuple[int, int, int]) -> None:
+    if tuple(image_shape) != (1, 28, 28):
+        raise ValueError(f"takes images of shape [1, 28, 28], got {list(image_shape)}")
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "bnn-fc": bnn_fc,
+    "bnn-conv": bnn_conv,
+    "vgg16": vgg16,
+    "resnet18": resnet18,
+}

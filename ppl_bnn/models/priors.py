@@ -10,6 +10,7 @@ A prior is given in one of three forms, from the shortest to the fullest:
 
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
@@ -167,6 +168,22 @@ def _parse_one(text: str) -> TorchDistribution:
             f"prior {text!r} is outside its family's range; in {form} every scale and df is positive, "
             "and a mixture weight lies between 0 and 1"
         ) from None
+
+
+def prior_text(prior: TorchDistribution) -> str:
+    """A prior in words, such as ``Normal(loc=0, scale=0.1)``: equal texts are equal priors."""
+    base = prior
+    while isinstance(base, dist.Independent | ExpandedDistribution):
+        base = base.base_dist
+    values = {name: getattr(base, name) for name in base.arg_constraints if name in vars(base)}
+    return f"{type(base).__name__}({', '.join(f'{name}={_number(value)}' for name, value in values.items())})"
+
+
+def _number(value: Tensor | float) -> str:
+    tensor = torch.as_tensor(value).detach().cpu()
+    if tensor.numel() == 1:
+        return f"{tensor.item():.6g}"
+    return f"{list(tensor.shape)} of checksum {zlib.crc32(tensor.contiguous().view(-1).numpy().tobytes()):08x}"
 
 
 @register_kl(Normal, ExpandedDistribution)

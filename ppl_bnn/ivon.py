@@ -1,0 +1,88 @@
+"""IVON, natural-gradient learning of the mean-field guide: improved variational online Newton (Shen et al. 2024)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_bnn.guides.normal import FactorizedNormal, arithmetic, inverse_scale
+
+
+class IVON(torch.optim.Optimizer):
+    """Improved variational online Newton (Shen et al. 2024, algorithm 1) on a guide's loc and unconstrained scale.
+
+    With tau = kl_weight / num_data and the precision p = h + delta of that paper, the scale it keeps is
+    sqrt(tau / p): p is read off the guide's own scale, and the difference of its new and its running curvature is the
+    KL-scaled ELBO's gradient with respect to the scale, divided by the scale. So it needs no copy of the prior, works
+    with any prior and any estimator, and keeps one number a weight, the momentum. With ratio = gradient * scale / tau
+    and c = 1 - beta2 a step is
+
+        1 / scale^2  <-  (1 + c ratio + (c ratio)^2 / 2) / scale^2
+        loc          <-  loc - lr (scale / initial scale)^2 momentum
+
+    where the squared term keeps the precision positive (their eq. 8, as in Lin et al. 2020) and momentum is the
+    bias-corrected moving average of loc's gradient. Beside the paper: the gradient of the prior is averaged with that
+    of the likelihood (there it is added after averaging); `lr` is the learning rate of their ``rescale_lr``, on SGD's
+    scale. Point estimates are learned by SGD with the same lr and momentum.
+
+    Args:
+        weights: pairs (loc, unconstrained_scale) of the guide's parameters.
+        points: parameters without a scale: biases and batch norm.
+        lr: learning rate; about 0.1.
+        beta1, beta2: decay of the momentum and of the curvature.
+    """
+
+    def __init__(
+        self,
+        weights: Iterable[tuple[Tensor, Tensor]],
+        points: Iterable[Tensor] = (),
+        *,
+        lr: float = 0.1,
+        beta1: float = 0.9,
+        beta2: float = 0.99999,
+    ) -> None:
+        locs, scales = zip(*weights, strict=True)
+        groups: list[dict[str, Any]] = [{"params": list(locs)}, {"params": list(scales)}]
+        if points := list(points):
+            groups.append({"params": points})
+        super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "kl_per_datum": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
+        """One update; `kl_per_datum` (kl_weight / num_data) of the first group must be that of the gradients."""
+        locs, scales, *rest = self.param_groups
+        for loc, unconstrained in zip(locs["params"], scales["params"], strict=True):
+            momentum = self._momentum(loc, locs)
+            state = self.state[loc]
+            scale = FactorizedNormal(loc, unconstrained).scale
+            if "initial_variance" not in state:
+                state["initial_variance"] = scale.square().mean()
+            # The step's factors as tensors, so that a compiled function does not take them for constants.
+            rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
+            c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype, device=loc.device)
+            scale = arithmetic(_new_scale)(scale, unconstrained, unconstrained.grad, c)
+            loc.sub_(arithmetic(_loc_step)(scale, momentum, rate))
+            unconstrained.copy_(arithmetic(inverse_scale)(scale))
+        for group in rest:
+            for point in group["params"]:
+                if point.grad is not None:
+                    momentum = self._momentum(point, group)
+                    point.sub_(momentum, alpha=group["lr"] / (1 - group["beta1"] ** int(self.state[point]["step"])))
+
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
+        state["step"] += 1
+        return state["momentum"].lerp_(parameter.grad, 1 - group["beta1"])
+
+
+def _new_scale(scale: Tensor, unconstrained: Tensor, gradient: Tensor, c: Tensor) -> Tensor:
+    # `gradient` is with respect to the unconstrained scale, whose derivative of the scale is a sigmoid.
+    change = (gradient / torch.sigmoid(unconstrained)).mul_(scale).mul_(c)
+    return change.square().mul_(0.5).add_(change).add_(1).rsqrt_().mul_(scale)
+
+
+def _loc_step(scale: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
+    return scale.square().mul_(momentum).mul_(rate)

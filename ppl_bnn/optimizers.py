@@ -1,0 +1,131 @@
+"""The one torch optimizer under SVI: which, at what rates, and what stops it."""
+
+import math
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from ppl_bnn.ivon import IVON
+
+OPTIMIZERS = ("adam", "rmsprop", "ivon")
+LR_SCHEDULES = ("constant", "cosine")
+
+
+class NonFiniteGradient(ArithmeticError):
+    """A gradient is NaN or infinite; nothing was updated."""
+
+
+def build_optimizer(
+    name: str, model: nn.Module, guide: nn.Module, *, lr: float, scale_lr_factor: float = 1.0, beta2: float = 0.99999
+) -> torch.optim.Optimizer:
+    """An optimizer over the model's point estimates and the guide's parameters.
+
+    Args:
+        scale_lr_factor: the guide's scales learn at this times `lr` (adam and rmsprop).
+        beta2: decay of IVON's curvature.
+
+    Raises:
+        ValueError: ivon, and a guide that has no pairs of loc and unconstrained scale.
+    """
+    named = dict(guide.named_parameters())
+    scales = [value for key, value in named.items() if key.startswith("unconstrained_scale.")]
+    rest = [value for key, value in named.items() if not key.startswith("unconstrained_scale.")]
+    if name == "ivon":
+        pairs = [
+            (value, named.get(f"unconstrained_scale.{key[4:]}")) for key, value in named.items() if key[:4] == "loc."
+        ]
+        if not pairs or len(named) != 2 * len(pairs):
+            raise ValueError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
+        optimizer: torch.optim.Optimizer = IVON(pairs, model.parameters(), lr=lr, beta2=beta2)  # type: ignore[arg-type]
+    else:
+        groups = [{"params": [*model.parameters(), *rest], "lr": lr}]
+        if scales:
+            groups.append({"params": scales, "lr": lr * scale_lr_factor})
+        # Keras's constants, with which the study was run: torch's own are alpha 0.99 and eps 1e-8.
+        rmsprop = name == "rmsprop"
+        optimizer = (
+            torch.optim.RMSprop(groups, alpha=0.9, eps=1e-7) if rmsprop else torch.optim.Adam(groups, fused=True)
+        )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, schedule: str, progress: float, *, warmup: float = 0.0) -> None:
+    """Set every group's learning rate for a point of training, `progress` in [0, 1].
+
+    It rises in a line over the first `warmup` of training.
+    """
+    factor = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+    if progress < warmup:
+        factor *= progress / warmup
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+class OneOptimizer(PyroOptim):
+    """Pyro's interface to one torch optimizer over all parameters: Pyro's default of one for each tensor is slow."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
+        self.optimizer, self.clip_norm = optimizer, clip_norm
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def __call__(self, params: object, *args: object, **kwargs: object) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.clip_norm is None:
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
+        if not math.isfinite(norm):
+            raise NonFiniteGradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:
+    """Name what is not finite: the inputs [B, ...], a parameter, a layer's output, or a gradient.
+
+    For a step whose gradients are still in place. Gradients are looked through from the output to the input, the way
+    they go bad.
+    """
+    if not torch.isfinite(x).all():
+        return "the inputs hold NaN or infinite values"
+    named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters()), *model.named_parameters()]
+    for name, value in named:
+        if not torch.isfinite(value).all():
+            return f"the parameter {name} is not finite"
+    if layer := _first_bad_output(model, guide, x):
+        return f"the output of layer {layer} is the first that is not finite"
+    for name, value in reversed(named):
+        if value.grad is not None and not torch.isfinite(value.grad).all():
+            return f"the gradient of {name} is the first that is not finite"
+    return "every parameter and gradient is finite"
+
+
+def _first_bad_output(model: nn.Module, guide: nn.Module, x: Tensor) -> str | None:
+    from pyro import poutine
+
+    found: list[str] = []
+
+    def record(path: str) -> Any:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(path)
+
+        return hook
+
+    layers = [(path, module) for path, module in model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(record(path)) for path, module in layers]
+    try:
+        with torch.no_grad(), poutine.block():
+            poutine.replay(model, trace=poutine.trace(guide).get_trace(x))(x)
+    except (RuntimeError, ValueError):
+        # The layer before the one that failed is what counts.
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

@@ -1,0 +1,94 @@
+"""What a training says of itself: a record for each epoch (log.csv) and for every few steps (steps.csv)."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro.distributions import Categorical
+from pyro.poutine.messenger import Messenger
+
+from ppl_bnn.elbo import Terms
+from ppl_bnn.files import write_text
+
+STEPS_A_RECORD = 50
+
+
+class TrainingLog:
+    """Records of a training, and the sums of those that are not complete yet.
+
+    Attributes:
+        epochs: one record an epoch.
+        steps: one record every 50 steps: step, seconds so far, and the means over those steps.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self.epochs: list[dict[str, float]] = state.get("history", [])
+        self.steps: list[dict[str, float]] = state.get("step_records", [])
+        self._epoch: dict[str, float] = state.get("sums", {})
+        self._window: dict[str, float] = state.get("window", {})
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON: ``TrainingLog(log.state())`` goes on where this one is."""
+        return {"history": self.epochs, "step_records": self.steps, "sums": self._epoch, "window": self._window}
+
+    def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float) -> None:
+        """Add a step of `rows` examples."""
+        parts = {"loss": terms.loss * rows, "nll": terms.nll * rows, "kl": terms.kl * rows, "correct": correct}
+        for sums in (self._epoch, self._window):
+            for name, value in {**parts, "rows": rows, "seconds": seconds}.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if step % STEPS_A_RECORD == 0:
+            before = self.steps[-1]["seconds"] if self.steps else 0.0
+            means = _means(self._window)
+            self.steps.append({"step": step, "seconds": before + self._window["seconds"], **means})
+            self._window = {}
+
+    def end_epoch(self, epoch: int, step: int, *, kl_weight: float, lr: float) -> None:
+        """Close the record of an epoch (counted from 1)."""
+        means = _means(self._epoch)
+        parts = {name: means[name] for name in ("loss", "nll", "kl")}
+        seconds, speed = self._epoch["seconds"], means["samples_per_second"]
+        self.epochs.append(
+            {"epoch": epoch, "step": step, "seconds": seconds, **parts, "kl_weight": kl_weight,
+             "accuracy": means["accuracy"], "lr": lr, "samples_per_second": speed}
+        )  # fmt: skip
+        self._epoch = {}
+
+    def write(self, folder: Path) -> None:
+        """Write log.csv and steps.csv."""
+        write_text(folder / "log.csv", _as_csv(self.epochs))
+        if self.steps:
+            write_text(folder / "steps.csv", _as_csv(self.steps))
+
+    def __str__(self) -> str:
+        means = _means(self._epoch) if self._epoch else self.epochs[-1]
+        parts = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "nll", "kl", "accuracy"))
+        return f"{parts}, {means['samples_per_second']:.0f} samples/s"
+
+
+class BatchAccuracy(Messenger):
+    """Pyro handler: reads off the last step's correct answers where the observed site is categorical."""
+
+    correct = math.nan
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] and isinstance(msg["fn"], Categorical):
+            self.correct = float((msg["fn"].logits.argmax(-1) == msg["value"]).sum())
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    rows = sums["rows"]
+    means = {name: sums[name] / rows for name in ("loss", "nll", "kl")}
+    return {**means, "accuracy": sums["correct"] / rows, "samples_per_second": rows / sums["seconds"]}
+
+
+def _as_csv(records: Sequence[Mapping[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
