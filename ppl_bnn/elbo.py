@@ -13,6 +13,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_bnn.models.evaluating import evaluating
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -89,7 +91,7 @@ def kl_by_site(model: Callable, guide: Callable, *args: object) -> dict[str, flo
 
     Where the prior has no closed form it is the objective's estimate from one draw of each weight.
     """
-    with poutine.block(), pyro.get_param_store().scope():
+    with evaluating(model), poutine.block(), pyro.get_param_store().scope():
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
     return {

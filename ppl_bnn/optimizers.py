@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
@@ -106,8 +107,6 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:
 
 
 def _first_bad_output(model: nn.Module, guide: nn.Module, x: Tensor) -> str | None:
-    from pyro import poutine
-
     found: list[str] = []
 
     def record(path: str) -> Any:
@@ -120,6 +119,7 @@ def _first_bad_output(model: nn.Module, guide: nn.Module, x: Tensor) -> str | No
     layers = [(path, module) for path, module in model.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(record(path)) for path, module in layers]
     try:
+        # In training mode, where it happened: batch norm's statistics of a step that failed do not matter any more.
         with torch.no_grad(), poutine.block():
             poutine.replay(model, trace=poutine.trace(guide).get_trace(x))(x)
     except (RuntimeError, ValueError):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ppl_bnn import metrics
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.training import Interrupted
 
 
@@ -125,16 +126,11 @@ def draw_logits(
     net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, num_samples: int, seed: int = 0, batch_size: int = 2000
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    training = net.training
-    net.eval()
-    try:
-        for index in range(num_samples):
-            with torch.no_grad(), pyro.get_param_store().scope():
-                conditioned = poutine.condition(net, data=guide.draw(index, seed=seed))
-                logits = torch.cat([conditioned(batch) for batch in x.split(batch_size)])
-            yield logits
-    finally:
-        net.train(training)
+    for index in range(num_samples):
+        with evaluating(net), pyro.get_param_store().scope():
+            conditioned = poutine.condition(net, data=guide.draw(index, seed=seed))
+            logits = torch.cat([conditioned(batch) for batch in x.split(batch_size)])
+        yield logits
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

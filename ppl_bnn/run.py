@@ -1,4 +1,4 @@
-"""The command line: train, predict, prune and report a run.
+"""The command line: train, look at, predict with, prune and report a run.
 
     python -m ppl_bnn.run runs/mnist-fc
     python -m ppl_bnn.run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
@@ -154,8 +154,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--stages",
         type=str,
-        default="train,predict,prune,report",
-        help="which of summary, train, predict, prune, report",
+        default="train,posterior,predict,prune,report",
+        help="which of summary, train, posterior, predict, prune, report",
     )
     parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
     parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")

@@ -1,5 +1,6 @@
-"""The stages of a run: summary, train, predict, prune, report. Each reads and writes the run's out folder."""
+"""The stages of a run: summary, train, posterior, predict, prune, report. Each works in the run's out folder."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -16,11 +17,14 @@ from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.models import render
+from ppl_bnn.plots_posterior import draw_posterior
+from ppl_bnn.posterior import layer_posteriors, verdict
+from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.pruning import sweep
 from ppl_bnn.training import SETTINGS, fit
 
-STAGES = ("summary", "train", "predict", "prune", "report")
+STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,22 @@ def train(run: Experiment) -> None:
         "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum, accuracy %.4f",
         len(history), seconds, last["loss"], last["nll"], last["kl"], last["accuracy"],
     )  # fmt: skip
+
+
+def posterior(run: Experiment) -> None:
+    """Say, layer by layer, how far the posterior has come from its start; write posterior.json and a figure."""
+    if not run.guide.sites:
+        log.info("posterior: skipped, a deterministic network has none")
+        return
+    run.restored("step-00000000")
+    initial = copy.deepcopy(run.guide)
+    state = run.restored(run.config.predict.checkpoint)
+    layers = layer_posteriors(run.model, run.guide, initial, *run.example())
+    content = {"step": state.step, "verdict": verdict(layers), "layers": [dataclasses.asdict(row) for row in layers]}
+    write_text(run.out / "posterior.json", json.dumps(content, indent=2) + "\n")
+    title = f"{run.config.model.name} on {run.train_images.title}, step {state.step}"
+    draw_posterior(layers, title, run.out / "figures" / "posterior.png")
+    log.info("posterior: at step %d\n%s", state.step, render_posterior(layers))
 
 
 def predict(run: Experiment) -> None:
@@ -163,6 +183,8 @@ def report(run: Experiment) -> None:
         metrics["pruning"] = [
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
         ]
+    if (run.out / "posterior.json").exists():
+        metrics["posterior"] = json.loads((run.out / "posterior.json").read_text(encoding="utf-8"))
     write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
     log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")

@@ -1,6 +1,7 @@
 """The guide and the estimators, against closed forms and against independent weight draws."""
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -9,9 +10,17 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from torch import nn
+from torch.distributions import kl_divergence
 
 from ppl_bnn import Classifier, Flipout, LocalReparameterization, MeanFieldNormal, bayesian, build
-from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.guides import ESTIMATORS, GroupedFlips
+from ppl_bnn.guides.normal import (
+    SMALLEST_SCALE,
+    FactorizedNormal,
+    compiled_arithmetic,
+    inverse_scale,
+    standard_normal,
+)
 
 X, Y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
 
@@ -126,7 +135,7 @@ def test_draws_have_the_guides_moments():
     assert abs(z.var().item() - 1) < 5 * math.sqrt(2 / z.numel())
 
 
-@pytest.mark.parametrize("estimator", ["plain", "flipout", "local"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
 @pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV], ids=["linear", "conv"])
 def test_per_example_mean_and_variance_are_those_of_independent_weight_draws(estimator, layer, x):
     net, guide = layer_and_guide(layer, x)
@@ -194,8 +203,8 @@ def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
 
 @pytest.mark.parametrize(
     ("estimator", "layer", "x"),
-    [("flipout", *LINEAR), ("flipout", *CONV), ("local", *LINEAR)],
-    ids=["flipout-linear", "flipout-conv", "local-linear"],
+    [("flipout", *LINEAR), ("flipout", *CONV), ("groups", *LINEAR), ("groups", *CONV), ("local", *LINEAR)],
+    ids=["flipout-linear", "flipout-conv", "groups-linear", "groups-conv", "local-linear"],
 )
 def test_gradients_have_the_plain_estimators_mean(estimator, layer, x):
     net, guide = layer_and_guide(layer, x)
@@ -217,6 +226,112 @@ def test_gradients_have_the_plain_estimators_mean(estimator, layer, x):
     error = ((plain.var(0) + other.var(0)) / len(plain)).sqrt()
     assert ((plain.mean(0) - other.mean(0)) / error).abs().max() < 5
     assert plain.mean(0).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV], ids=["linear", "conv"])
+def test_groups_share_noise_pairs_oppose_and_other_pairs_are_uncorrelated(layer, x):
+    same = x[:1].expand(8, *x.shape[1:])
+    net, guide = layer_and_guide(layer, same)
+    found = outputs(net, guide, same, "groups", 4000).flatten(2)
+    mean = F.conv2d if layer.weight.dim() == 4 else F.linear
+    loc = guide.loc_scale("0.weight")[0].detach()
+    settings = (None, 1, 1) if layer.weight.dim() == 4 else ()
+    bias = net[0]._parameters["bias"].detach().view(-1, *[1] * (x.dim() - 2))
+    noise = found - (mean(same[:1], loc, *settings) + bias).flatten(1)
+    # Four groups of two: 0 0 1 1 2 2 3 3.
+    torch.testing.assert_close(noise[:, 0], noise[:, 1])
+    torch.testing.assert_close(noise[:, 0], -noise[:, 2])
+    torch.testing.assert_close(noise[:, 4], -noise[:, 6])
+    products = (noise[:, 0] * noise[:, 4]).mean(0)
+    z = products / ((noise[:, 0] * noise[:, 4]).std(0) / math.sqrt(len(noise)))
+    assert z.abs().max() < 5
+    # The second pair is not the first in disguise: with one sign for all weights it would be + or - the same.
+    assert (noise[:, 0].abs() - noise[:, 4].abs()).abs().max() > 0.1
+
+
+def test_groups_take_batches_of_any_size():
+    for examples in (1, 2, 3, 5):
+        x = LINEAR[1][:examples]
+        net, guide = layer_and_guide(LINEAR[0], x)
+        assert outputs(net, guide, x, "groups", 1).shape == (1, examples, 4)
+    with pytest.raises(ValueError, match="at least 2"):
+        GroupedFlips(1)
+
+
+def test_the_guides_distribution_is_an_independent_normal():
+    u = torch.linspace(-20, 30, 60).double().view(3, 20).requires_grad_()
+    loc = torch.randn(3, 20).double().requires_grad_()
+    q = FactorizedNormal(loc, u)
+    scale = F.softplus(u, threshold=1e9) + SMALLEST_SCALE
+    reference = dist.Normal(loc, scale).to_event(2)
+    torch.testing.assert_close(q.scale, scale)
+    torch.testing.assert_close(inverse_scale(q.scale.detach()), u.detach(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(q.entropy(), reference.entropy())
+    value = torch.randn(3, 20).double()
+    torch.testing.assert_close(q.log_prob(value), reference.log_prob(value))
+    weights = torch.randn(3, 20).double()
+    expected = torch.autograd.grad((scale * weights).sum(), u)[0]
+    torch.testing.assert_close(torch.autograd.grad((q.scale * weights).sum(), u)[0], expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("prior_scale", [0.5, torch.rand(4, 6, 3, 3) + 0.5], ids=["scalar", "full"])
+def test_the_kl_and_its_gradient_are_torchs(prior_scale, compiled):
+    prior = dist.Normal(0.3, prior_scale)
+    prior = (prior if prior.batch_shape else prior.expand([4, 6, 3, 3])).to_event(4)
+    loc, u = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3) - 3
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [part.contiguous(memory_format=layout).requires_grad_() for part in (loc, u)]
+        scale = F.softplus(leaves[1]) + SMALLEST_SCALE
+        expected = kl_divergence(dist.Normal(leaves[0], scale).to_event(4), prior)
+        with compiled_arithmetic() if compiled else nullcontext():
+            found = kl_divergence(FactorizedNormal(*leaves), prior)
+            gradients = torch.autograd.grad(2 * found, leaves)
+        torch.testing.assert_close(found, expected)
+        # The compiler's sigmoid has fewer digits.
+        close = {"rtol": 1e-4, "atol": 1e-6} if compiled else {}
+        for one, other in zip(gradients, torch.autograd.grad(2 * expected, leaves), strict=True):
+            torch.testing.assert_close(one, other, **close)
+
+
+def test_noise_is_standard_normal_and_the_same_for_any_number_of_threads():
+    like = torch.empty(600, 700, 2, 2).contiguous(memory_format=torch.channels_last)
+    found, threads = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(3)
+        found.append(standard_normal(like))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], standard_normal(like))
+    flat = found[0].permute(0, 2, 3, 1).flatten().double()
+    n = flat.numel()
+    assert abs(flat.mean()) < 5 / math.sqrt(n)
+    assert abs(flat.var() - 1) < 5 * math.sqrt(2 / n)
+    assert abs((flat**4).mean() - 3) < 5 * math.sqrt(96 / n)
+    # No chunk repeats another, and neighbouring chunks are uncorrelated.
+    chunks = flat[: 6 * 2**18].view(6, -1)
+    correlation = (chunks @ chunks.T / 2**18 - torch.eye(6)).abs().max()
+    assert correlation < 0.02
+
+
+def test_moped_starts_each_scale_in_proportion_to_its_weight():
+    guide = MeanFieldNormal(
+        Classifier(build("bnn-fc"), 100), X, Y, init_loc="he", init_scale=1e-3, init_jitter=0.0, init_relative_scale=0.2
+    )
+    loc, scale = guide.loc_scale("fc1.weight")
+    torch.testing.assert_close(scale, (0.2 * loc.abs()).clamp_min(1e-5), rtol=1e-3, atol=1e-8)
+    with pytest.raises(ValueError, match="init_relative_scale"):
+        MeanFieldNormal(Classifier(build("bnn-fc"), 100), X, Y, init_relative_scale=0.0)
+
+
+def test_building_a_guide_leaves_batch_norm_alone():
+    net = bayesian(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    # One example is enough: in training mode batch norm would refuse it.
+    MeanFieldNormal(net, torch.ones(1, 3))
+    assert net[1].num_batches_tracked == 0
+    assert net[1].training
 
 
 def test_flipout_leaves_weights_that_are_not_the_guides_alone():

@@ -1,3 +1,5 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -5,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_bnn import Classifier, GaussianScaleMixture, bayesian, build
+from ppl_bnn import Classifier, GaussianScaleMixture, MeanFieldNormal, bayesian, build, fit
 from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, parse_prior, render
 
 DIGITS = torch.zeros(2, 1, 28, 28)
@@ -29,6 +31,78 @@ def counts(net, x=DIGITS):
 def test_parameter_counts_are_the_studys(name, deterministic, total):
     net = build(name, deterministic=deterministic)
     assert counts(net) == (total, total)
+
+
+@pytest.mark.parametrize(
+    ("name", "deterministic", "total", "trainable"),
+    [
+        ("vgg16", False, 18_829_066, 18_823_178),
+        ("vgg16", True, 9_421_898, 9_416_010),
+        ("resnet18", False, 9_814_026, 9_810_058),
+        ("resnet18", True, 4_912_458, 4_908_490),
+    ],
+)
+def test_parameter_counts_of_the_large_networks_are_the_studys(name, deterministic, total, trainable):
+    net = build(name, deterministic=deterministic)
+    assert counts(net, torch.zeros(2, 3, 32, 32)) == (total, trainable)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_digits_are_padded_to_32(name):
+    net = build(name, image_shape=(1, 28, 28), deterministic=True).eval()
+    padded = build(name, image_shape=(1, 32, 32), deterministic=True).eval()
+    padded.load_state_dict(net.state_dict())
+    x = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(net(x), padded(nn.functional.pad(x, (2, 2, 2, 2))))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("vgg16", (3, 64, 64), r"vgg16 takes images of shape \[C, 32, 32\] or \[C, 28, 28\], got \[3, 64, 64\]"),
+        ("resnet18", (3, 28, 32), r"resnet18 takes images .*, got \[3, 28, 32\]"),
+        ("bnn-fc", (3, 32, 32), r"bnn-fc takes images of shape \[1, 28, 28\], got \[3, 32, 32\]"),
+        ("bnn-conv", (3, 28, 28), r"bnn-conv takes images"),
+    ],
+)
+def test_images_that_do_not_fit_a_network(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, image_shape=shape)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11"])
+def test_torchvisions_networks_become_bayesian_in_one_call(name):
+    import torchvision
+
+    net = getattr(torchvision.models, name)(num_classes=10)
+    if name == "vgg11":
+        # As for small images: its own head is made for 224x224 and holds 120 million weights.
+        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 10)
+    shape = (2, 3, 32, 32)
+    x, y = torch.rand(shape), torch.tensor([0, 1])
+    bnn = bayesian(net, dist.Normal(0.0, 0.1))
+    weights = {path for path, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    model = Classifier(bnn, 2)
+    guide = MeanFieldNormal(model, x, y, init_loc=net.state_dict(), init_relative_scale=0.1)
+    assert {site.removesuffix(".weight") for site in guide.sites} == weights
+    conditioned = poutine.condition(bnn.eval(), data={site: guide.loc_scale(site)[0] for site in guide.sites})
+    torch.testing.assert_close(conditioned(x), net.eval()(x))
+    history = fit(model, guide, x, y, epochs=2, estimator="groups", progress=False)
+    assert all(math.isfinite(row["loss"]) for row in history)
+
+
+def test_multiply_adds_are_those_of_the_shapes():
+    rows = layer_table(build("vgg16", deterministic=True), torch.zeros(1, 3, 32, 32))
+    convolution = sum(
+        9 * inputs * outputs * size * size
+        for inputs, outputs, size in [
+            (3, 64, 32), (64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), (256, 256, 8),
+            (256, 512, 4), (512, 512, 4), (512, 512, 2), (512, 512, 2),
+        ]
+    )  # fmt: skip
+    assert sum(row.multiply_adds for row in rows) == convolution + 5120
+    strided = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(96, 5))
+    assert [row.multiply_adds for row in layer_table(strided, torch.zeros(3, 4, 8, 8))] == [16 * 6 * 2 * 9, 0, 480]
 
 
 def test_summary_shows_shapes_and_totals():

@@ -67,7 +67,8 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert code == 0
     out = run_folder / "out"
     assert {path.name for path in out.iterdir()} == {
-        "config.yaml", "log.csv", "checkpoints", "predictive.nc", "pruning.nc", "metrics.json", "figures",
+        "config.yaml", "log.csv", "checkpoints", "posterior.json", "predictive.nc", "pruning.nc", "metrics.json",
+        "figures",
     }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["run"] == "tiny"
@@ -83,7 +84,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert [row["pruned_fraction"] for row in metrics["pruning"]] == sorted(
         row["pruned_fraction"] for row in metrics["pruning"]
     )
-    assert len(list((out / "figures").glob("*.png"))) == 6
+    assert len(list((out / "figures").glob("*.png"))) == 7
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
 
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}
@@ -160,8 +161,15 @@ def test_help_teaches_and_print_config_resolves():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("runs/*/config.yaml")), ids=lambda path: path.parent.name)
-def test_every_run_that_is_shipped_is_valid(path, data_dir, capsys):
-    assert main([str(path.parent), "--stages", "summary", "--data.dir", str(data_dir)]) == 0
+def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
+    import numpy as np
+    from test_data import jpegs
+
+    arguments = ["--stages", "summary", "--data.dir", str(data_dir)]
+    if path.parent.name.startswith(("cifar10", "study-cifar10")):
+        np.savez(tmp_path / "c.npz", **jpegs()[0])
+        arguments += ["--data.file", str(tmp_path / "c.npz")]
+    assert main([str(path.parent), *arguments]) == 0
 
 
 @pytest.mark.parametrize(
@@ -178,12 +186,12 @@ def test_every_run_that_is_shipped_is_valid(path, data_dir, capsys):
         (["--train.seed", str(2**64)], ["train.seed must be at least 0 and below 2^63"]),
         (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
         (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
-        (["--model.name", "lenet"], ["model.name must be one of bnn-fc, bnn-conv; got 'lenet'"]),
+        (["--model.name", "lenet"], ["model.name must be one of bnn-fc, bnn-conv, vgg16, resnet18; got 'lenet'"]),
         (["--data.name", "svhn"], ["data.name must be one of mnist"]),
-        (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, local"]),
+        (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, groups, local"]),
         (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
         (["--guide.init_loc", "xavier"], ["guide.init_loc must be a finite number or 'he'"]),
-        (["--stages", "train,dance"], ["unknown stage 'dance'", "summary, train, predict, prune, report"]),
+        (["--stages", "train,dance"], ["unknown stage 'dance'", "summary, train, posterior, predict, prune, report"]),
         (["--device", "tpu9"], ["device 'tpu9' cannot be used"]),
         (["--stages", "predict"], ["no checkpoint", "run the train stage first"]),
         (["--stages", "report"], ["no checkpoint", "run the train stage first"]),
@@ -290,7 +298,7 @@ def test_damaged_results_are_named_and_kept(call, run_folder):
 def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     """A limit on file size is what a full disk is to the writer: the checkpoint does not fit."""
     command = training_command(run_folder)
-    limited = ["bash", "-c", f"ulimit -f 2000; exec {' '.join(command)}"]
+    limited = ["bash", "-c", f"ulimit -f 4000; exec {' '.join(command)}"]
     result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
@@ -347,27 +355,43 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tm
         assert torch.equal(tensor, uncut[name]), name
 
 
-def test_a_kill_leaves_a_run_that_goes_on(run_folder):
-    command = [*training_command(run_folder), "--train.epochs", "30"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(run_folder, tmp_path):
+    settings = ["--train.epochs", "12", "--train.checkpoint_minutes", "0.001", "--train.keep_checkpoints", "3"]
+    command = [*training_command(run_folder), *settings, "--threads", "1"]
+    whole = [*command, "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
     checkpoints = run_folder / "out" / "checkpoints"
-    deadline = time.monotonic() + 90
-    while not checkpoint.saved(checkpoints) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    before = checkpoint.load(checkpoint.find(checkpoints)).step
+    for steps in (0, 13, 50):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            if (found := checkpoint.saved(checkpoints)) and checkpoint.step_of(found[-1]) >= steps:
+                break
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    before = checkpoint.step_of(checkpoint.find(checkpoints))
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert before < 180
-    assert checkpoint.load(checkpoint.find(checkpoints)).step == 180
     assert f"going on from step-{before:08d}" in result.stderr
+    assert 50 <= before < 72
+    cut, uncut = (checkpoint.load(checkpoint.find(folder)) for folder in (checkpoints, tmp_path / "whole/checkpoints"))
+    assert cut.tensors.keys() == uncut.tensors.keys()
+    assert all(torch.equal(tensor, uncut.tensors[name]) for name, tensor in cut.tensors.items())
+    for name in ("history", "step_records"):
+        cut_rows, uncut_rows = (
+            [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in state.meta[name]]
+            for state in (cut, uncut)
+        )
+        assert cut_rows == uncut_rows
+    assert len(checkpoint.saved(checkpoints)) == 4
+    assert (run_folder / "out" / "log.csv").exists()
 
 
 def test_a_divergence_exits_1_with_one_line(call):
     code, lines = call("--stages", "train", "--train.lr", "1e30")
     assert code == 1
-    assert "error: the loss became" in lines[-1]
+    assert "error: training went bad at step" in lines[-1]
     assert "Traceback" not in "\n".join(lines)
 
 
@@ -378,6 +402,5 @@ def test_the_network_must_fit_the_images(call, tmp_path):
     np.savez(tmp_path / "c.npz", **jpegs()[0])
     assert_refused(
         call("--data.name", "cifar10", "--data.file", tmp_path / "c.npz"),
-        "bnn-fc cannot take cifar10's images",
-        "[3, 32, 32]",
+        "bnn-fc takes images of shape [1, 28, 28], got [3, 32, 32]",
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
+from ppl_bnn.models.evaluating import evaluating
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
 
@@ -130,7 +131,8 @@ def draw_seed(seed: int, index: int) -> int:
 
 def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, Tensor]:
     # The forked generator keeps the run's random numbers the same whatever the prior draws here.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block(), pyro.get_param_store().scope():
+    fork = torch.random.fork_rng(devices=[])
+    with evaluating(model), fork, poutine.block(), pyro.get_param_store().scope():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     sites = {}
     for name, node in trace.nodes.items():

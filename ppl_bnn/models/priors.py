@@ -170,11 +170,16 @@ def _parse_one(text: str) -> TorchDistribution:
         ) from None
 
 
+def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.Distribution:
+    """The distribution of each single weight, which broadcasts to the site's shape."""
+    while isinstance(prior, dist.Independent | ExpandedDistribution):
+        prior = prior.base_dist
+    return prior
+
+
 def prior_text(prior: TorchDistribution) -> str:
     """A prior in words, such as ``Normal(loc=0, scale=0.1)``: equal texts are equal priors."""
-    base = prior
-    while isinstance(base, dist.Independent | ExpandedDistribution):
-        base = base.base_dist
+    base = elementwise(prior)
     values = {name: getattr(base, name) for name in base.arg_constraints if name in vars(base)}
     return f"{type(base).__name__}({', '.join(f'{name}={_number(value)}' for name, value in values.items())})"
 

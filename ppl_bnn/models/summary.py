@@ -1,22 +1,25 @@
 """The layer table: output shapes and parameter counts, as the study's tables count them."""
 
+import math
 from dataclasses import dataclass
 
 import pyro
-import torch
 from pyro import poutine
 from torch import Tensor, nn
+
+from ppl_bnn.models.evaluating import evaluating
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its path, class, output shape without the batch, and its parameter counts."""
+    """One layer: its path, class, output shape without the batch, parameter counts, and multiply-adds an image."""
 
     layer: str
     kind: str
     output_shape: tuple[int, ...]
     trainable: int
     non_trainable: int
+    multiply_adds: int
 
 
 def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
@@ -29,19 +32,17 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
 
     def record(path: str, module: nn.Module):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            rows.append(Row(path, type(module).__name__.removeprefix("Pyro"), tuple(output.shape[1:]), *_count(module)))
+            kind, shape = type(module).__name__.removeprefix("Pyro"), tuple(output.shape[1:])
+            rows.append(Row(path, kind, shape, *_count(module), _multiply_adds(module, math.prod(shape))))
 
         return module.register_forward_hook(hook)
 
     leaves = [(path, module) for path, module in net.named_modules() if not list(module.children())]
     hooks = [record(path or type(net).__name__, module) for path, module in leaves]
-    training = net.training
-    net.eval()
     try:
-        with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
+        with evaluating(net), poutine.block(), pyro.get_param_store().scope():
             net(x)
     finally:
-        net.train(training)
         for hook in hooks:
             hook.remove()
     return rows
@@ -49,30 +50,40 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
 
 def render(rows: list[Row]) -> str:
     """The table as text, with total, trainable and non-trainable counts under it."""
-    header = ("Layer", "Type", "Output shape", "Parameters")
+    header = ("Layer", "Type", "Output shape", "Parameters", "Multiply-adds")
     cells = [
-        (row.layer, row.kind, " x ".join(map(str, row.output_shape)), f"{row.trainable + row.non_trainable:,}")
+        (row.layer, row.kind, " x ".join(map(str, row.output_shape)),
+         f"{row.trainable + row.non_trainable:,}", f"{row.multiply_adds:,}")
         for row in rows
-    ]
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(4)]
+    ]  # fmt: skip
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(5)]
 
     def line(row: tuple[str, ...]) -> str:
-        return "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)), row[3].rjust(widths[3])]
-        )
+        left = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
+        return "  ".join([*left, *(cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True))])
 
     rule = "-" * len(line(header))
     trainable, fixed = sum(row.trainable for row in rows), sum(row.non_trainable for row in rows)
-    totals = [("Total", trainable + fixed), ("Trainable", trainable), ("Non-trainable", fixed)]
+    operations = sum(row.multiply_adds for row in rows)
+    totals = [
+        ("Total parameters", trainable + fixed), ("Trainable parameters", trainable),
+        ("Non-trainable parameters", fixed), ("Multiply-adds an image", operations),
+    ]  # fmt: skip
     return "\n".join(
         [
             line(header),
             rule,
             *map(line, cells),
             rule,
-            *(f"{name + ' parameters:':26}{count:>14,}" for name, count in totals),
+            *(f"{name + ':':26}{count:>16,}" for name, count in totals),
         ]
     )
+
+
+def _multiply_adds(module: nn.Module, outputs: int) -> int:
+    if isinstance(module, nn.Conv2d):
+        return outputs * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+    return outputs * module.in_features if isinstance(module, nn.Linear) else 0
 
 
 def _count(module: nn.Module) -> tuple[int, int]:
