@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ppl_bnn.files import written_atomically
 from ppl_bnn.posterior import LayerPosterior, verdict
@@ -24,11 +26,11 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
         axis.hlines(rows, start, end, color="0.75", linewidth=2)
         axis.plot(start, rows, "o", color="C0", markerfacecolor="white", label="at the start")
         axis.plot(end, rows, "o", color="C0", label="now")
-        axis.set(xscale="log", xlabel=label)
+        _logarithmic(axis, label)
     low, middle, high = np.array([layer.snr for layer in layers]).clip(1e-4).T
     axes[2].hlines(rows, low, high, color="C1", linewidth=4, alpha=0.5, label="5% to 95%")
     axes[2].plot(middle, rows, "o", color="C1", label="median")
-    axes[2].set(xscale="log", xlabel="signal-to-noise ratio |loc| / scale")
+    _logarithmic(axes[2], "signal-to-noise ratio |loc| / scale")
     for offset, name, label, colour in (
         (0.2, "at_prior", "at the prior", "C2"),
         (-0.2, "nearly_deterministic", "nearly deterministic", "C3"),
@@ -41,6 +43,14 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _logarithmic(axis: Axes, label: str) -> None:
+    axis.set(xscale="log", xlabel=label)
+    # A range of less than a decade needs labels between the powers of ten, and only a few.
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _wrapped(text: str) -> str:

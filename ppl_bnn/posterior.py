@@ -13,8 +13,8 @@ from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.priors import elementwise
 
-# A weight is at its prior where q and p differ by less than this; a layer has moved where the median scale changed
-# by more than the second (a factor, as |log ratio|).
+# A weight is at its prior where its KL is this close to the least that a Normal can have; a layer has moved where the
+# median scale changed by more than the second (a factor, as |log ratio|).
 AT_PRIOR, MOVED = 0.05, 0.1
 # Nearly deterministic: noise below this share of the layer's root mean square loc.
 QUIET = 0.01
@@ -30,7 +30,8 @@ class LayerPosterior:
         scale_moved: median over the weights of |log(scale / initial scale)|; 0.1 is ten per cent.
         kl, initial_kl: KL(q || p), nats a weight.
         snr: 5%, 50% and 95% quantile of |loc| / scale.
-        at_prior: share of the weights with a KL below 0.05 nats.
+        at_prior: share of the weights whose KL is within 0.05 nats of the least a Normal can have with that prior
+            (0 for a Normal prior).
         nearly_deterministic: share of the weights with a scale below 1% of the layer's root mean square loc.
     """
 
@@ -126,7 +127,7 @@ def _layer(
         kl=float(kl.mean()),
         initial_kl=float(initial_kl.mean()),
         snr=(low, middle, high),
-        at_prior=float((kl < AT_PRIOR).float().mean()),
+        at_prior=float((kl < _least_kl(prior) + AT_PRIOR).float().mean()),
         nearly_deterministic=float((scale < QUIET * loc.square().mean().sqrt()).float().mean()),
     )
 
@@ -139,3 +140,12 @@ def _kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distrib
         at = torch.add(loc, scale, alpha=math.sqrt(2) * float(node))
         total = total - float(weight) / math.sqrt(math.pi) * base.log_prob(at)
     return total
+
+
+def _least_kl(prior: torch.distributions.Distribution) -> float:
+    base = elementwise(prior)
+    if base.batch_shape.numel() > 1 or isinstance(base, torch.distributions.Normal):
+        return 0.0
+    scales = torch.logspace(-6, 4, 500, device=base.sample().device)
+    loc = torch.as_tensor(getattr(base, "loc", 0.0)).to(scales)
+    return float(_kl_by_weight(loc.expand_as(scales), scales, prior).min())

@@ -48,6 +48,11 @@ CONV = (
     torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(2)).double(),
 )
 
+GROUPED = (
+    nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(3)).double(),
+)
+
 
 def test_the_guide_finds_the_sites_and_its_parameters_exist():
     model = Classifier(build("bnn-fc"), 100)
@@ -136,12 +141,12 @@ def test_draws_have_the_guides_moments():
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
-@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV], ids=["linear", "conv"])
+@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV, GROUPED], ids=["linear", "conv", "grouped-conv"])
 def test_per_example_mean_and_variance_are_those_of_independent_weight_draws(estimator, layer, x):
     net, guide = layer_and_guide(layer, x)
     loc, scale = (value.detach() for value in guide.loc_scale("0.weight"))
     function = F.conv2d if layer.weight.dim() == 4 else F.linear
-    settings = (None, 1, 1) if layer.weight.dim() == 4 else ()
+    settings = (None, 1, 1, 1, layer.groups) if layer.weight.dim() == 4 else ()
     bias = net[0]._parameters["bias"].detach().view(-1, *[1] * (x.dim() - 2))
     mean = function(x, loc, *settings) + bias
     variance = function(x.square(), scale.square(), *settings)

@@ -77,9 +77,12 @@ def test_the_studys_start_is_called_what_it_is():
     assert text in render(layers)
 
 
-def test_a_posterior_at_its_prior_is_called_that():
-    model, guide = posterior(dist.Normal(0.0, 0.5))
-    at_prior = moved(guide, 10.0)
+@pytest.mark.parametrize(
+    ("prior", "factor"), [(dist.Normal(0.0, 0.5), 10.0), (dist.StudentT(1.0, 0.0, 0.3), 9.0)], ids=str
+)
+def test_a_posterior_at_its_prior_is_called_that(prior, factor):
+    model, guide = posterior(prior)
+    at_prior = moved(guide, factor)
     with torch.no_grad():
         for loc in at_prior.loc.parameters():
             loc.zero_()
