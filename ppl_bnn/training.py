@@ -185,7 +185,8 @@ def fit(
                 set_lr(torch_optimizer, lr_schedule, step / steps, warmup=lr_warmup)
                 batch = _batch(x, rows, augment)
                 try:
-                    svi.step(batch, y[rows])
+                    if not math.isfinite(svi.step(batch, y[rows])):
+                        raise NonFiniteGradient
                 except NonFiniteGradient:
                     terms, where = elbo.terms, first_gone_bad(model, guide, batch)
                     raise Diverged(

@@ -201,7 +201,9 @@ def _compile(function: Callable) -> Callable:
 def _flat(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     if tensor.stride() != strides:
         tensor = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
+    # Not a view: the compiler would look at the shape behind it, and compile anew for each.
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))  # type: ignore[call-overload]
 
 
 @register_kl(FactorizedNormal, Distribution)
