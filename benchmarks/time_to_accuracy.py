@@ -1,0 +1,102 @@
+"""How long trainings took to an accuracy, and their test metrics against time: a BNN beside its deterministic twin.
+
+python benchmarks/time_to_accuracy.py runs/cifar10-vgg16-cnn/out runs/cifar10-vgg16/out --figure learning.png
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ppl_bnn import checkpoint, predict
+from ppl_bnn import config as configs
+from ppl_bnn.config import Config, DataConfig, GuideConfig, ModelConfig, PredictConfig, PruningConfig, TrainConfig
+from ppl_bnn.experiment import Experiment
+from ppl_bnn.memory import keep_freed_memory
+
+_PARTS = {
+    "data": DataConfig, "model": ModelConfig, "guide": GuideConfig, "train": TrainConfig, "predict": PredictConfig,
+    "pruning": PruningConfig,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print both tables, and draw them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "out", nargs="+", type=Path, help="out folders of runs; the first is what others are divided by"
+    )
+    parser.add_argument("--accuracies", default="0.4,0.6", help="training accuracies to reach (default: 0.4,0.6)")
+    parser.add_argument("--num_samples", type=int, default=10, help="posterior draws of a checkpoint (default: 10)")
+    parser.add_argument("--num_test", type=int, default=2000, help="test images, the first so many (default: 2000)")
+    parser.add_argument("--figure", type=Path, help="draw training accuracy and the test metrics against time as PNG")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    steps = {folder: _steps(folder) for folder in options.out}
+    base: dict[float, dict[str, float]] = {}
+    print(
+        "| run | training accuracy | step | seconds | steps, x first | seconds, x first |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for folder, rows in steps.items():
+        for accuracy in map(float, options.accuracies.split(",")):
+            found = next((row for row in rows if row["accuracy"] >= accuracy), None)
+            if found is None:
+                print(f"| {folder} | {accuracy:g} | not reached | | | |")
+                continue
+            first = base.setdefault(accuracy, found)
+            ratios = (f"{found[name] / first[name]:.2f}" for name in ("step", "seconds"))
+            print(f"| {folder} | {accuracy:g} | {found['step']:.0f} | {found['seconds']:.0f} | {' | '.join(ratios)} |")
+    print(
+        "\n| run | step | training s | draws | test accuracy | NLL | ECE |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+    tested = {folder: _tested(folder, steps[folder], options) for folder in options.out}
+    if options.figure:
+        _draw(steps, tested, options.figure)
+
+
+def _steps(folder: Path) -> list[dict[str, float]]:
+    with (folder / "steps.csv").open(encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Namespace) -> list[dict[str, float]]:
+    settings = configs.read(folder / "config.yaml")
+    parts: dict[str, Any] = {name: kind(**settings.pop(name)) for name, kind in _PARTS.items()}
+    run = Experiment(folder.name, Config(**parts, **settings), folder, lambda: False, progress=False)
+    x, y = (part[: options.num_test] for part in run.test_tensors())
+    found = []
+    for path in checkpoint.saved(folder / "checkpoints")[1:]:
+        state = run.restored(path.stem)
+        draws = options.num_samples if run.guide.sites else 1
+        metrics = predict(run.model.net, run.guide, x, y, num_samples=draws, progress=False).summary()
+        # The record nearest in steps: they are 50 apart.
+        seconds = min(steps, key=lambda row: abs(row["step"] - state.step))["seconds"]
+        found.append({"step": state.step, "train_seconds": seconds, **metrics})
+        values = " | ".join(f"{metrics[name]:.4f}" for name in ("accuracy", "nll", "ece"))
+        print(f"| {folder} | {state.step} | {seconds:.0f} | {draws} | {values} |", flush=True)
+    return found
+
+
+def _draw(steps: dict[Path, list[dict[str, float]]], tested: dict[Path, list[dict[str, float]]], path: Path) -> None:
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    axes = figure.subplots(1, 4)
+    for folder, rows in steps.items():
+        name = folder.parent.name if folder.name == "out" else folder.name
+        axes[0].plot([row["seconds"] for row in rows], [row["accuracy"] for row in rows], label=name)
+        for axis, metric in zip(axes[1:], ("accuracy", "nll", "ece"), strict=True):
+            points = tested[folder]
+            axis.plot([row["train_seconds"] for row in points], [row[metric] for row in points], "o-", label=name)
+    labels = ("training accuracy (one draw a step)", "test accuracy", "test NLL (nats per datum)", "test ECE")
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(xlabel="seconds of training", ylabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
