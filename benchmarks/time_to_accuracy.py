@@ -70,7 +70,8 @@ def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Names
     x, y = (part[: options.num_test] for part in run.test_tensors())
     found = []
     for path in checkpoint.saved(folder / "checkpoints")[1:]:
-        state = run.restored(path.stem)
+        state = checkpoint.load(path)
+        checkpoint.restore(state, model=run.model, guide=run.guide)
         draws = options.num_samples if run.guide.sites else 1
         metrics = predict(run.model.net, run.guide, x, y, num_samples=draws, progress=False).summary()
         # The record nearest in steps: they are 50 apart.

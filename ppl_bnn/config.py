@@ -113,7 +113,7 @@ class TrainConfig:
     lr_warmup: float = 0.0
     scale_lr_factor: float = 1.0
     clip_norm: float | None = None
-    estimator: str = "plain"
+    estimator: str = "groups"
     kl_weight: float = 1.0
     kl_schedule: str = "constant"
     kl_ramp: float = 0.5

@@ -67,7 +67,7 @@ def fit(
     lr_warmup: float = 0.0,
     scale_lr_factor: float = 1.0,
     clip_norm: float | None = None,
-    estimator: str = "plain",
+    estimator: str = "groups",
     kl_weight: float | Callable[[float], float] = 1.0,
     num_particles: int = 1,
     augment: str = "none",
