@@ -27,6 +27,9 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
         axis.plot(start, rows, "o", color="C0", markerfacecolor="white", label="at the start")
         axis.plot(end, rows, "o", color="C0", label="now")
         _logarithmic(axis, label)
+        least, most = min(start.min(), end.min()), max(start.max(), end.max())
+        # At least a factor of four, so that what has hardly moved looks it.
+        axis.set_xlim(least / 1.3, max(1.3 * most, 4 * least))
     low, middle, high = np.array([layer.snr for layer in layers]).clip(1e-4).T
     axes[2].hlines(rows, low, high, color="C1", linewidth=4, alpha=0.5, label="5% to 95%")
     axes[2].plot(middle, rows, "o", color="C1", label="median")

@@ -15,7 +15,7 @@ from ppl_bnn.models.priors import elementwise
 
 # A weight is at its prior where its KL is this close to the least that a Normal can have; a layer has moved where the
 # median scale changed by more than the second (a factor, as |log ratio|).
-AT_PRIOR, MOVED = 0.05, 0.1
+AT_PRIOR, MOVED = 0.05, 0.25
 # Nearly deterministic: noise below this share of the layer's root mean square loc.
 QUIET = 0.01
 
