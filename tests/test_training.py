@@ -54,6 +54,17 @@ def test_it_learns(estimator, optimizer):
     assert history[-1]["step"] == 120 * math.ceil(50 / 8)
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"compile": True}, {"lr_warmup": 0.5}], ids=str)
+@pytest.mark.parametrize("optimizer", ["adam", "ivon"])
+def test_other_ways_to_run_a_step_learn_as_well(changes, optimizer):
+    model, guide = small(prior=dist.Normal(0.0, 3.0))
+    lr = 0.01 if optimizer == "adam" else 0.2
+    changes = {"epochs": 60, "lr": lr, "optimizer": optimizer, "kl_weight": 0.1, "estimator": "groups", **changes}
+    history = fit(model, guide, X, Y, **settings(**changes))
+    assert history[-1]["nll"] < 0.8 * history[0]["nll"]
+    assert all(value.dtype == torch.float32 for value in guide.parameters())
+
+
 @pytest.mark.parametrize("prior", ["normal", "laplace", "student_t", "scale_mixture"])
 def test_every_prior_trains(prior):
     from ppl_bnn.models import parse_prior
