@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Normal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
-from ppl_bnn.models.priors import ExpandedDistribution
+from ppl_bnn.models.priors import elementwise
 
 SMALLEST_SCALE = 1.2e-7
 # Numbers of one generator: large enough to hide a thread's start, small enough to share out a large layer.
@@ -208,8 +208,7 @@ def _flat(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 @register_kl(FactorizedNormal, Distribution)
 def _kl(q: FactorizedNormal, p: Distribution) -> Tensor:
-    base = p.base_dist if isinstance(p, Independent) else p
-    base = base.base_dist if isinstance(base, ExpandedDistribution) else base
+    base = elementwise(p)
     if isinstance(base, torch.distributions.Normal) and not (base.loc.requires_grad or base.scale.requires_grad):
         return _NormalKL.apply(q.loc, q.scale, base.loc, base.scale)  # type: ignore[no-untyped-call]
     return kl_divergence(q._independent(), p)
