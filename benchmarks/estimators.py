@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyro
 import torch
-from pyro.infer import SVI
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from ppl_bnn.guides.normal import inverse_scale
 from ppl_bnn.memory import keep_freed_memory
 from ppl_bnn.models import parse_prior
 from ppl_bnn.models.networks import NETWORKS
-from ppl_bnn.optimizers import NonFiniteGradient, OneOptimizer, build_optimizer
+from ppl_bnn.optimizers import NonFiniteGradient, build_optimizer, descend
 from ppl_bnn.training_log import BatchAccuracy
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -175,7 +174,7 @@ class Training:
     model: Classifier
     guide: MeanFieldNormal
     elbo: KLScaledELBO
-    svi: SVI
+    optimizer: torch.optim.Optimizer
     seconds: float = 0.0
     steps: int = 0
 
@@ -194,14 +193,15 @@ class Training:
         optimizer = build_optimizer(kind, model, guide, lr=lr, beta2=options.ivon_beta2)
         optimizer.param_groups[0]["kl_per_datum"] = 1 / count
         elbo = KLScaledELBO(count)
-        return cls(model, guide, elbo, SVI(model, guide, OneOptimizer(optimizer), loss=elbo))
+        return cls(model, guide, elbo, optimizer)
 
     def step(self, x: Tensor, y: Tensor, estimator: str = "plain") -> float:
         """Run one step and return its seconds."""
         started = time.perf_counter()
         # A parameter store of its own: the parameters of all trainings have the same names.
         with pyro.get_param_store().scope(), METHODS[estimator](), BatchAccuracy():
-            self.svi.step(x, y)
+            self.elbo.loss_and_grads(self.model, self.guide, x, y)
+            descend(self.optimizer)
         seconds = time.perf_counter() - started
         self.seconds, self.steps = self.seconds + seconds, self.steps + 1
         return seconds

@@ -23,16 +23,15 @@ from pathlib import Path
 import pyro
 import torch
 import torch.nn.functional as F
-from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
-from ppl_bnn.guides.normal import compiled_arithmetic
+from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.memory import keep_freed_memory
-from ppl_bnn.optimizers import OneOptimizer, build_optimizer
+from ppl_bnn.optimizers import build_optimizer, descend
 from ppl_bnn.training_log import BatchAccuracy
 
 NUM_DATA = 50_000
@@ -225,7 +224,6 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, n
     guide.to(memory_format=layout)
     optimizer = build_optimizer("ivon" if ivon else "adam", model, guide, lr=0.01 if ivon else 1e-4)
     elbo = KLScaledELBO(NUM_DATA)
-    svi = SVI(model, guide, OneOptimizer(optimizer), loss=elbo)
     handlers = ESTIMATORS["plain" if ivon else method](), BatchAccuracy()
     # A parameter store of its own: the contenders' parameters have the same names.
     parameters: dict = {"params": {}, "constraints": {}}
@@ -235,7 +233,8 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, n
         # Entering the compiled arithmetic anew compiles nothing anew: torch keeps what it compiled with the function.
         arithmetic = compiled_arithmetic() if compiled else nullcontext()
         with pyro.get_param_store().scope(parameters), handlers[0], handlers[1], arithmetic:
-            svi.step(x, y)
+            elbo.loss_and_grads(model, guide, x, y)
+            descend(optimizer)
 
     return step, optimizer
 

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -30,7 +31,7 @@ class KLScaledELBO(ELBO):
 
     At kl_weight 1 it is Pyro's own loss divided by N = num_data (Blundell et al. 2015, eq. 1). The KL is divided
     by the number of training data, never by the batch or the number of weights, so the loss does not depend on the
-    batch size. Use it as the `loss` of `pyro.infer.SVI`; `terms` holds the parts of the last evaluation.
+    batch size. It is a loss for `pyro.infer.SVI`, too; `terms` holds the parts of the last evaluation.
 
     The KL is analytic where a closed form is registered; elsewhere the entropy is, and the prior's expected log
     density is estimated without bias by one fresh draw of the guide's distribution. No log-probability of a weight
@@ -60,10 +61,15 @@ class KLScaledELBO(ELBO):
         log_likelihood: Tensor | float = 0.0
         kl: Tensor | float = 0.0
         for particle in range(self.num_particles):
-            model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
-            log_likelihood = log_likelihood + _log_likelihood(model_trace) / self.num_particles
+            with _Guide() as sampled:
+                guide(*args, **kwargs)
+            with _Model(sampled.sites, with_kl=particle == 0) as run:
+                model(*args, **kwargs)
+            log_likelihood = log_likelihood + run.log_likelihood / self.num_particles
             if particle == 0:
-                kl = _kl(model_trace, guide_trace)
+                if absent := sampled.sites.keys() - run.kl.keys():
+                    raise ValueError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
+                kl = sum(run.kl.values())
         nll, kl = -log_likelihood / self.num_data, kl / self.num_data
         loss = torch.as_tensor(nll + self.kl_weight * kl)
         self.terms = Terms(*(float(term.detach()) if isinstance(term, Tensor) else term for term in (loss, nll, kl)))
@@ -81,6 +87,7 @@ class KLScaledELBO(ELBO):
         return self.terms.loss
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        # Pyro's base class wants it; a step does without traces, whose bookkeeping a small network would feel.
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
 
@@ -92,13 +99,47 @@ def kl_by_site(model: Callable, guide: Callable, *args: object) -> dict[str, flo
     Where the prior has no closed form it is the objective's estimate from one draw of each weight.
     """
     with evaluating(model), poutine.block(), pyro.get_param_store().scope():
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-    return {
-        name: float(_site_kl(site["fn"], model_trace.nodes[name]["fn"]).sum())
-        for name, site in guide_trace.nodes.items()
-        if site["type"] == "sample"
-    }
+        with _Guide() as sampled:
+            guide(*args)
+        with _Model(sampled.sites) as run:
+            model(*args)
+    return {name: float(kl) for name, kl in run.kl.items()}
+
+
+class _Guide(Messenger):
+    """Remembers the guide's sites."""
+
+    def __enter__(self) -> "_Guide":
+        self.sites: dict[str, dict] = {}
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        self.sites[msg["name"]] = msg
+
+
+class _Model(Messenger):
+    """Gives the model the guide's values; adds up the log likelihood of all the data and each site's KL, in nats."""
+
+    def __init__(self, sites: dict[str, dict], *, with_kl: bool = True) -> None:
+        super().__init__()
+        self.sites, self.with_kl = sites, with_kl
+
+    def __enter__(self) -> "_Model":
+        self.log_likelihood: Tensor | float = 0.0
+        self.kl: dict[str, Tensor] = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.sites and not msg["is_observed"]:
+            sampled = self.sites[msg["name"]]
+            msg["value"], msg["infer"], msg["done"] = sampled["value"], sampled["infer"], True
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if msg["is_observed"] and not site_is_subsample(msg):
+            # `scale` is the plate's num_data / batch.
+            self.log_likelihood = self.log_likelihood + (msg["fn"].log_prob(msg["value"]) * msg["scale"]).sum()
+        elif self.with_kl and msg["name"] in self.sites:
+            self.kl[msg["name"]] = _site_kl(self.sites[msg["name"]]["fn"], msg["fn"]).sum()
 
 
 def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles: int = 4) -> Callable[[float], float]:
@@ -129,23 +170,6 @@ def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles:
         return kl_weight * max(min(1.0, within / ramp), 1e-6)
 
     return weight
-
-
-def _log_likelihood(model_trace: Trace) -> Tensor | float:
-    # `scale` is the plate's num_data / batch, so this sum estimates the log likelihood of all the data.
-    total: Tensor | float = 0.0
-    for site in model_trace.nodes.values():
-        if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
-            total = total + (site["fn"].log_prob(site["value"]) * site["scale"]).sum()
-    return total
-
-
-def _kl(model_trace: Trace, guide_trace: Trace) -> Tensor | float:
-    return sum(
-        _site_kl(site["fn"], model_trace.nodes[name]["fn"]).sum()
-        for name, site in guide_trace.nodes.items()
-        if site["type"] == "sample"
-    )
 
 
 def _site_kl(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:

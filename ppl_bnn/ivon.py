@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.guides.normal import FactorizedNormal, arithmetic, inverse_scale
+from ppl_bnn.guides.arithmetic import arithmetic
+from ppl_bnn.guides.normal import inverse_scale, softplus
 
 
 class IVON(torch.optim.Optimizer):
@@ -53,36 +54,35 @@ class IVON(torch.optim.Optimizer):
         """One update; `kl_per_datum` (kl_weight / num_data) of the first group must be that of the gradients."""
         locs, scales, *rest = self.param_groups
         for loc, unconstrained in zip(locs["params"], scales["params"], strict=True):
-            momentum = self._momentum(loc, locs)
-            state = self.state[loc]
-            scale = FactorizedNormal(loc, unconstrained).scale
+            state = self._state(loc)
             if "initial_variance" not in state:
-                state["initial_variance"] = scale.square().mean()
+                state["initial_variance"] = softplus(unconstrained).square_().mean()
             # The step's factors as tensors, so that a compiled function does not take them for constants.
             rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
-            c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype, device=loc.device)
-            scale = arithmetic(_new_scale)(scale, unconstrained, unconstrained.grad, c)
-            loc.sub_(arithmetic(_loc_step)(scale, momentum, rate))
-            unconstrained.copy_(arithmetic(inverse_scale)(scale))
+            c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype)
+            momentum = state["momentum"].lerp_(loc.grad, 1 - locs["beta1"])
+            # Compiled arithmetic changes in place only what lies in memory like its first argument.
+            assert loc.stride() == unconstrained.stride() == momentum.stride()
+            arithmetic(_step)(loc, unconstrained, momentum, unconstrained.grad, rate, c)
         for group in rest:
             for point in group["params"]:
                 if point.grad is not None:
-                    momentum = self._momentum(point, group)
-                    point.sub_(momentum, alpha=group["lr"] / (1 - group["beta1"] ** int(self.state[point]["step"])))
+                    state = self._state(point)
+                    state["momentum"].lerp_(point.grad, 1 - group["beta1"])
+                    point.sub_(state["momentum"], alpha=group["lr"] / (1 - group["beta1"] ** int(state["step"])))
 
-    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
             state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
         state["step"] += 1
-        return state["momentum"].lerp_(parameter.grad, 1 - group["beta1"])
+        return state
 
 
-def _new_scale(scale: Tensor, unconstrained: Tensor, gradient: Tensor, c: Tensor) -> Tensor:
-    # `gradient` is with respect to the unconstrained scale, whose derivative of the scale is a sigmoid.
-    change = (gradient / torch.sigmoid(unconstrained)).mul_(scale).mul_(c)
-    return change.square().mul_(0.5).add_(change).add_(1).rsqrt_().mul_(scale)
-
-
-def _loc_step(scale: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
-    return scale.square().mul_(momentum).mul_(rate)
+def _step(loc: Tensor, u: Tensor, momentum: Tensor, to_u: Tensor, rate: Tensor, c: Tensor) -> None:
+    scale = softplus(u)
+    # to_u holds the scale's derivative, a sigmoid.
+    change = (to_u / torch.sigmoid(u)).mul_(scale).mul_(c)
+    scale.mul_(change.square().mul_(0.5).add_(change).add_(1).rsqrt_())
+    loc.sub_((scale.square() * rate).mul_(momentum))
+    u.copy_(inverse_scale(scale))

@@ -1,11 +1,10 @@
-"""The one torch optimizer under SVI: which, at what rates, and what stops it."""
+"""The one torch optimizer over all parameters (Pyro's default of one a tensor is slow): which, and what stops it."""
 
 import math
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ppl_bnn.ivon import IVON
@@ -66,24 +65,22 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: str, progress: float, *, 
         group["lr"] = group["initial_lr"] * factor
 
 
-class OneOptimizer(PyroOptim):
-    """Pyro's interface to one torch optimizer over all parameters: Pyro's default of one for each tensor is slow."""
+def descend(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
+    """One update by the gradients in place, which are then dropped.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
-        self.optimizer, self.clip_norm = optimizer, clip_norm
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def __call__(self, params: object, *args: object, **kwargs: object) -> None:
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if self.clip_norm is None:
-            norm = nn.utils.get_total_norm(gradients)
-        else:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
-        if not math.isfinite(norm):
-            raise NonFiniteGradient
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    Raises:
+        NonFiniteGradient: one of them is NaN or infinite. Nothing was updated, and they are still in place.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if clip_norm is None:
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
+    if not math.isfinite(norm):
+        raise NonFiniteGradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:

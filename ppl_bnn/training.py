@@ -10,7 +10,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,14 +17,14 @@ from ppl_bnn import checkpoint
 from ppl_bnn.augmentation import AUGMENTATIONS
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.guides.mean_field import draw_seed
-from ppl_bnn.guides.normal import compiled_arithmetic
 from ppl_bnn.optimizers import (
     LR_SCHEDULES,
     OPTIMIZERS,
     NonFiniteGradient,
-    OneOptimizer,
     build_optimizer,
+    descend,
     first_gone_bad,
     set_lr,
 )  # fmt: skip
@@ -168,7 +167,6 @@ def fit(
         else:
             write_checkpoint()
         model.train()
-        svi = SVI(model, guide, OneOptimizer(torch_optimizer, clip_norm), loss=elbo)
         bar = tqdm(total=steps, initial=step, disable=not progress, unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
         scopes.enter_context(ESTIMATORS[estimator]())
@@ -185,8 +183,10 @@ def fit(
                 set_lr(torch_optimizer, lr_schedule, step / steps, warmup=lr_warmup)
                 batch = _batch(x, rows, augment)
                 try:
-                    if not math.isfinite(svi.step(batch, y[rows])):
+                    # What pyro.infer.SVI does, without its search for the parameters at every step.
+                    if not math.isfinite(elbo.loss_and_grads(model, guide, batch, y[rows])):
                         raise NonFiniteGradient
+                    descend(torch_optimizer, clip_norm)
                 except NonFiniteGradient:
                     terms, where = elbo.terms, first_gone_bad(model, guide, batch)
                     raise Diverged(

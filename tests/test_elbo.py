@@ -198,3 +198,14 @@ def test_elbo_refuses():
         KLScaledELBO(0)
     with pytest.raises(ValueError, match="num_particles"):
         KLScaledELBO(1, num_particles=0)
+
+
+def test_a_site_that_only_the_guide_has_is_named():
+    def model(x, y):
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    def guide(x, y):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="the guide samples 'w', which is no latent site of the model"):
+        KLScaledELBO(1).loss(model, guide, torch.zeros(2), torch.zeros(2))

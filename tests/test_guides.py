@@ -14,13 +14,9 @@ from torch.distributions import kl_divergence
 
 from ppl_bnn import Classifier, Flipout, LocalReparameterization, MeanFieldNormal, bayesian, build
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
-from ppl_bnn.guides.normal import (
-    SMALLEST_SCALE,
-    FactorizedNormal,
-    compiled_arithmetic,
-    inverse_scale,
-    standard_normal,
-)
+from ppl_bnn.guides.arithmetic import arithmetic, compiled_arithmetic
+from ppl_bnn.guides.groups import _Flipped
+from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale, softplus, standard_normal
 
 X, Y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
 
@@ -297,6 +293,70 @@ def test_the_kl_and_its_gradient_are_torchs(prior_scale, compiled):
         close = {"rtol": 1e-4, "atol": 1e-6} if compiled else {}
         for one, other in zip(gradients, torch.autograd.grad(2 * expected, leaves), strict=True):
             torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_scale_and_its_inverse_keep_their_digits(compiled):
+    u = torch.linspace(-14, 12, 1001)
+    scale = F.softplus(u.double(), threshold=1e9) + SMALLEST_SCALE
+    with compiled_arithmetic() if compiled else nullcontext():
+        found = arithmetic(softplus)(u)
+        back = arithmetic(inverse_scale)(scale.float())
+    torch.testing.assert_close(found.double(), scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(F.softplus(back.double()) + SMALLEST_SCALE, scale, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("prior_loc", [0.0, 0.7])
+def test_a_draw_brings_its_kl_and_entropy_and_their_gradients_are_torchs(prior_loc, compiled):
+    prior = dist.Normal(prior_loc, 0.5).expand([4, 6, 3, 3]).to_event(4)
+    loc, u = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3) - 3
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [part.contiguous(memory_format=layout).requires_grad_() for part in (loc, u)]
+        target = torch.randn_like(leaves[0])
+
+        def objective(draw, kl, entropy, target=target):
+            return (draw - target).square().sum() + 0.3 * kl + 0.1 * entropy
+
+        torch.manual_seed(1)
+        scale = F.softplus(leaves[1]) + SMALLEST_SCALE
+        reference = dist.Normal(leaves[0], scale).to_event(4)
+        noise = standard_normal(leaves[0])
+        expected = objective(leaves[0] + scale * noise, kl_divergence(reference, prior), reference.entropy())
+        torch.manual_seed(1)
+        with compiled_arithmetic() if compiled else nullcontext():
+            q = FactorizedNormal(*leaves)
+            found = objective(q.rsample(), kl_divergence(q, prior), q.entropy())
+            gradients = torch.autograd.grad(found, leaves)
+        torch.testing.assert_close(found, expected)
+        close = {"rtol": 1e-4, "atol": 1e-5} if compiled else {}
+        for one, other in zip(gradients, torch.autograd.grad(expected, leaves), strict=True):
+            torch.testing.assert_close(one, other, **close)
+
+
+def test_sums_taken_without_gradients_are_not_kept_for_a_kl_that_has_them():
+    leaves = [torch.randn(3, 4).requires_grad_() for _ in range(2)]
+    q = FactorizedNormal(*leaves)
+    q.sample()
+    assert kl_divergence(q, dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2)).requires_grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flipped_weights_have_the_gradients_of_their_formula(compiled):
+    weight, loc = (
+        torch.randn(4, 6, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2)
+    )
+    flips = [torch.randn(4, 6, 1, 1).sign(), torch.randn(4, 6, 1, 1).sign()]
+    noise = weight - loc
+    expected = [loc - noise, *(loc + sign * flip * noise for flip in flips for sign in (1, -1))]
+    with compiled_arithmetic() if compiled else nullcontext():
+        found = _Flipped.apply(weight, loc, *flips)
+        targets = [torch.randn_like(part) for part in found]
+        gradients = torch.autograd.grad(found, (weight, loc), targets)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(gradients, torch.autograd.grad(expected, (weight, loc), targets), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_noise_is_standard_normal_and_the_same_for_any_number_of_threads():

@@ -1,6 +1,7 @@
 """Natural gradients: against the reference package, against the exact posterior, and inside a training."""
 
 import math
+from contextlib import nullcontext
 
 import ivon as reference
 import pyro
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit
+from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.ivon import IVON
 
 # Powers of two: the reference keeps its first curvature in float32.
@@ -105,6 +107,25 @@ def test_training_with_it_learns_and_the_point_estimates_learn_too():
     scale = guide.loc_scale("0.weight")[1]
     # Where the likelihood says little the scale goes towards the prior's, elsewhere it shrinks.
     assert scale.max() > 1.2 * scale.min()
+
+
+def test_compiled_it_takes_the_same_steps():
+    # A scale this small shows every digit that is lost between it and its unconstrained value.
+    start = [torch.randn(4, 3, 3, 3) * 0.02, torch.full((4, 3, 3, 3), -9.0)]
+    gradients = [[torch.randn(4, 3, 3, 3) * size for size in (1e-1, 1e-4)] for _ in range(20)]
+
+    def steps(context):
+        loc, unconstrained = (part.contiguous(memory_format=torch.channels_last).requires_grad_() for part in start)
+        optimizer = IVON([(loc, unconstrained)], lr=0.1, beta2=0.999)
+        optimizer.param_groups[0]["kl_per_datum"] = 1 / 50_000
+        with context:
+            for loc.grad, unconstrained.grad in gradients:
+                optimizer.step()
+        return loc.detach(), unconstrained.detach()
+
+    for plain, compiled, before in zip(steps(nullcontext()), steps(compiled_arithmetic()), start, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+        assert (plain - before).abs().max() > 1e-3
 
 
 def test_a_guide_without_scales_is_refused():

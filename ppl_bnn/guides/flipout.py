@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_bnn.guides.posteriors import KnowsPosteriors
 
-class Flipout(Messenger):
+
+class Flipout(KnowsPosteriors):
     """Pyro handler: y_n = loc x_n + r_n * ((w - loc) (s_n * x_n)) + b (Wen et al. 2018, eq. 4).
 
     w is the guide's draw of the step, so w - loc = scale * eps. s_n in {-1, +1}^in and r_n in {-1, +1}^out are
@@ -15,30 +16,23 @@ class Flipout(Messenger):
     uncorrelated.
 
     Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A site
-    without a loc from the guide (conditioned, or drawn from the prior) is left as a plain draw. A random bias is
+    without a posterior from the guide (conditioned, or drawn from the prior) is left as a plain draw. A random bias is
     shared by the batch.
     """
 
-    def __enter__(self) -> "Flipout":
-        self._loc: dict[str, Tensor | None] = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        self._loc[msg["name"]] = msg["infer"].get("loc")
-
     def _pyro_bayes_linear(self, msg: dict) -> None:
-        loc = self._loc.get(msg["name"])
-        if loc is not None:
+        if msg["name"] in self.posterior:
             x, weight, bias = msg["args"]
+            loc = self.posterior[msg["name"]].loc
             sign_in, sign_out = signs(x), signs(x, x.shape[:-1] + weight.shape[:1])
             noise = F.linear(x * sign_in, weight - loc).mul_(sign_out)
             msg["value"] = F.linear(x, loc, bias).add_(noise)
             msg["done"] = True
 
     def _pyro_bayes_conv2d(self, msg: dict) -> None:
-        loc = self._loc.get(msg["name"])
-        if loc is not None:
+        if msg["name"] in self.posterior:
             x, weight, bias, *settings = msg["args"]
+            loc = self.posterior[msg["name"]].loc
             sign_in, sign_out = signs(x, (*x.shape[:2], 1, 1)), signs(x, (len(x), len(weight), 1, 1))
             noise = F.conv2d(x * sign_in, weight - loc, None, *settings).mul_(sign_out)
             msg["value"] = F.conv2d(x, loc, bias, *settings).add_(noise)

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_bnn.guides.arithmetic import arithmetic
 from ppl_bnn.guides.flipout import signs
+from ppl_bnn.guides.posteriors import KnowsPosteriors
 
 
-class GroupedFlips(Messenger):
+class GroupedFlips(KnowsPosteriors):
     """Pyro handler: the batch is cut into groups, and group g uses w_g = loc + (r_g s_g^T) * (w - loc).
 
     w is the guide's draw of the step, s_g in {-1, +1}^in and r_g in {-1, +1}^out are drawn for each pair of groups;
@@ -21,7 +23,7 @@ class GroupedFlips(Messenger):
     pairs are uncorrelated; within a pair the part of the noise that is odd in the weights cancels.
 
     Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A site
-    without a loc from the guide is left as a plain draw. A random bias is shared by the batch.
+    without a posterior from the guide is left as a plain draw. A random bias is shared by the batch.
 
     Args:
         groups: number of groups, at least 2; a batch with fewer examples has a group for each.
@@ -33,13 +35,6 @@ class GroupedFlips(Messenger):
         super().__init__()
         self.groups = groups
 
-    def __enter__(self) -> "GroupedFlips":
-        self._loc: dict[str, Tensor | None] = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        self._loc[msg["name"]] = msg["infer"].get("loc")
-
     def _pyro_bayes_linear(self, msg: dict) -> None:
         self._by_group(msg, F.linear)
 
@@ -47,21 +42,48 @@ class GroupedFlips(Messenger):
         self._by_group(msg, F.conv2d)
 
     def _by_group(self, msg: dict, function: Callable[..., Tensor]) -> None:
-        loc = self._loc.get(msg["name"])
-        if loc is not None:
+        if msg["name"] in self.posterior:
             x, weight, bias, *settings = msg["args"]
-            noise = weight - loc
-            outputs, flips = [], torch.ones((), dtype=x.dtype, device=x.device)
-            for group, part in enumerate(x.split(math.ceil(len(x) / self.groups))):
-                # w itself has the distribution of a flipped w, so the first pair needs no signs.
-                if group % 2:
-                    flips = -flips
-                elif group:
-                    flips = _outer_signs(noise)
-                flipped = torch.addcmul(loc, noise, flips) if group else weight
-                outputs.append(function(part, flipped, bias, *settings))
+            parts = x.split(math.ceil(len(x) / self.groups))
+            # w itself has the distribution of a flipped w, so the first pair needs no signs.
+            flips = [_outer_signs(weight) for _ in range(2, len(parts), 2)]
+            weights = weight, *_Flipped.apply(weight, self.posterior[msg["name"]].loc, *flips)  # type: ignore[no-untyped-call]
+            # An odd number of groups leaves the last weights unused.
+            outputs = [function(part, own, bias, *settings) for part, own in zip(parts, weights, strict=False)]
             msg["value"] = torch.cat(outputs)
             msg["done"] = True
+
+
+class _Flipped(torch.autograd.Function):
+    """loc - noise, and loc + flip * noise, loc - flip * noise for each flip, where noise = weight - loc."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, loc: Tensor, *flips: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*flips)
+        return arithmetic(_flipped)(weight, loc, *flips)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flips = ctx.saved_tensors
+        return *arithmetic(_flipped_gradients)(*gradients, *flips), *[None] * len(flips)
+
+
+def _flipped(weight: Tensor, loc: Tensor, *flips: Tensor) -> tuple[Tensor, ...]:
+    noise = weight - loc
+    found = [loc - noise]
+    for flip in flips:
+        flipped = noise * flip
+        found += [loc + flipped, loc - flipped]
+    return tuple(found)
+
+
+def _flipped_gradients(to_opposite: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    to_noise, to_loc = -to_opposite, to_opposite
+    pairs = len(rest) // 3
+    for plus, minus, flip in zip(rest[: 2 * pairs : 2], rest[1 : 2 * pairs : 2], rest[2 * pairs :], strict=True):
+        to_noise.addcmul_(plus - minus, flip)
+        to_loc = (to_loc + plus).add_(minus)
+    return to_noise, to_loc - to_noise
 
 
 def _outer_signs(weight: Tensor) -> Tensor:

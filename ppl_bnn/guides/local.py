@@ -1,15 +1,19 @@
 """Local reparameterization: sample each layer's output instead of its weights (Kingma, Salimans and Welling 2015)."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
+
+from ppl_bnn.guides.posteriors import KnowsPosteriors
 
 # Under the square root, so that an input of zeros does not make the gradient 0/0.
 _TINY = 1e-16
 
 
-class LocalReparameterization(Messenger):
+class LocalReparameterization(KnowsPosteriors):
     """Pyro handler: y = loc x + b + sqrt(scale^2 x^2) * eps, eps ~ Normal(0, 1) for every output (their eq. 6).
 
     For a Linear layer on [N, in] the outputs have exactly the distribution of independent weight draws for each
@@ -24,25 +28,20 @@ class LocalReparameterization(Messenger):
     uses otherwise would lose its noise, and is refused by name at the next step.
     """
 
-    def __enter__(self) -> "LocalReparameterization":
+    def __enter__(self) -> Self:
         self._unused: set[str] = set()
-        self._posterior: dict[str, tuple[Tensor, Tensor] | None] = {}
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict) -> None:
         # A random bias is a vector; it is sampled as it is.
-        if not msg["done"] and not msg["is_observed"] and "scale" in msg["infer"] and msg["infer"]["loc"].dim() > 1:
+        if not msg["done"] and not msg["is_observed"] and "posterior" in msg["infer"] and msg["fn"].event_dim > 1:
             if msg["name"] in self._unused:
                 raise ValueError(
                     f"site {msg['name']!r} is not the weight of a Bayesian layer, so local reparameterization "
                     "cannot give it noise; use the plain or flipout estimator"
                 )
             self._unused.add(msg["name"])
-            msg["value"], msg["done"] = msg["infer"]["loc"], True
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        infer = msg["infer"]
-        self._posterior[msg["name"]] = (infer["loc"], infer["scale"]) if "scale" in infer else None
+            msg["value"], msg["done"] = msg["infer"]["posterior"].loc, True
 
     def _pyro_bayes_linear(self, msg: dict) -> None:
         self._sample_output(msg, F.linear)
@@ -50,13 +49,12 @@ class LocalReparameterization(Messenger):
     def _pyro_bayes_conv2d(self, msg: dict) -> None:
         self._sample_output(msg, F.conv2d)
 
-    def _sample_output(self, msg: dict, function) -> None:  # type: ignore[no-untyped-def]
-        posterior = self._posterior.get(msg["name"])
-        if posterior is not None:
+    def _sample_output(self, msg: dict, function: Callable[..., Tensor]) -> None:
+        if msg["name"] in self.posterior:
             self._unused.discard(msg["name"])
             x, _, bias, *settings = msg["args"]
-            loc, scale = posterior
-            mean = function(x, loc, bias, *settings)
-            variance = function(x.square(), scale.square(), None, *settings)
+            q = self.posterior[msg["name"]]
+            mean = function(x, q.loc, bias, *settings)
+            variance = function(x.square(), q.scale.square(), None, *settings)
             msg["value"] = torch.addcmul(mean, (variance + _TINY).sqrt(), torch.randn_like(mean))
             msg["done"] = True

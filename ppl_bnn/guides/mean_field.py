@@ -90,11 +90,11 @@ class MeanFieldNormal(PyroModule):
         return FactorizedNormal(_get(self.loc, site), _get(self.unconstrained_scale, site), self._keep.get(site))
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site. `infer` carries loc and scale to the estimators, which decide how they are used."""
+        """Sample every site. `infer` carries the distribution to the estimators, which decide how it is used."""
         draw = {}
         for site in self._sites:
             q = self.distribution(site)
-            draw[site] = pyro.sample(site, q, infer={"loc": q.loc, "scale": q.scale})
+            draw[site] = pyro.sample(site, q, infer={"posterior": q})
         return draw
 
     @torch.no_grad()
