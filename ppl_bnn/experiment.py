@@ -23,7 +23,7 @@ class Experiment:
     def __init__(self, name: str, config: Config, out: Path, should_stop: Callable[[], bool], progress: bool) -> None:
         self.name, self.config, self.out = name, config, out
         self.should_stop, self.progress = should_stop, progress
-        self.train_images, self.test_images = _load_data(config)
+        self.train_images, self.test_images = _load_data(config, progress)
         self.device = _device(config.device)
         torch.manual_seed(draw_seed(config.train.seed, 0))
         net = build(
@@ -123,10 +123,12 @@ def check_out(config: Config, out: Path) -> None:
             )
 
 
-def _load_data(config: Config) -> tuple[Images, Images]:
+def _load_data(config: Config, progress: bool) -> tuple[Images, Images]:
     settings = config.data
     try:
-        train_images, test_images = load(settings.name, settings.dir, file=settings.file, holdout=settings.holdout)
+        train_images, test_images = load(
+            settings.name, settings.dir, file=settings.file, holdout=settings.holdout, progress=progress
+        )
     except OSError as error:
         raise FileError(f"the data folder {settings.dir} cannot be used: {error.strerror or error}") from None
     return train_images.first(settings.num_train), test_images.first(settings.num_test)

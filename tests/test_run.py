@@ -152,6 +152,7 @@ def test_help_teaches_and_print_config_resolves():
         "Exit codes: 0 done",
         "--train.kl_weight",
         "below 1 a colder one",
+        "infimnist-compatible indexing, own fields",
         "scale_mixture(weight, scale1, scale2)",
     ):
         assert part in text

@@ -1,0 +1,171 @@
+"""Transformed digits after infinite MNIST (Loosli, Canu and Bottou 2007): infimnist-compatible indexing, own fields.
+
+Index i >= 70000 names one image: MNIST's training digit a, deformed by two smooth random displacement fields and
+shifted by a pixel. Deforming is Taylor's first order, along the digit's tangent images.
+
+    a  = (i - 10000) mod 60000
+    k1 = ((i 131071) mod 2^32) mod 1521,  k2 = (k1 + 1 + 2 i) mod 1522
+    image = shift_{k1 mod 9}(floor(clamp(base - (F[k1] T0 - F[k2] T1), 0, 255)))
+
+a, k1, k2 and the shift are those of infimnist. Its field file is not to be had, so the images are not.
+
+Taps and fields are rounded to multiples of powers of two, and then everything is exact in float64 (the comments count
+the bits): the images are the same on every machine, in any order of additions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+SIDE = 28
+NUM_FIELDS = 1522
+NUM_DIGITS = 60_000
+FIRST_INDEX = 70_000
+# (rows down, columns to the right) of k1 mod 9.
+SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))
+
+_FIELD_SIGMA = 4.0  # pixels
+_FIELD_RMS = 1.0  # pixels
+_FIELD_SEED = 2007
+_TANGENT_SIGMA = 1.0  # pixels
+
+
+def transformed_digits(
+    digits: NDArray[np.uint8], indices: NDArray[np.int64], *, progress: bool = True, chunk: int = 1000
+) -> NDArray[np.uint8]:
+    """The images of `indices`.
+
+    Args:
+        digits: uint8 [60000, 28, 28], MNIST's training digits in their order.
+        indices: int64 [N], each at least 70000 (those below are MNIST itself).
+        progress: show a progress bar.
+        chunk: images made at a time; it changes nothing but memory, about 100 kB an image.
+
+    Returns:
+        uint8 [N, 28, 28]; the label of image n is that of digit ``recipe(indices).digit[n]``.
+
+    Raises:
+        ValueError: other digits than 60,000 of 28x28 bytes, or an index below 70000.
+    """
+    if digits.shape != (NUM_DIGITS, SIDE, SIDE) or digits.dtype != np.uint8:
+        raise ValueError(
+            f"transformed digits are made of MNIST's training digits, uint8 {[NUM_DIGITS, SIDE, SIDE]}; "
+            f"got {digits.dtype} {list(digits.shape)}"
+        )
+    parts, fields = recipe(indices), displacement_fields()
+    images = np.empty((len(indices), SIDE, SIDE), np.uint8)
+    with tqdm(total=len(indices), disable=not progress, desc="transforming digits", unit="image") as bar:
+        for start in range(0, len(indices), chunk):
+            at = slice(start, start + chunk)
+            deformed = deform(digits[parts.digit[at]], fields[parts.right[at]], fields[parts.up[at]])
+            images[at] = _shift(deformed, parts.shift[at])
+            bar.update(len(deformed))
+    return images
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What each index stands for, int64 [N] each.
+
+    Attributes:
+        digit: a, in 0..59999, which training digit it is made of.
+        right: k1, in 0..1520, which field moves it to the right.
+        up: k2, in 0..1521, which field moves it upwards.
+        shift: position in SHIFTS.
+    """
+
+    digit: NDArray[np.int64]
+    right: NDArray[np.int64]
+    up: NDArray[np.int64]
+    shift: NDArray[np.int64]
+
+
+def recipe(indices: NDArray[np.int64]) -> Recipe:
+    """Take `indices` (int64 [N], each at least 70000) apart.
+
+    Raises:
+        ValueError: an index below 70000.
+    """
+    i = np.asarray(indices, np.int64)
+    if len(i) and i.min() < FIRST_INDEX:
+        raise ValueError(
+            f"transformed digits start at index {FIRST_INDEX}, got {i.min()}; those below are MNIST itself"
+        )
+    # infimnist multiplies in 32 bits.
+    k1 = (i * 131_071) % 2**32 % (NUM_FIELDS - 1)
+    return Recipe(digit=(i - 10_000) % NUM_DIGITS, right=k1, up=(k1 + 1 + 2 * i) % NUM_FIELDS, shift=k1 % len(SHIFTS))
+
+
+def displacement_fields() -> NDArray[np.float64]:
+    """F [1522, 28, 28], in pixels: uniform noise smoothed by a Gaussian, of RMS 1 on average over fields and pixels.
+
+    Multiples of 1/256 below 8: 11 bits.
+    """
+    taps = _gaussian(_FIELD_SIGMA)
+    side = SIDE + len(taps) - 1
+    shape = (NUM_FIELDS, side, side)
+    # The bit generator's own stream is the one that numpy promises not to change; each word is 8 numbers.
+    words = np.random.PCG64(_FIELD_SEED).random_raw(-(-math.prod(shape) // 8)).astype("<u8")
+    noise = words.view(np.int8)[: math.prod(shape)].reshape(shape).astype(np.float64) + 0.5
+    # The noise reaches beyond the image by the filter's radius, so that the borders move as much as the middle.
+    rms = np.sqrt((256**2 - 1) / 12) * (taps**2).sum()
+    fields: NDArray[np.float64] = np.rint(_filter(noise, taps, taps) / rms * _FIELD_RMS * 256) / 256
+    return fields
+
+
+def tangent_images(base: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """T0 and T1 [N, 28, 28] of `base` (uint8 [N, 28, 28]): its slopes to the right and downwards, grey levels a pixel.
+
+    Gaussian derivative filters: along one axis the derivative of a Gaussian, along the other the Gaussian itself;
+    outside the image all is 0. Multiples of 2^-24 below 2^8: 32 bits.
+    """
+    taps = _gaussian(_TANGENT_SIGMA)
+    radius = len(taps) // 2
+    distance = np.arange(-radius, radius + 1)
+    # As correlated with the image; scaled so that a ramp of slope 1 has slope 1.
+    slope = _rounded(distance * taps / (distance**2 * taps).sum())
+    padded = np.pad(base, ((0, 0), (radius, radius), (radius, radius))).astype(np.float64)
+    return _filter(padded, taps, slope), _filter(padded, slope, taps)
+
+
+def deform(base: NDArray[np.uint8], right: NDArray[np.float64], up: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Move each pixel of `base` (uint8 [N, 28, 28]) by `right` and `up` ([N, 28, 28] or [28, 28], pixels).
+
+    To first order base(p - d) = base - d . slope; T1 is the slope downwards, hence the sign of `up`.
+    """
+    t0, t1 = tangent_images(base)
+    # The product has 43 bits, and the difference is exact too: truncation depends on no rounding.
+    return np.clip(base - (right * t0 - up * t1), 0, 255).astype(np.uint8)
+
+
+def _shift(images: NDArray[np.uint8], shift: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Each image [N, 28, 28] moved by SHIFTS[shift] ([N]); zeros move in."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    shifted = np.empty_like(images)
+    for number, (down, right) in enumerate(SHIFTS):
+        chosen = shift == number
+        shifted[chosen] = padded[chosen, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]
+    return shifted
+
+
+def _gaussian(sigma: float) -> NDArray[np.float64]:
+    """Taps of a Gaussian out to 3 sigma, summing to about 1."""
+    radius = int(3 * sigma)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return _rounded(taps / taps.sum())
+
+
+def _rounded(taps: NDArray[np.float64]) -> NDArray[np.float64]:
+    # To multiples of 2^-12: two passes over bytes then have 24 fractional bits, and no sum of them is rounded.
+    rounded: NDArray[np.float64] = np.rint(taps * 2**12) / 2**12
+    return rounded
+
+
+def _filter(images: NDArray[np.float64], down: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlate images [N, H, W] with `down` along H and `right` along W, where both fit inside."""
+    half = np.lib.stride_tricks.sliding_window_view(images, len(down), axis=1) @ down
+    filtered: NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(half, len(right), axis=2) @ right
+    return filtered
