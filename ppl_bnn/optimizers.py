@@ -1,6 +1,7 @@
 """The one torch optimizer under SVI: which, at what rates, and what stops it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,13 +68,25 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: str, progress: float, *, 
 
 
 class OneOptimizer(PyroOptim):
-    """Pyro's interface to one torch optimizer over all parameters: Pyro's default of one for each tensor is slow."""
+    """Pyro's interface to one torch optimizer over all parameters: Pyro's default of one for each tensor is slow.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
-        self.optimizer, self.clip_norm = optimizer, clip_norm
+    Args:
+        clip_norm: clip the gradient's total norm to this.
+        average: called first; gradients are those of all ranks once it returns, so they are clipped after it.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        *,
+        average: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.optimizer, self.clip_norm, self.average = optimizer, clip_norm, average
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, params: object, *args: object, **kwargs: object) -> None:
+        self.average()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if self.clip_norm is None:
             norm = nn.utils.get_total_norm(gradients)
