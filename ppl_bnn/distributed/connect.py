@@ -18,7 +18,7 @@ def connect(
 
     Args:
         device: ``cpu`` or ``cuda``, where the gradients are.
-        timeout: seconds torch.distributed waits for a rank that gives no sign.
+        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
         environment: ``os.environ`` unless said.
 
     Raises:
@@ -41,7 +41,7 @@ def connect(
         hvd = import_horovod()
     except ImportError as error:
         raise ValueError(f"{size} ranks were started by {launcher}, but {error}; {_HOW}") from None
-    ranks = HorovodRanks(hvd)
+    ranks = HorovodRanks(hvd, timeout=timeout)
     if ranks.size != size:
         raise ValueError(
             f"{size} ranks were started by {launcher}, but Horovod finds {ranks.size}: it was built without the MPI "

@@ -1,5 +1,7 @@
 """Ranks over Horovod. Started by horovodrun or mpirun; the only file that imports Horovod."""
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,10 +17,13 @@ class HorovodRanks(Communicator):
 
     Args:
         hvd: the module, from `import_horovod`.
+        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
     """
 
-    def __init__(self, hvd: ModuleType) -> None:
+    def __init__(self, hvd: ModuleType, *, timeout: float) -> None:
         self._hvd = hvd
+        # Horovod itself would only warn.
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(math.ceil(timeout)))
         with _rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
