@@ -36,8 +36,7 @@ class Experiment:
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
             self.train_images, self.test_images = _load_data(config)
-        several_gpus = config.device == "cuda" and self.ranks.size > 1
-        self.device = _device(f"cuda:{self.ranks.local_rank}" if several_gpus else config.device)
+        self.device = _device(config.device, self.ranks)
         torch.manual_seed(draw_seed(config.train.seed, 0))
         net = build(
             config.model.name,
@@ -146,9 +145,12 @@ def _load_data(config: Config) -> tuple[Images, Images]:
     return train_images.first(settings.num_train), test_images.first(settings.num_test)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Communicator) -> torch.device:
     try:
         device = torch.device(name)
+        if name == "cuda" and ranks.size > 1:
+            device = torch.device("cuda", ranks.local_rank)
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -27,8 +27,6 @@ class HorovodRanks(Communicator):
         with _rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
-        if hvd.nccl_built() and torch.cuda.is_available():
-            torch.cuda.set_device(hvd.local_rank())
         super().__init__(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
 
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
@@ -76,5 +74,5 @@ def _rank_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RankLost(f"Horovod: {lines[0]}") from error
+        # The first of Horovod's four sentences about it.
+        raise RankLost(str(error).strip().split(". ")[0] or type(error).__name__) from error

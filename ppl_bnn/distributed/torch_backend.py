@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,8 +26,6 @@ class TorchRanks(Communicator):
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         rank, size = dist.get_rank(), dist.get_world_size()
         local = (int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-        if self.name == "NCCL":
-            torch.cuda.set_device(local[0])
         super().__init__(rank, size, *local)
 
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
