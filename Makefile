@@ -1,9 +1,10 @@
 # make run: MNIST end to end.  make test: the whole proof.  Each installs what it needs, also on a bare machine.
+# make horovod: Horovod built for the torch that is installed, for training on several ranks.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs horovod clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
@@ -29,6 +30,9 @@ $(VENV)/installed-test: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+horovod: $(VENV)/installed
+	$(BIN)/python tools/build_horovod.py
 
 clean:
 	rm -rf $(VENV)

@@ -40,6 +40,7 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict[str, Any] | None = None,
     keep: int | None = None,
+    random: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write ``folder/step-00001234.safetensors`` with parameters, optimizer state and the random generators' state.
 
@@ -48,16 +49,16 @@ def save(
         step: number of optimizer steps done.
         meta: anything that JSON holds, returned by `load` as it was.
         keep: delete all but the last so many others, and step 0, once it is written.
+        random: the random generators' states, if not those of this process alone (`random_state`).
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
-    cuda = next((value.device for value in tensors.values() if value.is_cuda), None)
-    tensors["random.cpu"] = torch.get_rng_state()
-    if cuda is not None:
-        tensors["random.cuda"] = torch.cuda.get_rng_state(cuda)
+    if random is None:
+        random = random_state(next((value.device for value in tensors.values() if value.is_cuda), torch.device("cpu")))
+    tensors |= {f"random.{name}": value for name, value in random.items()}
     groups: list[dict[str, Any]] = []
     if optimizer is not None:
         state = optimizer.state_dict()
@@ -177,11 +178,18 @@ def restore(
         optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
 
 
-def restore_random(checkpoint: Checkpoint, device: torch.device) -> None:
-    """Set torch's random generators, of the CPU and of `device`, to where they were when it was written."""
-    torch.set_rng_state(checkpoint.tensors["random.cpu"])
-    if "random.cuda" in checkpoint.tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], device)
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's random generators, of the CPU and of `device`, by name."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) -> None:
+    """Set torch's random generators, of the CPU and of `device`, to where that rank had them when it was written."""
+    end = f".{rank}" if rank else ""
+    torch.set_rng_state(checkpoint.tensors[f"random.cpu{end}"])
+    if f"random.cuda{end}" in checkpoint.tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(checkpoint.tensors[f"random.cuda{end}"], device)
 
 
 def _crc32(tensors: dict[str, Tensor], text: str) -> int:

@@ -83,7 +83,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training data.
-        batch_size: examples a step.
+        batch_size: examples a step, on each rank.
         lr: learning rate (ivon: on SGD's scale, about 0.1).
         optimizer: adam, rmsprop or ivon (natural gradients, the scale from the curvature).
         beta2: decay of ivon's curvature.
@@ -103,6 +103,9 @@ class TrainConfig:
         checkpoint_every: epochs between checkpoints.
         checkpoint_minutes: minutes between checkpoints inside an epoch.
         keep_checkpoints: how many to keep, beside the start (step-00000000).
+        lr_per_rank: the learning rate is lr times the number of ranks.
+        bucket_mb: ranks send their gradients in messages of about so many MiB.
+        compression: none, or fp16 to send them in half precision.
         seed: of initialization, batches and noise.
     """
 
@@ -127,6 +130,9 @@ class TrainConfig:
     checkpoint_every: int = 5
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int | None = 10
+    lr_per_rank: bool = False
+    bucket_mb: float = 25.0
+    compression: str = "none"
     seed: int = 0
 
 
@@ -242,11 +248,14 @@ def check(config: Config) -> None:
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     """The settings that decide what training produces: two runs that agree here may share an out folder.
 
-    Where files lie, how many test images are used and how often a checkpoint is written do not count.
+    Where files lie, how many test images are used and how often a checkpoint is written do not count; how the ranks
+    train together is known to their checkpoints.
     """
     part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
     del part["data"]["dir"], part["data"]["num_test"]
-    for name in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"):
+    for name in (
+        "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
+    ):  # fmt: skip
         del part["train"][name]
     return part
 

@@ -44,6 +44,10 @@ class KLScaledELBO(ELBO):
         num_data: N, the number of training data.
         kl_weight: > 0; may be set anew between steps, by a schedule.
         num_particles: Monte Carlo samples of the likelihood term in a step.
+
+    Attributes:
+        likelihood_weight: multiplies the likelihood term. On a rank with n of a global batch's B examples it is
+            n * size / B: the mean over the ranks is then the global batch's loss, with its KL once.
     """
 
     def __init__(self, num_data: int, *, kl_weight: float = 1.0, num_particles: int = 1) -> None:
@@ -54,6 +58,7 @@ class KLScaledELBO(ELBO):
             raise ValueError(f"num_particles must be at least 1, got {num_particles}")
         self.num_data = num_data
         self.kl_weight = kl_weight
+        self.likelihood_weight = 1.0
         self.terms = Terms(math.nan, math.nan, math.nan)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Tensor:
@@ -70,7 +75,7 @@ class KLScaledELBO(ELBO):
                 if absent := sampled.sites.keys() - run.kl.keys():
                     raise ValueError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
                 kl = sum(run.kl.values())
-        nll, kl = -log_likelihood / self.num_data, kl / self.num_data
+        nll, kl = -self.likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
         loss = torch.as_tensor(nll + self.kl_weight * kl)
         self.terms = Terms(*(float(term.detach()) if isinstance(term, Tensor) else term for term in (loss, nll, kl)))
         return loss

@@ -11,6 +11,7 @@ from ppl_bnn import checkpoint
 from ppl_bnn import config as configs
 from ppl_bnn.config import Config
 from ppl_bnn.data import Images, load
+from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
@@ -18,13 +19,24 @@ from ppl_bnn.models import Classifier, build, layer_table, parse_prior
 
 
 class Experiment:
-    """What the stages share: settings, folder, data, and a model and guide as the settings start them."""
+    """What the stages share: settings, folder, data, ranks, and a model and guide as the settings start them."""
 
-    def __init__(self, name: str, config: Config, out: Path, should_stop: Callable[[], bool], progress: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        out: Path,
+        should_stop: Callable[[], bool],
+        progress: bool,
+        ranks: Communicator | None = None,
+    ) -> None:
         self.name, self.config, self.out = name, config, out
         self.should_stop, self.progress = should_stop, progress
-        self.train_images, self.test_images = _load_data(config, progress)
-        self.device = _device(config.device)
+        self.ranks = ranks or Alone()
+        # Rank 0 downloads what is not there yet.
+        with self.ranks.main_first():
+            self.train_images, self.test_images = _load_data(config, progress)
+        self.device = _device(config.device, self.ranks)
         torch.manual_seed(draw_seed(config.train.seed, 0))
         net = build(
             config.model.name,
@@ -81,8 +93,9 @@ class Experiment:
     def _build_guide(self) -> MeanFieldNormal:
         settings = self.config.guide
         init_loc: InitLoc = settings.init_loc
-        # Once there is a checkpoint, the twin has done its part and may be gone.
-        if settings.init_from is not None and not checkpoint.saved(self.out / "checkpoints"):
+        # Once there is a checkpoint, the twin has done its part and may be gone. The other ranks start from rank 0's.
+        started = not self.ranks.is_main or checkpoint.saved(self.out / "checkpoints")
+        if settings.init_from is not None and not started:
             twin = _twin_state(Path(settings.init_from))
             init_loc = {name.removeprefix("net."): tensor for name, tensor in twin.items()}
             own = self.model.state_dict()
@@ -134,9 +147,12 @@ def _load_data(config: Config, progress: bool) -> tuple[Images, Images]:
     return train_images.first(settings.num_train), test_images.first(settings.num_test)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Communicator) -> torch.device:
     try:
         device = torch.device(name)
+        if name == "cuda" and ranks.size > 1:
+            device = torch.device("cuda", ranks.local_rank)
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

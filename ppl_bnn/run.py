@@ -3,6 +3,8 @@
     python -m ppl_bnn.run runs/mnist-fc
     python -m ppl_bnn.run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
     python -m ppl_bnn.run runs/mnist-fc --stages summary
+    horovodrun -np 2 python -m ppl_bnn.run runs/mnist-fc                  # two ranks train it
+    torchrun --nproc-per-node 2 -m ppl_bnn.run runs/mnist-fc              # the same without Horovod
 
 Exit codes: 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped by a signal with a
 checkpoint saved (run again to go on).
@@ -11,6 +13,7 @@ checkpoint saved (run again to go on).
 import difflib
 import glob
 import logging
+import os
 import re
 import signal
 import sys
@@ -26,6 +29,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn import config as configs
 from ppl_bnn import stages
 from ppl_bnn.config import Config
+from ppl_bnn.distributed import Communicator, RankLost, connect
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError
 from ppl_bnn.memory import keep_freed_memory
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _StopRequest() as stop:
             _run(*_parse(arguments), stop)
     except Interrupted as interruption:
-        log.error("%s; run the same command again to go on", interruption)
+        log.warning("%s; run the same command again to go on", interruption)
         return STOPPED
     except KeyboardInterrupt:
         log.error("stopped at once; run the same command again to go on from what is saved")
@@ -54,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_INPUT, arguments)
     except Diverged as error:
         return _fail(error, FAILED, arguments)
+    except RankLost as error:
+        message = f"another rank is gone ({error}); run the same command again to go on from the last checkpoint"
+        return _fail(RankLost(message).with_traceback(error.__traceback__), FAILED, arguments)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}; results that were there are unharmed, run again to go on"
@@ -95,19 +102,41 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         if name not in stages.STAGES:
             raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
     configs.check(config)
+    ranks = connect(config.device)
+    try:
+        _set_up(config, ranks)
+        _run_stages(names, parsed, config, stop, ranks)
+    finally:
+        ranks.shutdown()
+
+
+def _set_up(config: Config, ranks: Communicator) -> None:
+    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others tell of errors only."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    elif ranks.size > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
+    if not ranks.is_main:
+        logging.basicConfig(
+            level=logging.ERROR, format=f"rank {ranks.rank}: %(message)s", stream=sys.stderr, force=True
+        )
+
+
+def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest, ranks: Communicator) -> None:
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
-    writes = names != ["summary"]
+    writes = names != ["summary"] and ranks.is_main
     if writes:
         check_out(config, out)
-    run = Experiment(folder.resolve().name, config, out, stop, progress=not parsed.quiet and sys.stderr.isatty())
+    progress = not parsed.quiet and sys.stderr.isatty()
+    run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
     # Only now: settings that cannot be run must not stand in the way of those that can.
     if writes:
         configs.save(config, out / "config.yaml")
     stop.asked = True
-    for name in names:
+    if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
+        log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
+    for name in names if ranks.is_main else [name for name in names if name in stages.SHARED]:
         getattr(stages, name)(run)
         if stop() and name != names[-1]:
             raise Interrupted(f"stopped after the {name} stage")

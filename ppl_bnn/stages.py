@@ -25,6 +25,8 @@ from ppl_bnn.pruning import sweep
 from ppl_bnn.training import SETTINGS, fit
 
 STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
+# What all ranks do together; rank 0 does the others alone.
+SHARED = ("train",)
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,10 @@ def summary(run: Experiment) -> None:
 
 def train(run: Experiment) -> None:
     """Train, or go on with a training that was cut off; nothing is done where it is complete."""
-    folder, settings = run.out / "checkpoints", run.config.train
-    if saved := checkpoint.saved(folder):
-        state = run.saved()
-        if state.step == state.meta["steps"]:
-            log.info("train: complete already (%d epochs)", len(state.meta["history"]))
-            return
-        log.info("train: going on from %s", saved[-1].name)
+    settings, ranks = run.config.train, run.ranks
+    # Rank 0 looks, since it alone writes there.
+    if ranks.any(ranks.is_main and _is_trained(run)):
+        return
     x, y = run.train_tensors()
     history = fit(
         run.model,
@@ -59,12 +58,23 @@ def train(run: Experiment) -> None:
         folder=run.out,
         origin=run.origin,
         should_stop=run.should_stop,
+        communicator=ranks,
     )
     last, seconds = history[-1], sum(row["seconds"] for row in history)
     log.info(
         "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum, accuracy %.4f",
         len(history), seconds, last["loss"], last["nll"], last["kl"], last["accuracy"],
     )  # fmt: skip
+
+
+def _is_trained(run: Experiment) -> bool:
+    if saved := checkpoint.saved(run.out / "checkpoints"):
+        state = run.saved()
+        if state.step == state.meta["steps"]:
+            log.info("train: complete already (%d epochs)", len(state.meta["history"]))
+            return True
+        log.info("train: going on from %s", saved[-1].name)
+    return False
 
 
 def posterior(run: Experiment) -> None:

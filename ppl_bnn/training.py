@@ -1,5 +1,6 @@
 """Stochastic variational inference on mini-batches: `fit`."""
 
+import json
 import logging
 import math
 import time
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppl_bnn import checkpoint
+from ppl_bnn import checkpoint, data_parallel
 from ppl_bnn.augmentation import AUGMENTATIONS
+from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, check_buckets, shard
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.arithmetic import compiled_arithmetic
@@ -38,7 +40,9 @@ DECISIVE = (
     "epochs", "batch_size", "lr", "optimizer", "beta2", "lr_schedule", "lr_warmup", "scale_lr_factor", "clip_norm",
     "estimator", "num_particles", "augment", "precision", "compile",
 )  # fmt: skip
-SETTINGS = (*DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints")
+SETTINGS = (
+    *DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
+)  # fmt: skip
 # Writing every so many minutes is put off until it costs at most this share of the time.
 _WRITING_SHARE = 0.05
 
@@ -80,6 +84,10 @@ def fit(
     checkpoint_minutes: float = 10.0,
     keep_checkpoints: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    communicator: Communicator | None = None,
+    lr_per_rank: bool = False,
+    bucket_mb: float = 25.0,
+    compression: str = "none",
 ) -> list[dict[str, float]]:
     """Train `guide` (and the point estimates in `model`) by SVI on the KL-scaled ELBO.
 
@@ -88,6 +96,7 @@ def fit(
             maximum likelihood (its guide then has no sites).
         guide: a `MeanFieldNormal` of that model, or any guide that is an ``nn.Module``.
         x, y: training inputs [N, ...] and labels [N]; N is the ELBO's num_data.
+        batch_size: examples a step, on each rank.
         lr: learning rate; ivon's is on SGD's scale, about 0.1.
         optimizer: ``adam``, ``rmsprop`` or ``ivon`` (`ppl_bnn.ivon`).
         beta2: decay of ivon's curvature.
@@ -107,25 +116,35 @@ def fit(
         keep_checkpoints: how many to keep beside the start (``step-00000000``); None keeps all.
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.
+        communicator: the ranks that train together (`ppl_bnn.distributed.connect`), each calling this alike. They start
+            from rank 0's state, draw their own noise, and share each step's `batch_size` times `size` examples; rank 0
+            alone reads and writes `folder` and shows progress.
+        lr_per_rank: the learning rate is `lr` times the number of ranks.
+        bucket_mb: gradients travel in messages of about so many MiB (`ppl_bnn.distributed.GradientBuckets`).
+        compression: ``none``, or ``fp16``: they travel in half precision.
 
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
         single draws used in training, for categorical labels), lr, samples_per_second.
 
     Raises:
-        ValueError: settings out of range, or `folder` holds a training with other settings.
+        ValueError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
+            or ranks with other settings or labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it.
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` said so, on any rank.
+        RankLost: another rank is gone. The last checkpoint is good.
     """
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "beta2": beta2,
         "lr_schedule": lr_schedule, "lr_warmup": lr_warmup, "scale_lr_factor": scale_lr_factor, "clip_norm": clip_norm,
         "estimator": estimator, "num_particles": num_particles, "augment": augment, "precision": precision,
         "compile": compile, "checkpoint_every": checkpoint_every, "checkpoint_minutes": checkpoint_minutes,
-        "keep_checkpoints": keep_checkpoints,
+        "keep_checkpoints": keep_checkpoints, "lr_per_rank": lr_per_rank, "bucket_mb": bucket_mb,
+        "compression": compression,
     }  # fmt: skip
     check_settings(settings)
+    ranks = communicator or Alone()
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
@@ -133,7 +152,13 @@ def fit(
     if optimizer == "ivon" and len(set(weights)) > 1:
         raise ValueError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     decisive = {**{name: settings[name] for name in DECISIVE}, "seed": seed, "num_data": len(x), "kl_weight": weights}
-    steps_per_epoch = math.ceil(len(x) / batch_size)
+    if len(x) < ranks.size:
+        raise ValueError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
+    lr *= ranks.size if lr_per_rank else 1
+    decisive |= {"lr": lr, "ranks": ranks.size, "compression": compression if ranks.size > 1 else "none"}
+    ranks.check_same("settings or labels", [json.dumps(decisive).encode(), y.cpu().numpy().tobytes()])
+    global_batch = batch_size * ranks.size
+    steps_per_epoch = math.ceil(len(x) / global_batch)
     steps = epochs * steps_per_epoch
     torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
@@ -142,32 +167,41 @@ def fit(
 
     def write_checkpoint() -> None:
         nonlocal written, cost
-        if folder is not None:
+        data_parallel.average_buffers(ranks, model)
+        random = data_parallel.gather_random(ranks, x.device)
+        if folder is not None and ranks.is_main:
             started = time.monotonic()
             meta = {**records.state(), "steps": steps, "settings": decisive, "origin": dict(origin or {})}
             checkpoint.save(
                 folder / "checkpoints", step, model=model, guide=guide, optimizer=torch_optimizer, meta=meta,
-                keep=keep_checkpoints,
+                keep=keep_checkpoints, random=random,
             )  # fmt: skip
             written = time.monotonic()
             cost = written - started
+
+    def checkpoint_is_due() -> bool:
+        return time.monotonic() - written > max(60 * checkpoint_minutes, cost / _WRITING_SHARE)
 
     # The scopes keep the caller's parameter store, random state and validation setting as they were.
     with ExitStack() as scopes:
         scopes.enter_context(pyro.get_param_store().scope())
         scopes.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
         scopes.enter_context(pyro.validation_enabled(False))
-        torch.manual_seed(seed)
-        if folder is not None and (found := checkpoint.saved(folder / "checkpoints")):
-            state = checkpoint.load(found[-1])
-            _check_same(state.meta["settings"], decisive, folder)
+        torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
+        saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []
+        last = checkpoint.load(saved[-1]) if saved else None
+        if state := data_parallel.share_state(ranks, last, model, guide):
+            _check_same(state.meta["settings"], decisive, str(folder))
             checkpoint.restore(state, model=model, guide=guide, optimizer=torch_optimizer)
-            checkpoint.restore_random(state, x.device)
+            checkpoint.restore_random(state, x.device, ranks.rank)
             records, step = TrainingLog(state.meta), state.step
         else:
             write_checkpoint()
-        model.train()
-        bar = tqdm(total=steps, initial=step, disable=not progress, unit="step", dynamic_ncols=True)
+        begun, ranks.messages, ranks.bytes = step, 0, 0
+        order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
+        buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
+        scopes.enter_context(buckets)
+        bar = tqdm(total=steps, initial=step, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
         scopes.enter_context(ESTIMATORS[estimator]())
         scopes.enter_context(accuracy)
@@ -176,46 +210,58 @@ def fit(
         scopes.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
         while step < steps:
             epoch = step // steps_per_epoch
-            for rows in _batches(len(x), batch_size, epoch, seed, skip=step % steps_per_epoch, device=x.device):
+            for rows in _batches(len(x), global_batch, epoch, seed, skip=step % steps_per_epoch, device=x.device):
                 started = time.perf_counter()
                 elbo.kl_weight = weight_at(step / steps)
                 torch_optimizer.param_groups[0]["kl_per_datum"] = elbo.kl_weight / len(x)
                 set_lr(torch_optimizer, lr_schedule, step / steps, warmup=lr_warmup)
-                batch = _batch(x, rows, augment)
+                mine, elbo.likelihood_weight = shard(rows, ranks.rank, ranks.size)
+                # An example that does not count must not move batch norm's statistics either.
+                model.train(elbo.likelihood_weight > 0)
+                batch = _batch(x, mine, augment)
                 try:
                     # What pyro.infer.SVI does, without its search for the parameters at every step.
-                    if not math.isfinite(elbo.loss_and_grads(model, guide, batch, y[rows])):
+                    elbo.loss_and_grads(model, guide, batch, y[mine])
+                    buckets.average()
+                    agreed = data_parallel.agree(
+                        ranks, elbo.terms, accuracy.correct if elbo.likelihood_weight else 0.0, stop=should_stop(),
+                        save=ranks.is_main and checkpoint_is_due(),
+                    )  # fmt: skip
+                    if not math.isfinite(agreed.terms.loss):
                         raise NonFiniteGradient
                     descend(torch_optimizer, clip_norm)
                 except NonFiniteGradient:
                     terms, where = elbo.terms, first_gone_bad(model, guide, batch)
+                    found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
                     raise Diverged(
-                        f"training went bad at step {step + 1} (loss {terms.loss}, nll {terms.nll}, kl {terms.kl} "
-                        f"nats per datum): {where}. The last checkpoint is good; try a smaller train.lr, "
-                        "train.clip_norm, or a smaller guide.init_scale"
+                        f"training went bad at step {step + 1} {data_parallel.report(ranks, found, terms.loss)}. "
+                        "The last checkpoint is good; try a smaller train.lr, train.clip_norm, or a smaller "
+                        "guide.init_scale"
                     ) from None
                 step += 1
-                records.add(step, elbo.terms, accuracy.correct, len(rows), time.perf_counter() - started)
+                records.add(step, agreed.terms, agreed.correct, len(rows), time.perf_counter() - started)
                 if bar.update():
                     bar.set_postfix_str(str(records), refresh=False)
                 if step % steps_per_epoch:
-                    if should_stop():
+                    if agreed.stop or agreed.save:
                         write_checkpoint()
+                    if agreed.stop:
                         raise Interrupted(f"stopped at step {step} of {steps}")
-                    if time.monotonic() - written > max(60 * checkpoint_minutes, cost / _WRITING_SHARE):
-                        write_checkpoint()
             lr_now = torch_optimizer.param_groups[0]["lr"]
             records.end_epoch(epoch + 1, step, kl_weight=elbo.kl_weight, lr=lr_now)
             # The log first: a training that goes on writes it anew, one that is complete does not.
-            if folder is not None:
+            if folder is not None and ranks.is_main:
                 records.write(folder)
-            if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or should_stop():
+            if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or agreed.stop:
                 write_checkpoint()
-            if not progress:
+            if not progress and ranks.is_main:
                 log.info("epoch %d of %d: %s", epoch + 1, epochs, str(records))
-            if should_stop() and epoch + 1 < epochs:
+            if agreed.stop and epoch + 1 < epochs:
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
         model.eval()
+    if ranks.size > 1 and ranks.is_main and step > begun:
+        messages, megabytes = ranks.messages / (step - begun), ranks.bytes / 1e6 / (step - begun)
+        log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, messages, megabytes)
     return records.epochs
 
 
@@ -227,6 +273,7 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
     ):  # fmt: skip
         if settings[name] not in known:
             raise ValueError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
+    check_buckets(settings["bucket_mb"], settings["compression"], prefix=prefix)
     for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"{prefix}{name} must be at least 1, got {settings[name]}")
@@ -241,12 +288,13 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
         raise ValueError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: str) -> None:
+    before = {"ranks": 1, "compression": "none", **before}
     for name, value in now.items():
         if before.get(name) != value:
             raise ValueError(
                 f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
-                "use another folder"
+                "use another folder, or the same again"
             )
 
 

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ppl_bnn"
 # These know nothing of settings, files or the command line.
-PURE = ("models/*.py", "guides/*.py", "pruning/snr.py", "pruning/prune.py", "metrics.py", "elbo.py")
+PURE = (
+    "models/*.py", "guides/*.py", "pruning/snr.py", "pruning/prune.py", "metrics.py", "elbo.py", "distributed/*.py",
+)  # fmt: skip
 IMPURE = {
     "ppl_bnn.config",
     "ppl_bnn.run",
@@ -44,6 +46,11 @@ def test_only_one_file_knows_arviz():
         if any(name.split(".")[0].startswith("arviz") for name in imports(path))
     }
     assert knowing == {"inference_data.py"}
+
+
+def test_only_one_file_knows_horovod():
+    knowing = {path.name for path in PACKAGE.rglob("*.py") if any(n.split(".")[0] == "horovod" for n in imports(path))}
+    assert knowing == {"horovod_backend.py"}
 
 
 def test_nothing_imports_the_command_line_or_the_stages():

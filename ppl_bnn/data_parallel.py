@@ -1,0 +1,107 @@
+"""What `fit` needs of several ranks: one state to start from, own noise, and numbers of a step that all agree on."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn.checkpoint import Checkpoint, random_state
+from ppl_bnn.distributed import Communicator
+from ppl_bnn.elbo import Terms
+from ppl_bnn.guides.mean_field import draw_seed
+
+
+class Agreed(NamedTuple):
+    """A step as all ranks see it: its terms and correct answers over the global batch, and what is to be done next."""
+
+    terms: Terms
+    correct: float
+    stop: bool
+    save: bool
+
+
+def agree(communicator: Communicator, terms: Terms, correct: float, *, stop: bool, save: bool) -> Agreed:
+    """One message a step: the terms' means over the ranks, and whether any of them wants to stop or save.
+
+    The loss is NaN or infinite for all where it is for one.
+    """
+    *parts, correct, stops, saves = communicator.sum(terms.loss, terms.nll, terms.kl, correct, stop, save)
+    return Agreed(Terms(*(part / communicator.size for part in parts)), correct, stops > 0, saves > 0)
+
+
+def report(communicator: Communicator, text: str, loss: float) -> str:
+    """What the rank that went bad has to say, or rank 0 where all their losses are finite."""
+    if communicator.size == 1:
+        return text
+    bad = communicator.gather(torch.tensor([not math.isfinite(loss)], dtype=torch.int64))[:, 0].tolist()
+    root = bad.index(1) if 1 in bad else 0
+    return f"{communicator.share(text, root=root)}, on rank {root} of {communicator.size}"
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """The seed of a rank's noise and augmentation: rank 0 has that of a single process, each other one of its own."""
+    # Beyond every epoch's index, whose seeds order the examples.
+    return draw_seed(seed, 2**32 + rank) if rank else seed
+
+
+def forward_order(model: nn.Module, guide: nn.Module) -> list[nn.Parameter]:
+    """All parameters, layer by layer in the model's order; a guide's beside those of the layer its site belongs to.
+
+    Gradients come in the reverse of it. It depends on names alone, so it is the same on every rank.
+    """
+    places = {name: place for place, (name, _) in enumerate(getattr(model, "net", model).named_modules())}
+
+    def place(name: str) -> int:
+        # loc.conv1_1.weight, net.conv1_1.bias: what is left of conv1_1 says whose it is.
+        parts = name.split(".")[:-1]
+        tails = (".".join(parts[start:]) for start in range(len(parts)))
+        return next((places[tail] for tail in tails if tail in places), len(places))
+
+    named = [*model.named_parameters(), *guide.named_parameters()]
+    order = sorted((place(name), number) for number, (name, _) in enumerate(named))
+    return [named[number][1] for _, number in order]
+
+
+def average_buffers(communicator: Communicator, model: nn.Module) -> None:
+    """Replace batch norm's running statistics by their means over the ranks; other buffers become rank 0's."""
+    if communicator.size > 1 and (buffers := list(model.buffers())):
+        real = [buffer for buffer in buffers if buffer.is_floating_point()]
+        communicator.broadcast(buffer for buffer in buffers if not buffer.is_floating_point())
+        if real:
+            flat = torch.cat([buffer.detach().double().cpu().reshape(-1) for buffer in real])
+            communicator.start_sum(flat, "buffers")()
+            for buffer, part in zip(real, flat.split([buffer.numel() for buffer in real]), strict=True):
+                buffer.copy_(part.div_(communicator.size).view(buffer.shape))
+
+
+def gather_random(communicator: Communicator, device: torch.device) -> dict[str, Tensor]:
+    """Every rank's random generators: rank 0's under the names of a single process, rank k's under ``name.k``."""
+    rows = {name: communicator.gather(value) for name, value in random_state(device).items()}
+    return {f"{name}.{rank}" if rank else name: row for name, all_ in rows.items() for rank, row in enumerate(all_)}
+
+
+def share_state(
+    communicator: Communicator, state: Checkpoint | None, model: nn.Module, guide: nn.Module
+) -> Checkpoint | None:
+    """Rank 0's checkpoint, to restore on every rank; without one, model and guide become rank 0's and None comes back.
+
+    Only rank 0 needs to see the folder of checkpoints.
+    """
+    content = communicator.share(None if state is None else _described(state))
+    if content is None:
+        communicator.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
+        return None
+    if state is None:
+        empty = {name: torch.empty(shape, dtype=getattr(torch, kind)) for name, kind, shape in content["tensors"]}
+        state = Checkpoint(content["step"], empty, content["meta"])
+    communicator.broadcast(state.tensors.values())
+    return state
+
+
+def _described(state: Checkpoint) -> Mapping[str, Any]:
+    tensors = [
+        (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in state.tensors.items()
+    ]
+    return {"step": state.step, "meta": state.meta, "tensors": tensors}

@@ -1,0 +1,145 @@
+"""Gradients averaged over the ranks in few, large messages, which travel while back-propagation runs."""
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ppl_bnn.distributed.communicator import Communicator
+
+COMPRESSIONS = ("none", "fp16")
+# Half precision keeps 11 bits only above 6e-5: small gradients are lifted above it, and 256 is the largest that fits.
+_LIFT = 256.0
+
+
+class GradientBuckets:
+    """In this context each back-propagation's gradients are gathered in buckets and added over the ranks.
+
+    Buckets are filled from the last parameter to the first, about the order in which gradients come. A bucket starts to
+    travel as soon as its last gradient is there and the one before it has started: ranks start them in one order
+    whatever the order their gradients come in, so they cannot wait for each other in a circle. `average` waits for
+    them; it comes once after each back-propagation, before anything looks at ``.grad``, which is then the mean over the
+    ranks. A parameter without a gradient counts as zero. The gradients live in the buckets until they are set to None.
+
+    Args:
+        parameters: all that are learned, the same on every rank, in the order of the forward pass.
+        bucket_mb: about how many MiB a bucket holds; a larger parameter has one of its own.
+        compression: ``fp16`` sends half the bytes, with 11 bits of each number.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        communicator: Communicator,
+        *,
+        bucket_mb: float = 25.0,
+        compression: str = "none",
+    ) -> None:
+        check_buckets(bucket_mb, compression)
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._buckets = [
+            _Bucket(group, communicator, f"bucket-{number}", compression)
+            for number, group in enumerate(_fill(reversed(parameters), bucket_mb * 2**20))
+        ]
+        self._home = {parameter: bucket for bucket in self._buckets for parameter in bucket.missing}
+        self._started = 0
+
+    def __enter__(self) -> "GradientBuckets":
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in self._home]
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def average(self) -> None:
+        """Wait until every parameter's ``.grad`` is the mean over the ranks."""
+        for bucket in self._buckets[self._started :]:
+            bucket.fill_up()
+            bucket.start()
+        for bucket in self._buckets:
+            bucket.finish()
+        self._started = 0
+
+    def _take(self, parameter: Tensor) -> None:
+        self._home[parameter].take(parameter)
+        while self._started < len(self._buckets) and not self._buckets[self._started].missing:
+            self._buckets[self._started].start()
+            self._started += 1
+
+
+class _Bucket:
+    """Some parameters' gradients, one after the other in one flat tensor."""
+
+    def __init__(self, parameters: list[Tensor], communicator: Communicator, name: str, compression: str) -> None:
+        self._communicator, self._name, self._half = communicator, name, compression == "fp16"
+        self._flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype).to(parameters[0].device)
+        parts = self._flat.split([parameter.numel() for parameter in parameters])
+        self._views = {p: _shaped_as(p, part) for p, part in zip(parameters, parts, strict=True)}
+        self.missing = dict.fromkeys(parameters)
+
+    def take(self, parameter: Tensor) -> None:
+        """Move a parameter's gradient in here."""
+        view, gradient = self._views[parameter], parameter.grad
+        assert parameter in self.missing, "a second back-propagation before the first one's gradients were averaged"
+        assert gradient is not None
+        view.copy_(gradient)
+        parameter.grad = view
+        del self.missing[parameter]
+
+    def fill_up(self) -> None:
+        """Zeros for the parameters that have no gradient in this step."""
+        for parameter in self.missing:
+            self._views[parameter].zero_()
+            parameter.grad = self._views[parameter]
+        self.missing.clear()
+
+    def start(self) -> None:
+        """Send it off."""
+        self._message = (self._flat * _LIFT).half() if self._half else self._flat
+        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name)
+
+    def finish(self) -> None:
+        """Wait for it, and turn the sum into a mean."""
+        self._wait()
+        if self._half:
+            self._flat.copy_(self._message).div_(_LIFT)
+        self._flat.div_(self._communicator.size)
+        self.missing.update(dict.fromkeys(self._views))
+
+
+def check_buckets(bucket_mb: float, compression: str, *, prefix: str = "") -> None:
+    """Raise ValueError where a setting, called prefix + name, is out of range."""
+    if not 0 < bucket_mb < float("inf"):
+        raise ValueError(f"{prefix}bucket_mb must be positive and finite, got {bucket_mb}")
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"{prefix}compression must be one of {', '.join(COMPRESSIONS)}; got {compression!r}")
+
+
+def _fill(parameters: Iterable[Tensor], limit: float) -> Iterator[list[Tensor]]:
+    group: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        bytes_ = parameter.numel() * parameter.element_size()
+        other_kind = group and (parameter.dtype, parameter.device) != (group[0].dtype, group[0].device)
+        if group and (size + bytes_ > limit or other_kind):
+            yield group
+            group, size = [], 0
+        group.append(parameter)
+        size += bytes_
+    if group:
+        yield group
+
+
+def _shaped_as(parameter: Tensor, part: Tensor) -> Tensor:
+    # In the parameter's own layout (channels_last), so that optimizers walk both by address.
+    dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
+    return (
+        part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
+        if dense
+        else part.view_as(parameter)
+    )

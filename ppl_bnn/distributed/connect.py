@@ -1,0 +1,62 @@
+"""Which ranks this process is one of, by what its launcher put into the environment."""
+
+import os
+from collections.abc import Mapping
+
+from ppl_bnn.distributed.communicator import Alone, Communicator
+
+# The number of ranks, as launchers of MPI programs tell it: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_HOW = "install Horovod with `make horovod`, or start the ranks with torchrun"
+
+
+def connect(
+    device: str = "cpu", *, timeout: float = 600.0, environment: Mapping[str, str] | None = None
+) -> Communicator:
+    """Join the other ranks: Horovod under horovodrun and mpirun, torch.distributed under torchrun, else one process.
+
+    Args:
+        device: ``cpu`` or ``cuda``, where the gradients are.
+        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
+        environment: ``os.environ`` unless said.
+
+    Raises:
+        ValueError: there are several ranks and no way for them to talk; the message says what to do.
+        RankLost: another rank ended before all had joined.
+    """
+    environment = os.environ if environment is None else environment
+    size, launcher = _launched(environment)
+    if size == 1:
+        return Alone()
+    if launcher == "torchrun":
+        if missing := [name for name in _TORCHRUN if name not in environment]:
+            raise ValueError(f"{size} ranks were started, but {', '.join(missing)} is not set; torchrun sets it")
+        from ppl_bnn.distributed.torch_backend import TorchRanks
+
+        return TorchRanks(device, timeout=timeout)
+    from ppl_bnn.distributed.horovod_backend import HorovodRanks, import_horovod
+
+    try:
+        hvd = import_horovod()
+    except ImportError as error:
+        raise ValueError(f"{size} ranks were started by {launcher}, but {error}; {_HOW}") from None
+    ranks = HorovodRanks(hvd, timeout=timeout)
+    if ranks.size != size:
+        raise ValueError(
+            f"{size} ranks were started by {launcher}, but Horovod finds {ranks.size}: it was built without the MPI "
+            "that started them; use horovodrun, build it where that MPI is, or start the ranks with torchrun"
+        )
+    return ranks
+
+
+def _launched(environment: Mapping[str, str]) -> tuple[int, str]:
+    """How many ranks there are, and what started them."""
+    if "HOROVOD_SIZE" in environment:
+        return int(environment["HOROVOD_SIZE"]), "horovodrun"
+    if "WORLD_SIZE" in environment:
+        return int(environment["WORLD_SIZE"]), "torchrun"
+    for name in _MPI_SIZES:
+        if name in environment:
+            return int(environment[name]), "srun" if name.startswith("SLURM") else "mpirun"
+    return 1, "nothing"

@@ -1,0 +1,56 @@
+"""Ranks over torch.distributed: Gloo for tensors on CPUs, NCCL for those on GPUs. Started by torchrun."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ppl_bnn.distributed.communicator import Communicator, RankLost
+
+
+class TorchRanks(Communicator):
+    """The default process group of torch.distributed, from the environment that torchrun sets.
+
+    Args:
+        device: ``cpu`` or ``cuda``, where the gradients are.
+        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
+    """
+
+    def __init__(self, device: str, *, timeout: float) -> None:
+        self.name = "NCCL" if device.startswith("cuda") else "Gloo"
+        backend = "cpu:gloo,cuda:nccl" if self.name == "NCCL" else "gloo"
+        with _rank_lost():
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        rank, size = dist.get_rank(), dist.get_world_size()
+        local = (int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        super().__init__(rank, size, *local)
+
+    def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
+        with _rank_lost():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _rank_lost():
+                work.wait()
+
+        return wait
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        with _rank_lost():
+            dist.broadcast(tensor, src=0)
+
+    def shutdown(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _rank_lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"torch.distributed: {str(error).splitlines()[0]}") from error
