@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.guides.arithmetic import arithmetic
-from ppl_bnn.guides.normal import inverse_scale, softplus
+from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale, softplus
 
 
 class IVON(torch.optim.Optimizer):
@@ -80,9 +80,10 @@ class IVON(torch.optim.Optimizer):
 
 
 def _step(loc: Tensor, u: Tensor, momentum: Tensor, to_u: Tensor, rate: Tensor, c: Tensor) -> None:
-    scale = softplus(u)
-    # to_u holds the scale's derivative, a sigmoid.
-    change = (to_u / torch.sigmoid(u)).mul_(scale).mul_(c)
+    # softplus(u), and below its derivative, a sigmoid, which to_u holds: of one exponential, half the time of two.
+    t = u.abs().neg_().exp_()
+    scale = t.log1p().add_(u.clamp_min(0)).add_(SMALLEST_SCALE)
+    change = (to_u * (1 + t)).div_(torch.where(u > 0, 1, t)).mul_(scale).mul_(c)
     scale.mul_(change.square().mul_(0.5).add_(change).add_(1).rsqrt_())
     loc.sub_((scale.square() * rate).mul_(momentum))
     u.copy_(inverse_scale(scale))
