@@ -86,7 +86,11 @@ def build(*, mpi: bool, nccl: bool) -> Path:
 
 def nccl_settings(folder: Path) -> dict[str, str]:
     """The environment that builds with NCCL: torch's own, unless HOROVOD_NCCL_HOME names another or torch has none."""
-    settings = {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_LINK": "SHARED"}
+    cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    settings = {
+        "HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_LINK": "SHARED", "HOROVOD_CUDA_HOME": cuda, "CUDA_HOME": cuda,
+        "CUDAARCHS": "OFF",  # Horovod's own list, which CMake would add to
+    }  # fmt: skip
     homes = [Path(entry) / "nvidia" / "nccl" for entry in sys.path]
     home = next((home for home in homes if (home / "include" / "nccl.h").exists()), None)
     if home and "HOROVOD_NCCL_HOME" not in os.environ:
@@ -145,8 +149,10 @@ def run(command: list[str], what: str, *, env: dict[str, str] | None = None) -> 
     try:
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=True).stdout
     except subprocess.CalledProcessError as error:
-        output = (error.stdout + error.stderr)[-4000:]
-        raise BuildError(f"{what} failed (exit code {error.returncode}); the end of its output:\n{output}") from None
+        lines = (error.stdout + error.stderr).splitlines()
+        # Compilers and CMake say what was wrong long before pip has finished with its traceback.
+        output = "\n".join([line for line in lines if re.search(r"\b[Ee]rror\b", line)][:20] or lines[-20:])
+        raise BuildError(f"{what} failed (exit code {error.returncode}):\n{output}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{what} failed: {error}") from None
 
