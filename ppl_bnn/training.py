@@ -197,7 +197,7 @@ def fit(
             records, step = TrainingLog(state.meta), state.step
         else:
             write_checkpoint()
-        begun, ranks.messages, ranks.bytes = step, 0, 0
+        begun, messages, sent = step, ranks.messages, ranks.bytes
         order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
         buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
         scopes.enter_context(buckets)
@@ -260,8 +260,8 @@ def fit(
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
         model.eval()
     if ranks.size > 1 and ranks.is_main and step > begun:
-        messages, megabytes = ranks.messages / (step - begun), ranks.bytes / 1e6 / (step - begun)
-        log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, messages, megabytes)
+        each, megabytes = (ranks.messages - messages) / (step - begun), (ranks.bytes - sent) / 1e6 / (step - begun)
+        log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)
     return records.epochs
 
 

@@ -89,7 +89,7 @@ class Communicator(ABC):
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors, of any dtype and memory layout, with rank 0's of the same shapes."""
         if self.size > 1:
-            for tensor in tensors:
+            for tensor in (tensor for tensor in tensors if tensor.numel()):
                 # A copy in the order of the indices: the layout in memory may differ from rank to rank.
                 flat = tensor.detach().reshape(-1).contiguous().clone()
                 self._broadcast(flat.view(torch.uint8))
