@@ -17,7 +17,7 @@ from ppl_bnn.models.priors import elementwise
 
 SMALLEST_SCALE = 1.2e-7
 # Numbers of one generator: large enough to hide a thread's start, small enough to share out a large layer.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 class FactorizedNormal(TorchDistribution):
