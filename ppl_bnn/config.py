@@ -45,7 +45,7 @@ class ModelConfig:
     """The network and its prior.
 
     Args:
-        name: bnn-fc, bnn-conv, vgg16 or resnet18.
+        name: bnn-fc, bnn-conv, lenet, vgg16 or resnet18.
         deterministic: the network's deterministic twin, trained by maximum likelihood.
         prior: normal(loc, scale), laplace(loc, scale), student_t(df, loc, scale) or
             scale_mixture(weight, scale1, scale2); or a mapping from site-name patterns to such priors.

@@ -26,6 +26,8 @@ def counts(net, x=DIGITS):
         ("bnn-fc", True, 269_322),
         ("bnn-conv", False, 3_802_122),
         ("bnn-conv", True, 1_901_322),
+        ("lenet", False, 861_580),
+        ("lenet", True, 431_080),
     ],
 )
 def test_parameter_counts_are_the_studys(name, deterministic, total):
@@ -266,5 +268,5 @@ def test_pyro_draws_from_the_model():
 
 
 def test_unknown_network():
-    with pytest.raises(ValueError, match="unknown network 'lenet'; the networks are bnn-fc, bnn-conv"):
-        build("lenet")
+    with pytest.raises(ValueError, match="unknown network 'alexnet'; the networks are bnn-fc, bnn-conv"):
+        build("alexnet")

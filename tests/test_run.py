@@ -187,7 +187,10 @@ def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
         (["--train.seed", str(2**64)], ["train.seed must be at least 0 and below 2^63"]),
         (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
         (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
-        (["--model.name", "lenet"], ["model.name must be one of bnn-fc, bnn-conv, vgg16, resnet18; got 'lenet'"]),
+        (
+            ["--model.name", "alexnet"],
+            ["model.name must be one of bnn-fc, bnn-conv, lenet, vgg16, resnet18; got 'alexnet'"],
+        ),
         (["--data.name", "svhn"], ["data.name must be one of mnist"]),
         (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, groups, local"]),
         (["--train.kl_weight", "0"], ["kl_weight must be positive"]),

@@ -1,0 +1,158 @@
+"""A network without Pyro for prediction: torch's own layers only, batch norm folded into the layer before it."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, fx, nn
+
+from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
+
+
+class NotTraceable(ValueError):
+    """The network's forward pass depends on its input's values, so it has no fixed graph of layers."""
+
+
+@dataclass(frozen=True)
+class PlainNetwork:
+    """What `plain` returns.
+
+    Attributes:
+        net: [N, ...] -> logits [N, C], in evaluation mode, no parameter asks for a gradient. Layers have the paths they
+            had (``get_submodule("conv1_1")``; in the graph's order under ``net.graph.nodes``).
+        folded: for each random site with batch norm behind it, factor and shift [out, 1, ...]: the plain network's
+            weight is weight * factor + shift. Other sites are taken as they are.
+    """
+
+    net: fx.GraphModule
+    folded: dict[str, tuple[Tensor, Tensor]]
+
+    def place(self, site: str, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and scale of a random site's weights in the plain network, of the site's shape."""
+        if site not in self.folded:
+            return loc, scale
+        factor, shift = self.folded[site]
+        return loc * factor + shift, scale * factor.abs()
+
+    def parameter(self, site: str) -> Tensor:
+        """The plain network's weight (or bias) of a random site: copy a draw into it."""
+        return self.net.get_parameter(site)
+
+
+def plain(net: nn.Module) -> PlainNetwork:
+    """Return a copy of a network, Bayesian or not, as plain torch layers, batch norm folded in (running statistics).
+
+    Weights of random sites are zero until they are set. `net` is not changed.
+
+    Raises:
+        NotTraceable: torch.fx cannot write its forward pass down as a graph.
+    """
+    tracer = _LayersAsLeaves()
+    try:
+        graph = tracer.trace(net)
+    except Exception as error:
+        raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error
+    leaves: dict[str, nn.Module] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            leaves[node.target] = _plain_layer(net.get_submodule(node.target))
+        elif node.op == "get_attr":
+            raise NotTraceable(f"{type(net).__name__} uses {node.target!r} outside of a layer")
+    module = fx.GraphModule(leaves, graph, type(net).__name__)
+    module.eval().requires_grad_(False)
+    random = {
+        f"{path}.{name}"
+        for path, layer in net.named_modules()
+        if path in leaves and isinstance(layer, BayesianConv2d | BayesianLinear)
+        for name in layer._pyro_samples  # type: ignore[union-attr]
+    }
+    folded = _fold_batch_norm(module, random)
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return PlainNetwork(module, folded)
+
+
+class _LayersAsLeaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BayesianConv2d | BayesianLinear) or (
+            next(m.children(), None) is None and any(base.__module__.startswith("torch.nn") for base in _bases(m))
+        )
+
+
+def _bases(module: nn.Module) -> list[type]:
+    # Pyro mixes its own class into a module's; Module itself says nothing about which layer it is.
+    return [base for base in type(module).__mro__ if base is not nn.Module and not issubclass(base, PyroModule)]
+
+
+def _plain_layer(layer: nn.Module) -> nn.Module:
+    if not isinstance(layer, BayesianConv2d | BayesianLinear):
+        other = copy.deepcopy(layer)
+        other.__class__ = _bases(layer)[0]
+        return other
+    new: nn.Module
+    bias = layer.bias is not None
+    if isinstance(layer, BayesianConv2d):
+        new = nn.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,  # type: ignore[arg-type]
+            layer.padding, layer.dilation, layer.groups, bias,  # type: ignore[arg-type]
+        )  # fmt: skip
+    else:
+        new = nn.Linear(layer.in_features, layer.out_features, bias)
+    like = next(layer.parameters(), None)
+    new.to(like)
+    nn.init.zeros_(new.weight)  # type: ignore[arg-type]
+    if bias and "bias" not in layer._pyro_samples:  # type: ignore[operator]
+        new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[union-attr]
+    elif bias:
+        nn.init.zeros_(new.bias)  # type: ignore[arg-type]
+    return new
+
+
+def _fold_batch_norm(module: fx.GraphModule, random: set[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    folded: dict[str, tuple[Tensor, Tensor]] = {}
+    uses: dict[str, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            uses[node.target] = uses.get(node.target, 0) + 1
+    for node in list(module.graph.nodes):
+        if node.op != "call_module":
+            continue
+        norm, source = module.get_submodule(node.target), node.args[0]
+        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        if source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
+            continue
+        layer = module.get_submodule(source.target)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        _fold(layer, norm, source.target, random, folded)
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+    return folded
+
+
+@torch.no_grad()
+def _fold(
+    layer: nn.Conv2d | nn.Linear,
+    norm: nn.BatchNorm1d | nn.BatchNorm2d,
+    path: str,
+    random: set[str],
+    folded: dict[str, tuple[Tensor, Tensor]],
+) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        factor = factor * norm.weight
+    shift = -norm.running_mean * factor + (norm.bias if norm.affine else 0)
+    by_row = factor.view(-1, *[1] * (layer.weight.dim() - 1))
+    if f"{path}.weight" in random:
+        folded[f"{path}.weight"] = (by_row, torch.zeros_like(by_row))
+    else:
+        layer.weight.mul_(by_row)
+    if f"{path}.bias" in random:
+        folded[f"{path}.bias"] = (factor, shift)
+    else:
+        bias = shift if layer.bias is None else layer.bias * factor + shift
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
