@@ -13,7 +13,8 @@ from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.guides.mean_field import SMALLEST_SCALE
 from ppl_bnn.models import NETWORKS, parse_prior
-from ppl_bnn.pruning.prune import SCOPES
+from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
+from ppl_bnn.pruning.prune import SCOPES, Threshold, check_threshold
 from ppl_bnn.training import check_settings
 
 
@@ -156,22 +157,31 @@ class PruningConfig:
     """The pruning study.
 
     Args:
-        threshold: prune weights whose |loc| / scale is below this; one number or a list.
+        threshold: prune weights whose score (|loc| / scale unless criterion says otherwise) is below this; one number,
+            a list, or a mapping from patterns of site names to a number each.
         fractions: prune these shares of the weights.
         scope: global ranks all weights together; layer prunes the same share of each layer.
+        criterion: snr (|loc| / scale), kl (nats) or evidence (nats of log evidence that fixing it at zero costs).
+        structure: weights, or whole units (dense units, filters) or inputs (pixels, units, channels).
+        finetune_epochs: train what is left of each level for so many epochs before it is measured.
+        finetune_lr: learning rate of that (default: a tenth of train.lr).
         num_samples: Monte Carlo draws at each level.
         checkpoint: which saved step to prune: last, or a name such as step-00006000.
         seed: of the draws.
     """
 
-    threshold: float | list[float] = 10.0
+    threshold: float | list[float] | dict[str, float] = 10.0
     fractions: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98])
     scope: str = "global"
+    criterion: str = "snr"
+    structure: str = "weights"
+    finetune_epochs: int = 0
+    finetune_lr: float | None = None
     num_samples: int = 200
     checkpoint: str = "last"
     seed: int = 0
 
-    def thresholds(self) -> list[float]:
+    def thresholds(self) -> list[Threshold]:
         """The thresholds as a list."""
         return list(self.threshold) if isinstance(self.threshold, list) else [self.threshold]
 
@@ -204,6 +214,8 @@ def check(config: Config) -> None:
         ("data.name", data.name, DATASETS),
         ("model.name", model.name, tuple(NETWORKS)),
         ("pruning.scope", config.pruning.scope, SCOPES),
+        ("pruning.criterion", config.pruning.criterion, tuple(CRITERIA)),
+        ("pruning.structure", config.pruning.structure, STRUCTURES),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
@@ -223,11 +235,15 @@ def check(config: Config) -> None:
         ("train.seed", train.seed),
         ("predict.seed", config.predict.seed),
         ("pruning.seed", config.pruning.seed),
+        ("pruning.finetune_epochs", config.pruning.finetune_epochs),
         ("data.holdout", data.holdout),
         ("guide.init_jitter", guide.init_jitter),
     ):
         if not 0 <= least < 2**63:
             raise ValueError(f"{name} must be at least 0 and below 2^63, got {least}")
+    finetune_lr = config.pruning.finetune_lr
+    if finetune_lr is not None and not (math.isfinite(finetune_lr) and finetune_lr > 0):
+        raise ValueError(f"pruning.finetune_lr must be positive and finite, got {finetune_lr}")
     relative = guide.init_relative_scale
     if relative is not None and not (math.isfinite(relative) and relative > 0):
         raise ValueError(f"guide.init_relative_scale must be positive and finite, got {relative}")
@@ -236,8 +252,7 @@ def check(config: Config) -> None:
     if not config.pruning.thresholds() and not config.pruning.fractions:
         raise ValueError("pruning needs at least one threshold or fraction; leave out the prune stage to skip it")
     for threshold in config.pruning.thresholds():
-        if not (threshold >= 0 and math.isfinite(threshold)):
-            raise ValueError(f"pruning.threshold must be at least 0 and finite, got {threshold}")
+        check_threshold(threshold, config.pruning.criterion)
     for fraction in config.pruning.fractions:
         if not 0 <= fraction < 1:
             raise ValueError(f"pruning.fractions must lie in [0, 1), got {fraction}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.priors import elementwise
 
 
 @dataclass(frozen=True)
@@ -182,4 +183,8 @@ def _site_kl(q: torch.distributions.Distribution, p: torch.distributions.Distrib
         return kl_divergence(q, p)
     except NotImplementedError:
         # The entropy has a closed form where the KL has none: only the prior's part is left to chance.
-        return -q.entropy() - p.log_prob(q.rsample())
+        keep = getattr(q, "keep", None)
+        if keep is None:
+            return -q.entropy() - p.log_prob(q.rsample())
+        # A pruned weight is fixed at zero, whatever its prior.
+        return -q.entropy() - (elementwise(p).log_prob(q.rsample()) * keep).sum()

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pyro import poutine
-from torch import Tensor
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models.evaluating import evaluating
-from ppl_bnn.models.priors import elementwise
+from ppl_bnn.models.priors import elementwise, kl_by_weight, site_priors
 
 # A weight is at its prior where its KL is this close to the least that a Normal can have; a layer has moved where the
 # median scale changed by more than the second (a factor, as |log ratio|).
@@ -54,9 +51,9 @@ def layer_posteriors(
 
     The KL of each weight is exact for a Normal prior and by 16-point Gauss-Hermite quadrature for any other.
     """
-    with evaluating(model), poutine.block():
-        trace = poutine.trace(poutine.replay(model, trace=poutine.trace(guide).get_trace(*args))).get_trace(*args)
-        return [_layer(site, guide, initial, trace.nodes[site]["fn"]) for site in guide.sites]
+    priors = site_priors(model, *args)
+    with torch.no_grad():
+        return [_layer(site, guide, initial, priors[site]) for site in guide.sites]
 
 
 def verdict(layers: Sequence[LayerPosterior]) -> str:
@@ -115,7 +112,7 @@ def _layer(
 ) -> LayerPosterior:
     loc, scale = guide.loc_scale(site)
     _, initial_scale = initial.loc_scale(site)
-    kl, initial_kl = (_kl_by_weight(*each.loc_scale(site), prior) for each in (guide, initial))
+    kl, initial_kl = (kl_by_weight(*each.loc_scale(site), prior) for each in (guide, initial))
     ratio = (loc.abs() / scale).flatten().cpu().numpy()
     low, middle, high = (float(value) for value in np.quantile(ratio, (0.05, 0.5, 0.95)))
     return LayerPosterior(
@@ -132,20 +129,10 @@ def _layer(
     )
 
 
-def _kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribution) -> Tensor:
-    # KL = -H(q) - E_q[log p]. Gauss-Hermite: E[f(w)] = sum_k weight_k / sqrt(pi) f(loc + sqrt(2) scale node_k).
-    base = elementwise(prior)
-    total = -(scale.log() + 0.5 * math.log(2 * math.pi * math.e))
-    for node, weight in zip(*np.polynomial.hermite.hermgauss(16), strict=True):
-        at = torch.add(loc, scale, alpha=math.sqrt(2) * float(node))
-        total = total - float(weight) / math.sqrt(math.pi) * base.log_prob(at)
-    return total
-
-
 def _least_kl(prior: torch.distributions.Distribution) -> float:
     base = elementwise(prior)
     if base.batch_shape.numel() > 1 or isinstance(base, torch.distributions.Normal):
         return 0.0
     scales = torch.logspace(-6, 4, 500, device=base.sample().device)
     loc = torch.as_tensor(getattr(base, "loc", 0.0)).to(scales)
-    return float(_kl_by_weight(loc.expand_as(scales), scales, prior).min())
+    return float(kl_by_weight(loc.expand_as(scales), scales, prior).min())

@@ -4,11 +4,12 @@ import copy
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
@@ -16,12 +17,12 @@ from ppl_bnn.config import PredictConfig, PruningConfig
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
-from ppl_bnn.models import render
+from ppl_bnn.models import render, site_priors
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import predict as draw_predictive
-from ppl_bnn.pruning import sweep
+from ppl_bnn.pruning import Pruned, finetune, sweep
 from ppl_bnn.training import SETTINGS, fit
 
 STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
@@ -133,23 +134,46 @@ def prune(run: Experiment) -> None:
     levels = sweep(
         run.model.net, run.guide, x, y,
         thresholds=settings.thresholds(), fractions=settings.fractions, scope=settings.scope,
+        criterion=settings.criterion, structure=settings.structure, priors=site_priors(run.model, *run.example()),
+        tuned=_finetuning(run) if settings.finetune_epochs else None,
         num_samples=settings.num_samples, seed=settings.seed, keep=_images_to_keep(run),
         progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
     for level in levels:
         for site, nonzero in level.pruned.nonzero.items():
             if nonzero == 0:
-                log.warning("prune: threshold %.3g leaves no weight in %s", level.pruned.threshold, site)
+                log.warning(
+                    "prune: at %.4g%% pruned (%s < %.3g) no weight is left in %s: the network predicts from what "
+                    "comes after it alone",
+                    100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, site,
+                )  # fmt: skip
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
     idata = inference_data.sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
     for level in levels:
         found = level.predictive.summary()
         log.info(
-            "prune: %.4g%% pruned (snr < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
-            100 * level.pruned.fraction, level.pruned.threshold, sum(level.pruned.nonzero.values()),
+            "prune: %.4g%% pruned (%s < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
+            100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, sum(level.pruned.nonzero.values()),
             found["accuracy"], found["nll"], found["ece"], found["seconds"],
         )  # fmt: skip
+
+
+def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
+    train, settings = run.config.train, run.config.pruning
+    x, y = run.train_tensors()
+    how = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
+    how |= {"lr": settings.finetune_lr or 0.1 * train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0}
+
+    def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
+        log.info("prune: fine-tuning what %.4g%% pruned left", 100 * pruned.fraction)
+        model, found = finetune(
+            run.model, pruned, x, y, epochs=settings.finetune_epochs, **how, kl_weight=train.kl_weight,
+            seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
+        )  # fmt: skip
+        return model.net, found
+
+    return tuned
 
 
 def report(run: Experiment) -> None:

@@ -31,27 +31,28 @@ class FactorizedNormal(TorchDistribution):
 
     Args:
         loc, unconstrained_scale: real, of the site's shape.
-        keep: of the same shape; loc and scale are multiplied by it (0 prunes a weight).
+        keep: bool, of the same shape; loc and scale are multiplied by it (False prunes a weight). Entropy and KL are
+            of the weights that are left: one that is fixed at zero has none.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.nonnegative}
     has_rsample = True
 
     def __init__(self, loc: Tensor, unconstrained_scale: Tensor, keep: Tensor | None = None) -> None:
-        self._loc, self._unconstrained_scale, self._keep = loc, unconstrained_scale, keep
+        self._loc, self._unconstrained_scale, self.keep = loc, unconstrained_scale, keep
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         super().__init__(Size(), loc.shape, validate_args=False)
 
     @property
     def loc(self) -> Tensor:
         """[*shape], 0 where pruned."""
-        return self._loc if self._keep is None else self._loc * self._keep
+        return self._loc if self.keep is None else self._loc * self.keep
 
     @property
     def scale(self) -> Tensor:
         """[*shape], 0 where pruned."""
         scale: Tensor = _Scale.apply(self._unconstrained_scale)  # type: ignore[no-untyped-call]
-        return scale if self._keep is None else scale * self._keep
+        return scale if self.keep is None else scale * self.keep
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -61,7 +62,7 @@ class FactorizedNormal(TorchDistribution):
         """[*sample_shape, *shape]."""
         noise = standard_normal(self._loc, sample_shape)
         # Sums without a gradient must not be remembered for a KL that is asked for its gradient.
-        if sample_shape or self._keep is not None or not torch.is_grad_enabled():
+        if sample_shape or self.keep is not None or not torch.is_grad_enabled():
             return torch.addcmul(self.loc, self.scale, noise)
         draw, *sums = _Draw.apply(self._loc, self._unconstrained_scale, noise)  # type: ignore[no-untyped-call]
         self._sums = (sums[0], sums[1], sums[2])
@@ -73,10 +74,17 @@ class FactorizedNormal(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Nats."""
-        return self.sums()[2] + self._loc.numel() * 0.5 * math.log(2 * math.pi * math.e)
+        return self.sums()[2] + self.count() * 0.5 * math.log(2 * math.pi * math.e)
+
+    def count(self) -> int:
+        """The number of weights that are not pruned."""
+        return self._loc.numel() if self.keep is None else int(self.keep.sum())
 
     def sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over the weights of loc, of loc^2 + scale^2, and of log scale; scalars."""
+        """Sums over the weights that are left of loc, of loc^2 + scale^2, and of log scale; scalars."""
+        if self._sums is None and self.keep is not None:
+            loc, scale = self.loc, self.scale
+            return loc.sum(), (loc.square() + scale.square()).sum(), scale.masked_fill(~self.keep, 1.0).log().sum()
         if self._sums is None:
             return _Sums.apply(self.loc, self.scale)  # type: ignore[no-untyped-call,no-any-return]
         return self._sums
@@ -92,10 +100,13 @@ class FactorizedNormal(TorchDistribution):
 def _kl(q: FactorizedNormal, p: Distribution) -> Tensor:
     base = elementwise(p)
     if not isinstance(base, torch.distributions.Normal) or _varies(base.loc) or _varies(base.scale):
-        return kl_divergence(q._independent(), p)
+        if q.keep is None:
+            return kl_divergence(q._independent(), p)
+        each = kl_divergence(Normal(q._loc, softplus(q._unconstrained_scale), validate_args=False), base)
+        return (each * q.keep).sum()
     loc, scale = (part[(0,) * part.dim()] for part in (base.loc, base.scale))
     total, squares, logs = q.sums()
-    count = q.event_shape.numel()
+    count = q.count()
     # Most priors are centred at 0, which saves a pass; on a GPU it is not worth waiting for the answer.
     if loc.is_cuda or loc.requires_grad or loc:
         squares = squares - 2 * loc * total + count * loc.square()

@@ -3,7 +3,7 @@
 from ppl_bnn.models.classifier import Classifier
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, bayesian
 from ppl_bnn.models.networks import NETWORKS, build
-from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior
+from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior, site_priors
 from ppl_bnn.models.summary import layer_table, render
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "layer_table",
     "parse_prior",
     "render",
+    "site_priors",
 ]

@@ -15,11 +15,16 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
 
+import numpy as np
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution, TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints, kl_divergence, register_kl
+
+from ppl_bnn.models.evaluating import evaluating
 
 Prior: TypeAlias = (
     TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, Size], TorchDistributionMixin]
@@ -175,6 +180,29 @@ def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.
     while isinstance(prior, dist.Independent | ExpandedDistribution):
         prior = prior.base_dist
     return prior
+
+
+def site_priors(model: Callable[..., object], *args: object) -> dict[str, torch.distributions.Distribution]:
+    """The prior of each latent site of a Pyro model; `args` are what the model runs with (one example)."""
+    with evaluating(model), poutine.block(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        trace = poutine.trace(model).get_trace(*args)
+    return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+
+
+def kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribution) -> Tensor:
+    """KL(Normal(loc, scale) || prior) of each single weight, nats, of loc's shape.
+
+    Exact for a Normal prior, by 16-point Gauss-Hermite quadrature of the expected log density for any other.
+    """
+    base = elementwise(prior)
+    if isinstance(base, Normal):
+        return kl_divergence(Normal(loc, scale, validate_args=False), base)
+    # KL = -H(q) - E_q[log p]. Gauss-Hermite: E[f(w)] = sum_k weight_k / sqrt(pi) f(loc + sqrt(2) scale node_k).
+    total = -(scale.log() + 0.5 * math.log(2 * math.pi * math.e))
+    for node, weight in zip(*np.polynomial.hermite.hermgauss(16), strict=True):
+        at = torch.add(loc, scale, alpha=math.sqrt(2) * float(node))
+        total = total - float(weight) / math.sqrt(math.pi) * base.log_prob(at)
+    return total
 
 
 def prior_text(prior: TorchDistribution) -> str:

@@ -1,7 +1,9 @@
-"""Pruning of a trained posterior by its signal-to-noise ratio."""
+"""Pruning of a trained posterior: what weights are worth, which go, and what is left."""
 
+from ppl_bnn.pruning.criteria import scores
+from ppl_bnn.pruning.finetune import finetune
 from ppl_bnn.pruning.prune import Pruned, prune
 from ppl_bnn.pruning.snr import snr, snr_histogram
 from ppl_bnn.pruning.sweep import Level, sweep
 
-__all__ = ["Level", "Pruned", "prune", "snr", "snr_histogram", "sweep"]
+__all__ = ["Level", "Pruned", "finetune", "prune", "scores", "snr", "snr_histogram", "sweep"]

@@ -1,15 +1,19 @@
-"""Pruning by signal-to-noise ratio: the weights below the cut become exactly zero, loc and scale, in every draw."""
+"""Pruning: the weights worth least become exactly zero, loc and scale, in every draw."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.pruning.snr import snr
+from ppl_bnn.pruning.criteria import Priors, by_group, scores
 
 SCOPES = ("global", "layer")
+
+Threshold = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,11 @@ class Pruned:
 
     Attributes:
         guide: draws exact zeros where weights are pruned.
-        threshold: the smallest snr that was kept out of pruning's reach: weights below it are gone. With scope
-            ``layer`` and a fraction, the largest of the layers' cuts.
-        fraction: zeroed weights / prunable weights.
+        threshold: the smallest score that was kept out of pruning's reach: weights below it are gone. Where layers
+            have cuts of their own, the largest of them.
+        fraction: zeroed weights / all random weights.
         nonzero: surviving weights of each site.
-        total: prunable weights of each site.
+        total: weights of each site.
     """
 
     guide: MeanFieldNormal
@@ -33,56 +37,95 @@ class Pruned:
 
 
 def prune(
-    guide: MeanFieldNormal, *, threshold: float | None = None, fraction: float | None = None, scope: str = "global"
+    guide: MeanFieldNormal,
+    *,
+    threshold: Threshold | None = None,
+    fraction: float | None = None,
+    scope: str = "global",
+    criterion: str = "snr",
+    structure: str = "weights",
+    priors: Priors | None = None,
 ) -> Pruned:
-    """Set the weights with the lowest |loc| / scale to exactly zero.
+    """Set the weights with the lowest scores to exactly zero.
 
     Give one of:
-        threshold: prune every weight whose snr is below this; at least 0.
-        fraction: prune this share of the weights, in [0, 1): exactly round(fraction * weights) of them.
+        threshold: prune every weight whose score is below this (snr and kl: at least 0); or a mapping from patterns
+            of site names to a threshold each.
+        fraction: prune this share of the weights, in [0, 1): exactly round(fraction * weights) of them, and of groups
+            as many as do not exceed that.
 
     Args:
         scope: for a fraction, ``global`` ranks all weights together, ``layer`` prunes the same share of every site.
+        criterion: ``snr``, ``kl`` or ``evidence`` (`ppl_bnn.pruning.criteria`).
+        structure: ``weights``, or whole ``units`` or ``inputs``, by their mean score. A fraction is then one of the
+            sites that have such groups.
+        priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
 
     Raises:
-        ValueError: both or neither given, a value out of range, or a posterior without a defined snr.
+        ValueError: both or neither given, a value out of range, or a posterior without defined scores.
     """
     if (threshold is None) == (fraction is None):
         raise ValueError(f"give either a threshold or a fraction, got threshold {threshold} and fraction {fraction}")
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
-    ratios = snr(guide)
     if threshold is not None:
-        if not threshold >= 0 or math.isinf(threshold):
-            raise ValueError(f"the pruning threshold is an snr, at least 0 and finite; got {threshold}")
-        keep = {site: ratio >= threshold for site, ratio in ratios.items()}
-        cut = threshold
+        check_threshold(threshold, criterion)
+    elif not 0 <= fraction < 1:  # type: ignore[operator]
+        raise ValueError(f"the pruning fraction must be in [0, 1), got {fraction}")
+    weight_scores = scores(guide, criterion, priors)
+    groups = by_group(weight_scores, structure)
+    if threshold is not None:
+        cuts = {site: _of_site(threshold, site) for site in groups}
+        kept = {site: score >= cuts[site] for site, score in groups.items()}
+        cut = max(cuts.values())
     else:
         assert fraction is not None
-        if not 0 <= fraction < 1:
-            raise ValueError(f"the pruning fraction must be in [0, 1), got {fraction}")
-        if scope == "layer":
-            kept = {site: _keep_largest(ratio.flatten(), fraction) for site, ratio in ratios.items()}
-            keep = {site: mask.view_as(ratios[site]) for site, (mask, _) in kept.items()}
-            cut = max(layer_cut for _, layer_cut in kept.values())
-        else:
-            together, cut = _keep_largest(torch.cat([ratio.flatten() for ratio in ratios.values()]), fraction)
-            parts = together.split([ratio.numel() for ratio in ratios.values()])
-            keep = {site: mask.view_as(ratios[site]) for site, mask in zip(ratios, parts, strict=True)}
+        kept, cut = {}, -math.inf
+        for together in [[site] for site in groups] if scope == "layer" else [list(groups)]:
+            sizes = [weight_scores[site].numel() // groups[site].numel() for site in together]
+            masks, own_cut = _keep_largest([groups[site] for site in together], sizes, fraction)
+            kept |= dict(zip(together, masks, strict=True))
+            cut = max(cut, own_cut)
+    keep = {
+        site: kept[site].expand_as(score) if site in kept else torch.ones_like(score, dtype=torch.bool)
+        for site, score in weight_scores.items()
+    }
     nonzero = {site: int(mask.sum()) for site, mask in keep.items()}
     total = {site: mask.numel() for site, mask in keep.items()}
     return Pruned(guide.pruned(keep), cut, 1 - sum(nonzero.values()) / sum(total.values()), nonzero, total)
 
 
-def _keep_largest(ratios: Tensor, fraction: float) -> tuple[Tensor, float]:
+def check_threshold(threshold: Threshold, criterion: str) -> None:
+    """Raise ValueError for a threshold that the criterion's scores cannot have."""
+    for value in threshold.values() if isinstance(threshold, Mapping) else (threshold,):
+        if not math.isfinite(value) or (value < 0 and criterion != "evidence"):
+            least = "finite" if criterion == "evidence" else "at least 0 and finite"
+            raise ValueError(f"pruning.threshold must be {least}; got {value} (criterion {criterion})")
+
+
+def _of_site(threshold: Threshold, site: str) -> float:
+    if not isinstance(threshold, Mapping):
+        return threshold
+    for pattern, value in threshold.items():
+        if fnmatchcase(site, pattern):
+            return value
+    raise ValueError(f"no threshold for {site!r}: it matches none of {sorted(threshold)}; add '*' for all the rest")
+
+
+def _keep_largest(group_scores: list[Tensor], sizes: list[int], fraction: float) -> tuple[list[Tensor], float]:
     # By rank, not by value: ties would otherwise prune more or fewer than asked for.
-    count = round(fraction * len(ratios))
-    order = ratios.argsort(stable=True)
-    keep = torch.ones_like(ratios, dtype=torch.bool)
+    together = torch.cat([score.flatten() for score in group_scores])
+    counts = torch.tensor([score.numel() for score in group_scores])
+    weights = torch.tensor(sizes).repeat_interleave(counts).to(together.device)
+    order = together.argsort(stable=True)
+    count = int((weights[order].cumsum(0) <= round(fraction * int(weights.sum()))).sum())
+    keep = torch.ones_like(together, dtype=torch.bool)
     keep[order[:count]] = False
+    parts = keep.split(counts.tolist())
+    masks = [part.view_as(score) for part, score in zip(parts, group_scores, strict=True)]
     if count == 0:
-        return keep, 0.0
+        return masks, float(together.min().clamp_max(0))
     # A small layer can lose all its weights to rounding: the cut is then above the largest.
-    largest = ratios[order[-1]]
-    cut = ratios[order[count]] if count < len(ratios) else torch.nextafter(largest, largest + 1)
-    return keep, float(cut)
+    largest = together[order[-1]]
+    cut = together[order[count]] if count < len(together) else torch.nextafter(largest, largest + 1)
+    return masks, float(cut)

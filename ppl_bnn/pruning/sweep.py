@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.predictive import Predictive, predict
-from ppl_bnn.pruning.prune import Pruned, prune
+from ppl_bnn.pruning.criteria import Priors
+from ppl_bnn.pruning.prune import Pruned, Threshold, prune
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,13 @@ def sweep(
     x: Tensor,
     y: Tensor,
     *,
-    thresholds: Sequence[float] = (10.0,),
+    thresholds: Sequence[Threshold] = (10.0,),
     fractions: Sequence[float] = (),
     scope: str = "global",
+    criterion: str = "snr",
+    structure: str = "weights",
+    priors: Priors | None = None,
+    tuned: Callable[[Pruned], tuple[nn.Module, Pruned]] | None = None,
     num_samples: int = 200,
     seed: int = 0,
     keep: Tensor | None = None,
@@ -38,31 +44,33 @@ def sweep(
     Every level uses the same random numbers, so differences between levels are not Monte Carlo noise of the draws.
 
     Args:
+        scope, criterion, structure, priors: as in `prune`.
+        tuned: returns the network and posterior to predict with instead of a level that lost weights
+            (`ppl_bnn.pruning.finetune`).
         keep: positions [K] of the examples whose single draws are kept (`ppl_bnn.predictive.predict`).
 
     Raises:
         ValueError: no level, or one out of range; before any prediction is made.
         Interrupted: `should_stop` said so.
     """
-    levels = [prune(guide, threshold=threshold) for threshold in thresholds]
-    levels += [prune(guide, fraction=fraction, scope=scope) for fraction in fractions]
+    how: dict[str, Any] = {"criterion": criterion, "structure": structure, "priors": priors}
+    levels = [prune(guide, threshold=threshold, **how) for threshold in thresholds]
+    levels += [prune(guide, fraction=fraction, scope=scope, **how) for fraction in fractions]
     if not levels:
         raise ValueError("a pruning sweep needs at least one threshold or fraction")
-    levels.sort(key=lambda level: level.fraction)
-    return [
-        Level(
-            level,
-            predict(
-                net,
-                level.guide,
-                x,
-                y,
-                num_samples=num_samples,
-                seed=seed,
-                keep=keep,
-                progress=progress,
-                should_stop=should_stop,
-            ),
+    found = []
+    for level in sorted(levels, key=lambda level: level.fraction):
+        own_net, tuned_level = tuned(level) if tuned is not None and level.fraction > 0 else (net, level)
+        predictive = predict(
+            own_net,
+            tuned_level.guide,
+            x,
+            y,
+            num_samples=num_samples,
+            seed=seed,
+            keep=keep,
+            progress=progress,
+            should_stop=should_stop,
         )
-        for level in levels
-    ]
+        found.append(Level(tuned_level, predictive))
+    return found

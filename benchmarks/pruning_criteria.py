@@ -1,0 +1,97 @@
+"""Pruning criteria and structures compared at equal shares of weights pruned, on a trained run.
+
+    python benchmarks/pruning_criteria.py runs/mnist-fc
+    python benchmarks/pruning_criteria.py runs/mnist-lenet --out results/lenet --num_samples 20
+
+Prints a Markdown table: accuracy, NLL, ECE and mean epistemic uncertainty on the run's test set, and how well the total
+uncertainty tells its images from Fashion-MNIST's (area under the ROC curve; 0.5 is chance). Every row uses the same
+random numbers.
+"""
+
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from torchmetrics.functional.classification import binary_auroc
+
+from ppl_bnn import load, predict, prune
+from ppl_bnn import config as configs
+from ppl_bnn.config import Config, DataConfig, GuideConfig, ModelConfig, PredictConfig, PruningConfig, TrainConfig
+from ppl_bnn.experiment import Experiment
+from ppl_bnn.models import site_priors
+
+PARTS = {
+    "data": DataConfig, "model": ModelConfig, "guide": GuideConfig, "train": TrainConfig, "predict": PredictConfig,
+    "pruning": PruningConfig,
+}  # fmt: skip
+# Name, criterion, structure, scope.
+WAYS = (
+    ("SNR", "snr", "weights", "global"),
+    ("SNR, equal share a layer", "snr", "weights", "layer"),
+    ("KL", "kl", "weights", "global"),
+    ("evidence", "evidence", "weights", "global"),
+    ("SNR, units", "snr", "units", "global"),
+    ("evidence, units", "evidence", "units", "global"),
+    ("SNR, inputs", "snr", "inputs", "global"),
+    ("evidence, inputs", "evidence", "inputs", "global"),
+)
+
+
+def main(
+    run: str,
+    out: str | None = None,
+    fractions: list[float] = [0.8, 0.95, 0.98],  # noqa: B006 -- jsonargparse shows it
+    num_samples: int = 50,
+    num_test: int = 10_000,
+    data_dir: str = "data",
+) -> None:
+    """Compare the criteria.
+
+    Args:
+        run: folder of the run's config.yaml.
+        out: its results (default: RUN/out).
+        fractions: shares of the weights to prune.
+        num_samples: Monte Carlo draws a row.
+        num_test: images of each of the two test sets.
+        data_dir: where data sets are kept.
+    """
+    folder = Path(out) if out else Path(run) / "out"
+    saved = configs.read(folder / "config.yaml")
+    config = Config(**{name: PARTS[name](**value) if name in PARTS else value for name, value in saved.items()})
+    config.data.dir, config.data.num_test = data_dir, num_test
+    experiment = Experiment(Path(run).name, config, folder, lambda: False, False)
+    experiment.restored("last")
+    guide, net, (x, y) = experiment.guide, experiment.model.net, experiment.test_tensors()
+    priors = site_priors(experiment.model, *experiment.example())
+    strange = load("fashion-mnist", data_dir)[1].first(num_test)
+
+    def row(name: str, posterior: torch.nn.Module, fraction: float, nonzero: int) -> str:
+        known = predict(net, posterior, x, y, num_samples=num_samples, keep=torch.tensor([0]), progress=False)
+        unknown = predict(
+            net, posterior, strange.inputs(), strange.labels, num_samples=num_samples, keep=torch.tensor([0]),
+            progress=False,
+        )  # fmt: skip
+        totals = torch.cat([known.uncertainties()[0], unknown.uncertainties()[0]])
+        is_strange = torch.cat([torch.zeros(len(x)), torch.ones(len(strange))]).long()
+        auroc = float(binary_auroc((totals / totals.max()).clamp(0, 1), is_strange))
+        found, epistemic = known.summary(), float(known.uncertainties()[2].mean())
+        return (
+            f"| {name} | {100 * fraction:.2f}% | {nonzero:,} | {100 * found['accuracy']:.2f}% | {found['nll']:.4f} | "
+            f"{found['ece']:.4f} | {epistemic:.4f} | {auroc:.3f} |"
+        )
+
+    print("| criterion | pruned | non-zeros | accuracy | NLL | ECE | epistemic | AUROC |\n|" + " --- |" * 8)
+    weights = sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
+    print(row("none", guide, 0.0, weights), flush=True)
+    for fraction in fractions:
+        for name, criterion, structure, scope in WAYS:
+            pruned = prune(
+                guide, fraction=fraction, criterion=criterion, structure=structure, scope=scope, priors=priors
+            )
+            print(row(name, pruned.guide, pruned.fraction, sum(pruned.nonzero.values())), flush=True)
+    natural = prune(guide, threshold=0.0, criterion="evidence", priors=priors)
+    print(row("evidence < 0", natural.guide, natural.fraction, sum(natural.nonzero.values())))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=True)

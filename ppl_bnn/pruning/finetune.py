@@ -1,0 +1,32 @@
+"""Fine-tuning: train what pruning left, so that the surviving weights take over from the others."""
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from ppl_bnn.models.classifier import Classifier
+from ppl_bnn.pruning.prune import Pruned
+from ppl_bnn.training import fit
+
+
+def finetune(
+    model: Classifier, pruned: Pruned, x: Tensor, y: Tensor, *, epochs: int, **settings: Any
+) -> tuple[Classifier, Pruned]:
+    """Go on training the surviving weights and the point estimates; return the new model and posterior.
+
+    Pruned weights stay exactly zero: they have no noise, no gradient and no part in the KL. Model and posterior that
+    were passed in stay as they are.
+
+    Args:
+        model: the Pyro model the posterior was trained in.
+        x, y: training inputs [N, ...] and labels [N].
+        epochs, **settings: as in `ppl_bnn.fit`.
+
+    Raises:
+        ValueError, Diverged, Interrupted: as `ppl_bnn.fit` does.
+    """
+    model, guide = copy.deepcopy(model), copy.deepcopy(pruned.guide)
+    fit(model, guide, x, y, epochs=epochs, **settings)
+    return model, dataclasses.replace(pruned, guide=guide)
