@@ -14,8 +14,8 @@ import torch
 from jsonargparse import auto_cli
 from torchmetrics.functional.classification import binary_auroc
 
-from ppl_bnn import load, predict, prune
 from ppl_bnn import config as configs
+from ppl_bnn import load, predict, prune
 from ppl_bnn.config import Config, DataConfig, GuideConfig, ModelConfig, PredictConfig, PruningConfig, TrainConfig
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.models import site_priors

@@ -17,6 +17,7 @@ from ppl_bnn.config import PredictConfig, PruningConfig
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
+from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render, site_priors
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
@@ -44,6 +45,8 @@ def train(run: Experiment) -> None:
     # Rank 0 looks, since it alone writes there.
     if ranks.any(ranks.is_main and _is_trained(run)):
         return
+    if ranks.is_main:
+        write_text(run.out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
     x, y = run.train_tensors()
     history = fit(
         run.model,
@@ -82,6 +85,9 @@ def posterior(run: Experiment) -> None:
     """Say, layer by layer, how far the posterior has come from its start; write posterior.json and a figure."""
     if not run.guide.sites:
         log.info("posterior: skipped, a deterministic network has none")
+        return
+    if origin := run.saved().meta["origin"].get("imported from"):
+        log.info("posterior: skipped, the start of %s is not known", origin)
         return
     run.restored("step-00000000")
     initial = copy.deepcopy(run.guide)

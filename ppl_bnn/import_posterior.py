@@ -1,0 +1,119 @@
+"""Make a run out of a mean-field posterior that was trained elsewhere.
+
+    python -m ppl_bnn.import_posterior weights.npz --run runs/mnist-fc --out results/theirs --layout tfp
+    python -m ppl_bnn.run runs/mnist-fc --out results/theirs --stages predict,prune,report
+
+FILE holds plain arrays named <layer>/<name> or <layer>.<name>, for each layer with weights:
+
+    loc, scale              of the weights; or unconstrained_scale, with scale = softplus(unconstrained_scale)
+    bias                    where the layer has one; bias_scale too where the run has model.bayesian_bias
+    weight, bias, running_mean, running_var      of batch norm
+
+TensorFlow Probability's, Keras's and bayesian-torch's own names are known too (kernel_posterior_loc, gamma, mu_kernel,
+rho_weight, ...), so a bayesian-torch state_dict (.pt) is read as it is. The kinds: .npz, .h5, .safetensors, .pt, .pth.
+Nothing in the file is run.
+
+    --layout tfp            kernels [in, out] and [height, width, in, out]; images flatten to [height, width, channel]
+    --layout torch          kernels [out, in] and [out, in, height, width]; images flatten to [channel, height, width]
+
+The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run,
+and have to be there again.
+"""
+
+import glob
+import json
+import logging
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from ppl_bnn import checkpoint
+from ppl_bnn import config as configs
+from ppl_bnn.config import Config
+from ppl_bnn.experiment import Experiment, check_out
+from ppl_bnn.files import FileError, write_text
+from ppl_bnn.foreign import LAYOUTS, put_in_place, read_layers
+from ppl_bnn.manifest import manifest
+
+log = logging.getLogger("ppl_bnn")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 not written, 2 bad command, file or settings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        _import(list(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, ArgumentError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 2
+    except OSError as error:
+        log.error("error: %s: %s", error.filename or "out folder", error.strerror or error)
+        return 1
+    return 0
+
+
+def _import(arguments: list[str]) -> None:
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    path = Path(parsed.run) / "config.yaml"
+    configs.read(path)
+    parser = _parser()
+    parser.default_config_files = [glob.escape(str(path))]
+    parsed = parser.parse_args(arguments)
+    settings = parser.instantiate(parsed)
+    config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
+    configs.check(config)
+    file, out = Path(parsed.file), Path(parsed.out)
+    layers = read_layers(file)
+    if saved := checkpoint.saved(out / "checkpoints"):
+        raise FileError(f"{out} holds {saved[-1].name} already; choose another folder with --out")
+    check_out(config, out)
+    run = Experiment(Path(parsed.run).resolve().name, config, out, lambda: False, progress=False)
+    names = [name.strip() for name in parsed.layers.split(",")] if parsed.layers else None
+    notes = put_in_place(
+        layers, run.model.net, run.guide, run.example()[0], layout=parsed.layout, names=names,
+        batch_norm_eps=parsed.batch_norm_eps,
+    )  # fmt: skip
+    for note in notes:
+        log.warning("import: %s", note)
+    configs.save(config, out / "config.yaml")
+    write_text(out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
+    meta = {"history": [], "steps": 1, "settings": {}, "origin": {**run.origin, "imported from": file.name}}
+    written = checkpoint.save(out / "checkpoints", 1, model=run.model, guide=run.guide, meta=meta)
+    weights = sum(run.guide.loc_scale(site)[0].numel() for site in run.guide.sites)
+    log.info("import: %d layers with %d random weights from %s in %s", len(layers), weights, file, written)
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ppl_bnn.import_posterior",
+        usage="python -m ppl_bnn.import_posterior FILE --run RUN --out FOLDER --layout tfp|torch [--layers A,B,...]",
+        description=__doc__,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=str, help="the posterior: .npz, .h5, .safetensors, .pt or .pth")
+    parser.add_argument("--run", type=str, required=True, help="run folder whose config.yaml names the network")
+    parser.add_argument("--out", type=str, required=True, help="where the run's results go: a new folder")
+    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="how the kernels lie (above)")
+    parser.add_argument(
+        "--layers", type=str, help="the file's layers in the run's order, by commas, where they have other names"
+    )
+    parser.add_argument(
+        "--batch_norm_eps", type=float | None, default=None,
+        help="what their batch norm adds to the variance (default: 0.001 for tfp, 0.00001 for torch)",
+    )  # fmt: skip
+    parser.add_class_arguments(Config, help="settings")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
