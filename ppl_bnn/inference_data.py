@@ -97,7 +97,8 @@ def sweep_to_inference_data(
 ) -> Any:
     """Return a pruning sweep as InferenceData with a dimension `level`.
 
-    Groups: `posterior_predictive` (probs [chain, draw, level, obs_id, class] of the kept images), `observed_data`
+    Groups: `posterior_predictive` (probs [chain, draw, level, obs_id, class] of the kept images, and sampled labels y
+    [chain, draw, level, obs_id]), `observed_data`
     and `constant_data` of all images, `layers` of the unpruned posterior, and `pruning`: per level threshold,
     pruned_fraction, nonzero in total and by layer, accuracy, nll, ece, brier, seconds, mean_probs
     [level, image, class], and total, aleatoric and epistemic uncertainty [level, image], nats.
@@ -105,6 +106,7 @@ def sweep_to_inference_data(
     first = levels[0]
     kept, sites = first.predictive.kept.numpy(), list(first.pruned.nonzero)
     probs = torch.stack([level.predictive.probs for level in levels], 1)[None]
+    sampled = torch.stack([_sampled_labels(level.predictive.probs, 0) for level in levels], 1)[None]
     summaries = [level.predictive.summary() for level in levels]
     by_level = {name: (("level",), np.array([row[name] for row in summaries])) for name in summaries[0]}
     nonzero = np.array([[level.pruned.nonzero[site] for site in sites] for level in levels])
@@ -130,7 +132,12 @@ def sweep_to_inference_data(
     coords = {"level": np.arange(len(levels)), "class": list(images.classes)}
     groups = {
         "posterior_predictive": _dataset(
-            {"probs": (("chain", "draw", "level", "obs_id", "class"), probs)}, **coords, obs_id=kept
+            {
+                "probs": (("chain", "draw", "level", "obs_id", "class"), probs),
+                "y": (("chain", "draw", "level", "obs_id"), sampled),
+            },
+            **coords,
+            obs_id=kept,
         ),
         **_data_groups(images),
         "layers": _layers(guide, {}),
@@ -166,18 +173,21 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
+    variables: dict[str, Any] = {
+        "probs": (("chain", "draw", "obs_id", "class"), predictive.probs[None]),
+        "y": (("chain", "draw", "obs_id"), _sampled_labels(predictive.probs, seed)[None]),
+    }
+    return _dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
+
+
+def _sampled_labels(probs: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    probs = predictive.probs
     sampled = torch.empty(probs.shape[:2], dtype=torch.int16)
     # One draw at a time: all at once would hold a second copy of the probabilities.
     for s, draw in enumerate(probs):
         uniform = torch.rand(len(draw), 1, generator=generator)
         sampled[s] = (draw.cumsum(1) < uniform).sum(1).clamp_max(probs.shape[2] - 1)
-    variables: dict[str, Any] = {
-        "probs": (("chain", "draw", "obs_id", "class"), probs[None]),
-        "y": (("chain", "draw", "obs_id"), sampled[None]),
-    }
-    return _dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
+    return sampled
 
 
 def _data_groups(images: Images) -> dict[str, xr.Dataset]:
@@ -202,6 +212,10 @@ def _layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
     variables: dict[str, Any] = {
         "snr_quantile": (("layer", "quantile"), quantiles),
         "snr_histogram": (("layer", "log10_snr"), torch.stack(list(counts.values()))),
+        "network_snr_quantile": (
+            ("quantile",),
+            np.quantile(torch.cat([ratio.flatten() for ratio in ratios.values()]).cpu().numpy(), _QUANTILES),
+        ),
     }
     if kl:
         variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))

@@ -20,6 +20,7 @@ from ppl_bnn.files import FileError, write_text
 from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render, site_priors
 from ppl_bnn.plots_posterior import draw_posterior
+from ppl_bnn.plots_pruning import draw_pruning
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import predict as draw_predictive
@@ -227,6 +228,8 @@ def report(run: Experiment) -> None:
         metrics["posterior"] = json.loads((run.out / "posterior.json").read_text(encoding="utf-8"))
     write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
+    if pruning.exists():
+        figures += draw_pruning([pruning], run.out / "figures")
     log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")
 
 

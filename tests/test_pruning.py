@@ -96,6 +96,25 @@ def test_a_pruned_weight_has_no_scale_left():
             assert (sampled[gone] == 0).all()
 
 
+def test_an_unconstrained_scale_of_zero_is_noise_and_no_pruning():
+    """What BPrune writes into a checkpoint: the weight keeps a scale of log 2, and the output its variance."""
+    net, guide = small()
+    pruned = prune(guide, fraction=0.9).guide
+    mask = {site: pruned.loc_scale(site)[1] > 0 for site in guide.sites}
+    with torch.no_grad():
+        for site, keep in mask.items():
+            for part in (guide.loc, guide.unconstrained_scale):
+                part.get_parameter(site)[~keep] = 0.0
+    gone = ~mask["0.weight"]
+    theirs = torch.stack([guide.draw(index)["0.weight"][gone] for index in range(300)])
+    ours = torch.stack([pruned.draw(index)["0.weight"][gone] for index in range(300)])
+    # 300 draws of about 50 weights: the standard error of the standard deviation is below 0.005.
+    assert theirs.std() == pytest.approx(math.log(2), abs=0.02)
+    assert (ours == 0).all()
+    spread = [predict(net, each, X, Y, num_samples=60, progress=False).probs.std(0).mean() for each in (guide, pruned)]
+    assert spread[0] > 2 * spread[1]
+
+
 def test_pruning_leaves_the_guide_as_it_was():
     _, guide = small()
     before = guide.draw(0)

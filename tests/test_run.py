@@ -181,6 +181,10 @@ def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
         (["--train.epochs", "0"], ["train.epochs must be at least 1, got 0"]),
         (["--predict.num_samples", "0"], ["predict.num_samples must be at least 1, got 0"]),
         (["--pruning.threshold", "-1"], ["pruning.threshold must be at least 0"]),
+        (["--pruning.threshold", '{"fc1*":nan}'], ["pruning.threshold must be at least 0 and finite; got nan"]),
+        (["--pruning.criterion", "magnitude"], ["pruning.criterion must be one of snr, kl, evidence"]),
+        (["--pruning.structure", "rows"], ["pruning.structure must be one of weights, units, inputs"]),
+        (["--pruning.finetune_lr", "0"], ["pruning.finetune_lr must be positive"]),
         (["--pruning.fractions", "[0.5,1.0]"], ["pruning.fractions must lie in [0, 1), got 1.0"]),
         (["--pruning.fractions", "[]", "--pruning.threshold", "[]"], ["at least one threshold or fraction"]),
         (["--guide.init_loc", ".inf"], ["guide.init_loc must be a finite number"]),
@@ -297,6 +301,62 @@ def test_damaged_results_are_named_and_kept(call, run_folder):
     assert saved.read_bytes() == whole
     (out / "predictive.nc").unlink()
     assert call("--stages", "predict,report")[0] == 0
+
+
+def test_a_layer_that_loses_everything_is_named_and_the_network_still_runs(call, run_folder):
+    code, lines = call(
+        "--stages", "train,prune", "--pruning.threshold", '{"fc2*":1e6,"*":0.0}', "--pruning.fractions", "[]"
+    )
+    assert code == 0
+    warning = next(line for line in lines if "no weight is left in" in line)
+    assert "fc2.weight" in warning
+    levels = netcdf.read_group(run_folder / "out" / "pruning.nc", "pruning")
+    assert levels["nonzero_by_layer"].values.tolist() == [[784 * 256, 0, 2560]]
+    assert levels["threshold"].values.tolist() == [1e6]
+
+
+def test_a_posterior_with_nan_is_refused_by_name(call, run_folder):
+    call("--stages", "train,prune")
+    out = run_folder / "out"
+    before = (out / "pruning.nc").read_bytes()
+    path = checkpoint.saved(out / "checkpoints")[-1]
+    state = checkpoint.load(path)
+    parts = {name: torch.nn.Module() for name in ("model", "guide")}
+    for name, module in parts.items():
+        tensors = state.part(name)
+        if name == "guide":
+            tensors["unconstrained_scale.fc2.weight"][0, 0] = float("nan")
+        module.state_dict = lambda tensors=tensors: tensors
+    checkpoint.save(out / "checkpoints", state.step, **parts, meta=state.meta)
+    for criterion in ("snr", "evidence"):
+        refused = call("--stages", "prune", "--pruning.criterion", criterion)
+        assert_refused(refused, "'fc2.weight'", "scale that is not positive")
+    assert (out / "pruning.nc").read_bytes() == before
+
+
+def test_the_manifest_names_what_the_checkpoint_holds(call, run_folder):
+    call("--stages", "train")
+    out = run_folder / "out"
+    content = json.loads((out / "manifest.json").read_text())
+    tensors = load_file(checkpoint.saved(out / "checkpoints")[-1])
+    assert [layer["site"] for layer in content["layers"]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    for layer in content["layers"]:
+        for name in (layer["loc"], layer["unconstrained_scale"]):
+            assert list(tensors[name].shape) == layer["shape"]
+        assert layer["prior"] == "Normal(loc=0, scale=0.1)"
+    assert set(content["point_estimates"]) == {name for name in tensors if name.startswith("model.")}
+
+
+def test_criteria_structures_and_finetuning_from_the_command_line(call, run_folder):
+    call("--stages", "train,predict,prune")
+    plain = netcdf.read_group(run_folder / "out" / "pruning.nc", "pruning")
+    choice = ["--pruning.criterion", "evidence", "--pruning.structure", "inputs", "--pruning.threshold", "-0.5"]
+    choice += ["--pruning.finetune_epochs", 2, "--pruning.finetune_lr", "1e-3"]
+    code, _ = call("--stages", "prune,report", *choice)
+    assert code == 0
+    tuned = netcdf.read_group(run_folder / "out" / "pruning.nc", "pruning")
+    assert tuned["accuracy"].values[tuned["pruned_fraction"].values > 0.85].max() > plain["accuracy"].values[-2]
+    assert {path.name for path in (run_folder / "out" / "figures").iterdir()} >= {"pruning.png", "pruning_answers.png"}
 
 
 def test_a_full_disk_costs_nothing_that_was_there(run_folder):
