@@ -7,7 +7,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyro
 import torch
+from pyro import poutine
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -130,7 +132,7 @@ def put_in_place(
                 raise ValueError(f"{where}: {name} holds NaN or infinite values")
             if name == "running_var":
                 array = array + (eps - module.eps)  # type: ignore[operator]
-            copies.append((target, inverse_scale(array.clone()) if name in ("scale", "bias_scale") else array))
+            copies.append((target, inverse_scale(array) if name in ("scale", "bias_scale") else array))
     for target, array in copies:
         target.copy_(array)
     return warnings
@@ -224,7 +226,7 @@ def _flattened_images(net: nn.Module, example: Tensor) -> dict[str, tuple[int, i
         for path, module in net.named_modules()
     ]
     try:
-        with evaluating(net):
+        with evaluating(net), poutine.block(), pyro.get_param_store().scope():
             net(example)
     finally:
         for hook in hooks:

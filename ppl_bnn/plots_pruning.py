@@ -155,7 +155,7 @@ def _values(groups: Groups) -> dict[str, np.ndarray]:
 
 def _curve(axis: Axes, values: Sequence[dict[str, np.ndarray]], name: str, best: float) -> None:
     points = [
-        {round(float(pruned), 1): float(each[name][at]) for at, pruned in enumerate(each["pruned"])
+        {round(float(pruned), 2): float(each[name][at]) for at, pruned in enumerate(each["pruned"])
          if each["accuracy"][at] >= best - 0.1}
         for each in values
     ]  # fmt: skip

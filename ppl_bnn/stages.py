@@ -87,8 +87,8 @@ def posterior(run: Experiment) -> None:
     if not run.guide.sites:
         log.info("posterior: skipped, a deterministic network has none")
         return
-    if origin := run.saved().meta["origin"].get("imported from"):
-        log.info("posterior: skipped, the start of %s is not known", origin)
+    if not (run.out / "checkpoints" / "step-00000000.safetensors").exists():
+        log.info("posterior: skipped, there is no step-00000000 to compare with: an imported posterior has none")
         return
     run.restored("step-00000000")
     initial = copy.deepcopy(run.guide)
