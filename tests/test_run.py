@@ -68,7 +68,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     out = run_folder / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "log.csv", "checkpoints", "posterior.json", "predictive.nc", "pruning.nc", "metrics.json",
-        "figures",
+        "figures", "manifest.json",
     }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["run"] == "tiny"
@@ -84,7 +84,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert [row["pruned_fraction"] for row in metrics["pruning"]] == sorted(
         row["pruned_fraction"] for row in metrics["pruning"]
     )
-    assert len(list((out / "figures").glob("*.png"))) == 7
+    assert len(list((out / "figures").glob("*.png"))) == 8
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
 
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}
