@@ -140,6 +140,8 @@ def put_in_place(
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is truncated, or no .npz at all")
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
     if path.suffix in (".h5", ".hdf5"):
