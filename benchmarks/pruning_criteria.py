@@ -40,7 +40,7 @@ WAYS = (
 def main(
     run: str,
     out: str | None = None,
-    fractions: list[float] = [0.8, 0.95, 0.98],  # noqa: B006 -- jsonargparse shows it
+    fractions: list[float] = [0.95, 0.98],  # noqa: B006 -- jsonargparse shows it
     num_samples: int = 50,
     num_test: int = 10_000,
     data_dir: str = "data",
