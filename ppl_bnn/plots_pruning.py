@@ -69,6 +69,10 @@ def pruning_curves(runs: Sequence[Groups], title: str) -> Figure:
     for axis, (name, label) in zip(axes.ravel(), _PANELS, strict=True):
         _curve(axis, values, name, best)
         axis.set(xlabel="weights pruned (%)", ylabel=label)
+        # Stretched towards the end, where everything happens.
+        axis.set_xscale("function", functions=(lambda x: -np.log(np.maximum(101 - x, 0.1)), lambda x: 101 - np.exp(-x)))
+        axis.set_xticks([0, 50, 80, 90, 95, 98, 99, 100])
+        axis.set_xlim(-10, max(float(each["pruned"][each["accuracy"] >= best - 0.1].max()) for each in values) + 0.3)
     return figure
 
 
