@@ -133,7 +133,7 @@ def test_every_figure_is_drawn_from_the_files_alone(results, tmp_path):
     arguments = [folder / "predictive.nc", folder / "pruning.nc", tmp_path]
     subprocess.run([sys.executable, "-W", "error", "-c", code, *map(str, arguments)], check=True)
     names = {path.stem for path in tmp_path.iterdir()}
-    assert names == {"training", "reliability", "certainty", "snr", "pruning", "pruning_density"}
+    assert names == {"training", "reliability", "certainty", "snr", "pruning_density"}
     from PIL import Image
 
     for path in tmp_path.iterdir():
