@@ -107,6 +107,8 @@ class TrainConfig:
         lr_per_rank: the learning rate is lr times the number of ranks.
         bucket_mb: ranks send their gradients in messages of about so many MiB.
         compression: none, or fp16 to send them in half precision.
+        compare_every: steps after which the ranks' parameters must be the same bit by bit; 0 never compares.
+        rank_timeout: seconds to wait for a rank that gives no sign before the others end.
         seed: of initialization, batches and noise.
     """
 
@@ -134,6 +136,8 @@ class TrainConfig:
     lr_per_rank: bool = False
     bucket_mb: float = 25.0
     compression: str = "none"
+    compare_every: int = 50
+    rank_timeout: float = 600.0
     seed: int = 0
 
 
@@ -229,6 +233,8 @@ def check(config: Config) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     check_settings(dataclasses.asdict(train), prefix="train.")
+    if not (math.isfinite(train.rank_timeout) and train.rank_timeout > 0):
+        raise ValueError(f"train.rank_timeout must be positive and finite, got {train.rank_timeout}")
     if not (math.isfinite(guide.init_scale) and guide.init_scale > SMALLEST_SCALE):
         raise ValueError(f"guide.init_scale must be above {SMALLEST_SCALE} and finite, got {guide.init_scale}")
     for name, least in (
@@ -270,6 +276,7 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     del part["data"]["dir"], part["data"]["num_test"]
     for name in (
         "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
+        "compare_every", "rank_timeout",
     ):  # fmt: skip
         del part["train"][name]
     return part

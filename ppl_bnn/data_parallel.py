@@ -1,16 +1,20 @@
 """What `fit` needs of several ranks: one state to start from, own noise, and numbers of a step that all agree on."""
 
+import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.checkpoint import Checkpoint, random_state
+from ppl_bnn.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.elbo import Terms
 from ppl_bnn.guides.mean_field import draw_seed
+
+log = logging.getLogger(__name__)
 
 
 class Agreed(NamedTuple):
@@ -80,6 +84,52 @@ def gather_random(communicator: Communicator, device: torch.device) -> dict[str,
     """Every rank's random generators: rank 0's under the names of a single process, rank k's under ``name.k``."""
     rows = {name: communicator.gather(value) for name, value in random_state(device).items()}
     return {f"{name}.{rank}" if rank else name: row for name, all_ in rows.items() for rank, row in enumerate(all_)}
+
+
+def resume(
+    communicator: Communicator,
+    state: Checkpoint | None,
+    decisive: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    guide: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    folder: Path | None,
+) -> Checkpoint | None:
+    """Go on from rank 0's checkpoint on every rank, or, where it has none, start from rank 0's model and guide.
+
+    The ranks need not be as many as before. One that was not there draws noise of its own, new at that step.
+
+    Args:
+        decisive: the settings that must be those of the checkpoint, and ``ranks``, which need not.
+        folder: where the checkpoint is, for the message.
+
+    Raises:
+        ValueError: the checkpoint is of a training with other settings; the message names the first.
+    """
+    state = share_state(communicator, state, model, guide)
+    if state is None:
+        return None
+    # What the first checkpoints did not say.
+    before = {"ranks": 1, "compression": "none", "lr_per_rank": decisive["lr_per_rank"], **state.meta["settings"]}
+    for name, value in decisive.items():
+        if name != "ranks" and before.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
+                "use another folder, or the same again"
+            )
+    restore(state, model=model, guide=guide, optimizer=optimizer)
+    if communicator.rank < before["ranks"]:
+        restore_random(state, device, communicator.rank)
+    else:
+        torch.manual_seed(draw_seed(rank_seed(decisive["seed"], communicator.rank), state.step))
+    if communicator.is_main and before["ranks"] != communicator.size:
+        log.info(
+            "%d ranks instead of %d: from step %d on, the examples left of its epoch are shared out among them",
+            communicator.size, before["ranks"], state.step,
+        )  # fmt: skip
+    return state
 
 
 def share_state(

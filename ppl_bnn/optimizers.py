@@ -53,12 +53,15 @@ def build_optimizer(
     return optimizer
 
 
-def set_lr(optimizer: torch.optim.Optimizer, schedule: str, progress: float, *, warmup: float = 0.0) -> None:
-    """Set every group's learning rate for a point of training, `progress` in [0, 1].
+def set_lr(
+    optimizer: torch.optim.Optimizer, schedule: str, progress: float, *, warmup: float = 0.0, factor: float = 1.0
+) -> None:
+    """Set every group's learning rate for a point of training, `progress` in [0, 1], to `factor` times the schedule's.
 
     It rises in a line over the first `warmup` of training.
     """
-    factor = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+    if schedule == "cosine":
+        factor *= 0.5 * (1 + math.cos(math.pi * progress))
     if progress < warmup:
         factor *= progress / warmup
     for group in optimizer.param_groups:

@@ -102,7 +102,7 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         if name not in stages.STAGES:
             raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
     configs.check(config)
-    ranks = connect(config.device)
+    ranks = connect(config.device, timeout=config.train.rank_timeout)
     try:
         _set_up(config, ranks)
         _run_stages(names, parsed, config, stop, ranks)

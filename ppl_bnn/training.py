@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ppl_bnn import checkpoint, data_parallel
 from ppl_bnn.augmentation import AUGMENTATIONS
-from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, check_buckets, shard
+from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, check_buckets, first_unequal, shard
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.arithmetic import compiled_arithmetic
@@ -38,10 +38,10 @@ PRECISIONS = ("float32", "bfloat16")
 # The settings that decide what comes out; two trainings that agree on them may share a folder.
 DECISIVE = (
     "epochs", "batch_size", "lr", "optimizer", "beta2", "lr_schedule", "lr_warmup", "scale_lr_factor", "clip_norm",
-    "estimator", "num_particles", "augment", "precision", "compile",
+    "estimator", "num_particles", "augment", "precision", "compile", "lr_per_rank", "compression",
 )  # fmt: skip
 SETTINGS = (
-    *DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
+    *DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "bucket_mb", "compare_every",
 )  # fmt: skip
 # Writing every so many minutes is put off until it costs at most this share of the time.
 _WRITING_SHARE = 0.05
@@ -52,7 +52,7 @@ class Interrupted(Exception):
 
 
 class Diverged(RuntimeError):
-    """The loss or a gradient became NaN or infinite."""
+    """The loss or a gradient became NaN or infinite, or the ranks' parameters are no longer the same."""
 
 
 def fit(
@@ -88,6 +88,7 @@ def fit(
     lr_per_rank: bool = False,
     bucket_mb: float = 25.0,
     compression: str = "none",
+    compare_every: int = 50,
 ) -> list[dict[str, float]]:
     """Train `guide` (and the point estimates in `model`) by SVI on the KL-scaled ELBO.
 
@@ -112,7 +113,7 @@ def fit(
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row) and ``checkpoints/``: at
             the start, every `checkpoint_every` epochs, every `checkpoint_minutes` (less often where writing would
             take more than 5% of the time) and at the end. A training that was cut off there goes on from its last
-            checkpoint, bitwise as if it had not been.
+            checkpoint, bitwise as if it had not been; other ranks than before share what is left of the epoch.
         keep_checkpoints: how many to keep beside the start (``step-00000000``); None keeps all.
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.
@@ -122,6 +123,8 @@ def fit(
         lr_per_rank: the learning rate is `lr` times the number of ranks.
         bucket_mb: gradients travel in messages of about so many MiB (`ppl_bnn.distributed.GradientBuckets`).
         compression: ``none``, or ``fp16``: they travel in half precision.
+        compare_every: after so many steps, and before each checkpoint, the ranks' parameters must be the same to the
+            last bit; 0 never compares.
 
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
@@ -131,7 +134,7 @@ def fit(
         ValueError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
             or ranks with other settings or labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
-            parameters nor the last checkpoint hold any of it.
+            parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` said so, on any rank.
         RankLost: another rank is gone. The last checkpoint is good.
     """
@@ -141,7 +144,7 @@ def fit(
         "estimator": estimator, "num_particles": num_particles, "augment": augment, "precision": precision,
         "compile": compile, "checkpoint_every": checkpoint_every, "checkpoint_minutes": checkpoint_minutes,
         "keep_checkpoints": keep_checkpoints, "lr_per_rank": lr_per_rank, "bucket_mb": bucket_mb,
-        "compression": compression,
+        "compression": compression, "compare_every": compare_every,
     }  # fmt: skip
     check_settings(settings)
     ranks = communicator or Alone()
@@ -151,22 +154,24 @@ def fit(
     weights = [weight_at(k / 97) for k in range(0, 97, 6)]
     if optimizer == "ivon" and len(set(weights)) > 1:
         raise ValueError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
-    decisive = {**{name: settings[name] for name in DECISIVE}, "seed": seed, "num_data": len(x), "kl_weight": weights}
+    decisive = {name: settings[name] for name in DECISIVE}
+    decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
     if len(x) < ranks.size:
         raise ValueError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
-    lr *= ranks.size if lr_per_rank else 1
-    decisive |= {"lr": lr, "ranks": ranks.size, "compression": compression if ranks.size > 1 else "none"}
     ranks.check_same("settings or labels", [json.dumps(decisive).encode(), y.cpu().numpy().tobytes()])
     global_batch = batch_size * ranks.size
-    steps_per_epoch = math.ceil(len(x) / global_batch)
-    steps = epochs * steps_per_epoch
     torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
     accuracy, records, step = BatchAccuracy(), TrainingLog(), 0
     written, cost = time.monotonic(), 0.0
 
+    def compare_ranks() -> None:
+        if compare_every and (found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters()])):
+            raise Diverged(f"the ranks are no longer the same at step {step}: {found}. The last checkpoint is good")
+
     def write_checkpoint() -> None:
         nonlocal written, cost
+        compare_ranks()
         data_parallel.average_buffers(ranks, model)
         random = data_parallel.gather_random(ranks, x.device)
         if folder is not None and ranks.is_main:
@@ -190,12 +195,14 @@ def fit(
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
         saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []
         last = checkpoint.load(saved[-1]) if saved else None
-        if state := data_parallel.share_state(ranks, last, model, guide):
-            _check_same(state.meta["settings"], decisive, str(folder))
-            checkpoint.restore(state, model=model, guide=guide, optimizer=torch_optimizer)
-            checkpoint.restore_random(state, x.device, ranks.rank)
+        state = data_parallel.resume(
+            ranks, last, decisive, model=model, guide=guide, optimizer=torch_optimizer, device=x.device, folder=folder
+        )
+        if state is not None:
             records, step = TrainingLog(state.meta), state.step
-        else:
+        steps = step + math.ceil((len(x) - records.rows) / global_batch)
+        steps += (epochs - len(records.epochs) - 1) * math.ceil(len(x) / global_batch)
+        if state is None:
             write_checkpoint()
         begun, messages, sent = step, ranks.messages, ranks.bytes
         order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
@@ -208,13 +215,14 @@ def fit(
         if compile:
             scopes.enter_context(compiled_arithmetic())
         scopes.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
-        while step < steps:
-            epoch = step // steps_per_epoch
-            for rows in _batches(len(x), global_batch, epoch, seed, skip=step % steps_per_epoch, device=x.device):
+        while (epoch := len(records.epochs)) < epochs:
+            for rows in _batches(len(x), global_batch, epoch, seed, skip=records.rows, device=x.device):
                 started = time.perf_counter()
-                elbo.kl_weight = weight_at(step / steps)
+                # In examples, not steps, of which another number of ranks has others.
+                done = (epoch * len(x) + records.rows) / (epochs * len(x))
+                elbo.kl_weight = weight_at(done)
                 torch_optimizer.param_groups[0]["kl_per_datum"] = elbo.kl_weight / len(x)
-                set_lr(torch_optimizer, lr_schedule, step / steps, warmup=lr_warmup)
+                set_lr(torch_optimizer, lr_schedule, done, warmup=lr_warmup, factor=ranks.size if lr_per_rank else 1)
                 mine, elbo.likelihood_weight = shard(rows, ranks.rank, ranks.size)
                 # An example that does not count must not move batch norm's statistics either.
                 model.train(elbo.likelihood_weight > 0)
@@ -242,7 +250,9 @@ def fit(
                 records.add(step, agreed.terms, agreed.correct, len(rows), time.perf_counter() - started)
                 if bar.update():
                     bar.set_postfix_str(str(records), refresh=False)
-                if step % steps_per_epoch:
+                if compare_every and step % compare_every == 0:
+                    compare_ranks()
+                if records.rows < len(x):
                     if agreed.stop or agreed.save:
                         write_checkpoint()
                     if agreed.stop:
@@ -281,6 +291,8 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
         value = settings[name]
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{prefix}{name} must be positive and finite, got {value}")
+    if settings["compare_every"] < 0:
+        raise ValueError(f"{prefix}compare_every must be at least 0, got {settings['compare_every']}")
     for name in ("beta2", "lr_warmup"):
         if not 0 <= settings[name] < 1:
             raise ValueError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
@@ -288,20 +300,10 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
         raise ValueError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: str) -> None:
-    before = {"ranks": 1, "compression": "none", **before}
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
-                "use another folder, or the same again"
-            )
-
-
 def _batches(n: int, size: int, epoch: int, seed: int, *, skip: int, device: torch.device) -> Iterator[Tensor]:
-    # The order depends on (seed, epoch) alone, so a resumed epoch visits exactly what was left of it.
+    # The order depends on (seed, epoch) alone: a resumed epoch visits exactly what was left of it, on any ranks.
     order = torch.randperm(n, generator=torch.Generator().manual_seed(draw_seed(seed, epoch))).to(device)
-    yield from order.split(size)[skip:]
+    yield from order[skip:].split(size)
 
 
 def _batch(x: Tensor, rows: Tensor, augment: str) -> Tensor:

@@ -31,6 +31,11 @@ class TrainingLog:
         self._epoch: dict[str, float] = state.get("sums", {})
         self._window: dict[str, float] = state.get("window", {})
 
+    @property
+    def rows(self) -> int:
+        """Examples of the present epoch that are done."""
+        return int(self._epoch.get("rows", 0))
+
     def state(self) -> dict[str, Any]:
         """Everything, as JSON: ``TrainingLog(log.state())`` goes on where this one is."""
         return {"history": self.epochs, "step_records": self.steps, "sums": self._epoch, "window": self._window}

@@ -1,5 +1,6 @@
 """Several ranks train as one: real processes over Gloo on this host, and over Horovod where it is installed."""
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build, checkpoint, data_parallel, fit
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, connect, shard
+from ppl_bnn.distributed.digest import _digest
 from ppl_bnn.distributed.horovod_backend import import_horovod
 from ppl_bnn.training import Diverged, Interrupted, _batches
 
@@ -223,9 +225,47 @@ def test_a_stop_on_any_rank_stops_all_at_the_same_step_and_they_go_on_bitwise(tm
     assert [one["there"] for one in found] == [True, False]
     steps = [checkpoint.step_of(path) for path in checkpoint.saved(tmp_path / "out" / "cut" / "checkpoints")]
     assert steps == [0, 4, 6, 8, 12]
+
+
+def train_and_count(communicator, folder, stop_at):
+    """The examples of each step that counted here, up to a stop."""
     model, guide = small()
-    with pytest.raises(ValueError, match="holds a training with ranks 2, this one has 1"):
-        fit(model, guide, X, Y, **settings(estimator="groups"), folder=tmp_path / "out" / "cut")
+    seen, steps, asked, agree_really = [], [], iter(range(1, 1000)), data_parallel.agree
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+
+    def agree(ranks, *arguments, **keywords):
+        # Examples of a part that is empty do not count: the model is then in evaluation mode.
+        steps.append([row.tolist() for row in seen.pop()] if model.training else [])
+        return agree_really(ranks, *arguments, **keywords)
+
+    data_parallel.agree = agree
+    changes = settings(lr_schedule="cosine", lr_per_rank=True, epochs=2)
+    stopping = {"should_stop": lambda: next(asked) >= stop_at}
+    history = None
+    with contextlib.suppress(Interrupted):
+        history = fit(model, guide, X, Y, **changes, **stopping, communicator=communicator, folder=folder)
+    return {"steps": steps, "history": history, "state": state(model, guide)}
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 1), (1, 2)])
+def test_on_another_number_of_ranks_each_example_of_the_epoch_is_still_seen_once(tmp_path, sizes):
+    before = Ranks(tmp_path / "before", sizes[0], train_and_count, tmp_path / "out", 2).results()
+    after = Ranks(tmp_path / "after", sizes[1], train_and_count, tmp_path / "out", 1000).results()
+    assert_same([one["state"] for one in after])
+    rows = [tuple(row) for one in (*before, *after) for step in one["steps"] for row in step]
+    # Two epochs, of which the first was cut in two.
+    assert Counter(rows) == Counter({tuple(row): 2 for row in X.tolist()})
+    first = [tuple(row) for one in before for step in one["steps"] for row in step]
+    assert len(first) == len(set(first)) == 2 * 8 * sizes[0] < len(X)
+    history = after[0]["history"]
+    left = math.ceil((len(X) - len(first)) / (8 * sizes[1]))
+    an_epoch = math.ceil(len(X) / (8 * sizes[1]))
+    assert [row["step"] for row in history] == [2 + left, 2 + left + an_epoch]
+    # The schedule counts examples: its last step begins before the last, smaller, batch.
+    done = 1 - (len(X) - (an_epoch - 1) * 8 * sizes[1]) / (2 * len(X))
+    assert history[-1]["lr"] == pytest.approx(0.01 * sizes[1] * 0.5 * (1 + math.cos(math.pi * done)))
+    with pytest.raises(ValueError, match="holds a training with epochs 2, this one has 3"):
+        fit(*small(), X, Y, **settings(lr_schedule="cosine", lr_per_rank=True), folder=tmp_path / "out")
 
 
 def train_until_rank_1_goes_bad(communicator, folder):
@@ -249,6 +289,42 @@ def test_a_bad_number_on_one_rank_stops_all_before_the_update(tmp_path):
     assert_same([one["state"] for one in found])
     assert all(value.isfinite().all() for value in found[0]["state"].values())
     assert checkpoint.step_of(checkpoint.find(tmp_path / "out" / "checkpoints")) == 4
+
+
+def train_until_rank_1_changes(communicator, folder):
+    model, guide = small()
+    asked = iter(range(1, 1000))
+
+    def spoil():
+        if communicator.rank == 1 and next(asked) == 6:
+            # The last bit of one number.
+            number = next(iter(guide.state_dict().values()))
+            number.view(torch.int64).view(-1)[3] ^= 1
+        return False
+
+    with pytest.raises(Diverged) as bad:
+        fit(
+            model, guide, X, Y, **settings(compare_every=5), should_stop=spoil, communicator=communicator, folder=folder
+        )
+    return {"message": str(bad.value), "name": next(iter(dict(guide.named_parameters())))}
+
+
+def test_a_parameter_that_changes_on_one_rank_is_found_and_named(tmp_path):
+    found = Ranks(tmp_path / "ranks", 3, train_until_rank_1_changes, tmp_path / "out").results()
+    assert len({one["message"] for one in found}) == 1
+    # Three ranks take 3 steps an epoch: the end of the second comes before step 10.
+    assert "no longer the same at step 6: " in found[0]["message"]
+    assert f"{found[0]['name']} of rank 1 is not rank 0's" in found[0]["message"]
+    assert checkpoint.step_of(checkpoint.find(tmp_path / "out" / "checkpoints")) == 3
+
+
+def test_a_digest_changes_with_any_bit_and_knows_every_kind_of_number():
+    for kind in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8):
+        tensor = torch.randn(4, 3, 2, 2).mul(20).abs().to(kind).contiguous(memory_format=torch.channels_last)
+        changed = tensor.clone()
+        changed[1, 2, 0, 1] += 1
+        assert _digest(tensor) == _digest(tensor.contiguous())
+        assert _digest(tensor) != _digest(changed)
 
 
 def start_unlike(communicator):
@@ -494,6 +570,18 @@ def test_when_a_rank_is_killed_the_others_end_soon_and_say_why(run_folder, rank)
     assert last.endswith("run the same command again to go on from the last checkpoint")
     assert last.startswith("rank 1: ") == (rank == 0)
     assert checkpoint.step_of(checkpoint.find(run_folder / "out" / "checkpoints")) >= 3
+
+
+def test_when_a_rank_is_stopped_the_others_end_within_the_bound(run_folder):
+    ranks = start(run_folder, "--train.rank_timeout", "3")
+    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    ranks.processes[0].join(20)
+    assert ranks.processes[0].exitcode == 1
+    last = ranks.errors()[0].splitlines()[-1]
+    assert "error: another rank is gone" in last
+    # It goes on one day, and ends too.
+    os.kill(ranks.processes[1].pid, signal.SIGCONT)
+    assert ranks.wait() == [1, 1]
 
 
 def test_a_signal_to_one_rank_stops_both_with_one_checkpoint(run_folder):
