@@ -89,7 +89,7 @@ def to_inference_data(
             name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
         }
         groups["training"] = _dataset(columns, epoch=[int(row["epoch"]) for row in history])
-    return _assemble(groups, {"title": images.title, **predictive.summary(), **(attrs or {})})
+    return assemble(groups, {"title": images.title, **predictive.summary(), **(attrs or {})})
 
 
 def sweep_to_inference_data(
@@ -143,7 +143,7 @@ def sweep_to_inference_data(
         "layers": _layers(guide, {}),
         "pruning": _dataset(pruning, **coords, layer=sites, image=np.arange(len(images))),
     }
-    return _assemble(groups, {"title": images.title, **(attrs or {})})
+    return assemble(groups, {"title": images.title, **(attrs or {})})
 
 
 def load(path: Path) -> Any:
@@ -232,7 +232,8 @@ def _dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:
     return dataset.assign_coords({d: np.arange(dataset.sizes[d]) for d in ("chain", "draw") if d in dataset.dims})
 
 
-def _assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
+def assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
+    """Groups and attributes as whatever the installed ArviZ works with."""
     if hasattr(az, "InferenceData"):
         return az.InferenceData(**groups, attrs=dict(attrs), warn_on_custom_groups=False)
     tree = xr.DataTree.from_dict(dict(groups))

@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -10,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator, RankLost
+
+# How long a process that has lost another may take to end.
+_LAST_SECONDS = 10.0
 
 
 class HorovodRanks(Communicator):
@@ -21,32 +26,56 @@ class HorovodRanks(Communicator):
     """
 
     def __init__(self, hvd: ModuleType, *, timeout: float) -> None:
-        self._hvd = hvd
-        # Horovod itself would only warn.
-        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(math.ceil(timeout)))
-        with _rank_lost():
+        self._hvd, self._timeout, self._lost = hvd, timeout, False
+        seconds = math.ceil(timeout)
+        # Horovod itself would only warn; its own thread answers as long as its process runs.
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(min(60, seconds)))
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(seconds))
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(min(30, seconds)))
+        with self._rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
         super().__init__(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
 
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
-        with _rank_lost():
+        with self._rank_lost():
             # The name is the key of Horovod's cache of responses: sums that come again and again keep theirs.
             handle = self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name)
-
-        def wait() -> None:
-            with _rank_lost():
-                self._hvd.synchronize(handle)
-
-        return wait
+        return lambda: self._finish(handle)
 
     def _broadcast(self, tensor: Tensor) -> None:
-        with _rank_lost():
-            self._hvd.broadcast_(tensor, root_rank=0)
+        with self._rank_lost():
+            handle = self._hvd.broadcast_async_(tensor, root_rank=0)
+        self._finish(handle)
+
+    def _finish(self, handle: int) -> None:
+        deadline = time.monotonic() + self._timeout
+        with self._rank_lost():
+            # Over MPI Horovod's own thread waits without end for a process that is stopped.
+            while not self._hvd.poll(handle):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"nothing from one of the {self.size} ranks for {self._timeout:g} s")
+                time.sleep(1e-4)
+            self._hvd.synchronize(handle)
 
     def shutdown(self) -> None:
         """Leave; Horovod ends for all ranks when one leaves."""
-        self._hvd.shutdown()
+        if self._lost:
+            # On the way out Horovod waits for that thread.
+            end = threading.Timer(_LAST_SECONDS, os._exit, (1,))
+            end.daemon = True
+            end.start()
+        else:
+            self._hvd.shutdown()
+
+    @contextmanager
+    def _rank_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._lost = True
+            # The first of Horovod's four sentences about it.
+            raise RankLost(str(error).strip().split(". ")[0] or type(error).__name__) from error
 
 
 def import_horovod() -> ModuleType:
@@ -67,12 +96,3 @@ def import_horovod() -> ModuleType:
             f"the Horovod that is installed was built for another torch than {torch.__version__}: {first}"
         ) from None
     return hvd
-
-
-@contextmanager
-def _rank_lost() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        # The first of Horovod's four sentences about it.
-        raise RankLost(str(error).strip().split(". ")[0] or type(error).__name__) from error

@@ -1,0 +1,96 @@
+"""Independent trainings of one network as the chains of one InferenceData."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ppl_bnn import metrics
+from ppl_bnn.inference_data import assemble
+from ppl_bnn.netcdf import groups_of
+
+_SAME = ("observed_data", "constant_data")
+
+
+def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> Any:
+    """Return several `predictive.nc`, or several `pruning.nc`, as one InferenceData with a chain for each.
+
+    What had a chain of length 1, and what belongs to one training (`layers`, `training`, `pruning`), gets the dimension
+    chain. `uncertainty` and the attributes accuracy, nll, ece and brier are those of the predictive that averages all
+    draws of all chains. A pruning sweep's levels are put in one order: first those at a threshold that all chains have,
+    then those at a fraction. Its single draws are kept of the images that all chains kept.
+
+    Args:
+        parts: at least one, of the same images and numbers of draws and levels.
+        attrs: more attributes. Those of the parts are kept where all agree.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+    groups = [{name: data.drop_encoding() for name, data in groups_of(part).items()} for part in parts]
+    for name in _SAME:
+        if not all(one[name].equals(groups[0][name]) for one in groups):
+            raise ValueError(f"only results of the same images can be merged: their {name} differ")
+    if "pruning" in groups[0]:
+        groups = _levels_in_one_order(groups)
+    merged = {
+        name: data if name in _SAME else _chains(name, [one[name] for one in groups])
+        for name, data in groups[0].items()
+    }
+    own = [{name: value for name, value in part.attrs.items() if name != "inputs"} for part in parts]
+    same = {name: value for name, value in own[0].items() if all(one.get(name) == value for one in own)}
+    if "uncertainty" in merged:
+        merged["uncertainty"], summary = _mixture(merged)
+        same |= summary | {"seconds": sum(float(one["seconds"]) for one in own)}
+    return assemble(merged, {**same, **(attrs or {})})
+
+
+def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
+    parts = [part if "chain" in part.dims else part.expand_dims("chain") for part in parts]
+    kept = name == "posterior_predictive" and "level" in parts[0].dims
+    try:
+        merged = xr.concat(
+            parts, "chain", data_vars="all", coords="minimal", compat="override", join="inner" if kept else "exact"
+        )
+    except ValueError as error:
+        raise ValueError(f"the results' {name} cannot be merged: {str(error).splitlines()[0]}") from None
+    return merged.assign_coords(chain=np.arange(merged.sizes["chain"]))
+
+
+def _mixture(groups: Mapping[str, xr.Dataset]) -> tuple[xr.Dataset, dict[str, float]]:
+    by_chain = groups["uncertainty"]
+    means = torch.from_numpy(by_chain["mean_probs"].mean("chain", dtype="float64").values)
+    entropies = torch.from_numpy(by_chain["aleatoric"].mean("chain", dtype="float64").values)
+    uncertainty = by_chain.isel(chain=0, drop=True)
+    parts = zip(("total", "aleatoric", "epistemic"), metrics.uncertainties(means, entropies), strict=True)
+    uncertainty = uncertainty.assign(mean_probs=(("obs_id", "class"), means.float().numpy()))
+    uncertainty = uncertainty.assign({name: (("obs_id",), values.numpy()) for name, values in parts})
+    draws = groups["log_likelihood"]["y"].stack(sample=("chain", "draw")).transpose("sample", "obs_id")
+    labels = torch.from_numpy(groups["observed_data"]["y"].values).long()
+    return uncertainty, {
+        "num_samples": draws.sizes["sample"],
+        "accuracy": metrics.accuracy(means, labels),
+        "nll": metrics.nll(torch.from_numpy(draws.values)),
+        "ece": metrics.ece(means, labels),
+        "brier": metrics.brier(means, labels),
+    }
+
+
+def _levels_in_one_order(groups: Sequence[Mapping[str, xr.Dataset]]) -> list[dict[str, xr.Dataset]]:
+    thresholds = [one["pruning"]["threshold"].values for one in groups]
+    shared = set(thresholds[0]).intersection(*thresholds)
+    ordered = []
+    for one, values in zip(groups, thresholds, strict=True):
+        fractions = one["pruning"]["pruned_fraction"].values
+        order = sorted(range(len(values)), key=lambda k: (values[k] not in shared, fractions[k]))
+        ordered.append(
+            {
+                name: data.isel(level=order).assign_coords(level=np.arange(len(order)))
+                if "level" in data.dims
+                else data
+                for name, data in one.items()
+            }
+        )
+    return ordered

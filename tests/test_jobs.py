@@ -1,0 +1,146 @@
+"""Independent jobs: which there are, what becomes of them, and their results as the chains of one file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from ppl_bnn import checkpoint, inference_data, metrics, netcdf
+from ppl_bnn.jobs import _shard, main, vary
+from ppl_bnn.merging import merge
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_varied_settings_are_combined_and_read_as_yaml():
+    assert vary(["train.seed=0,1", "predict.checkpoint=last,step-00000006"]) == [
+        {"train.seed": 0, "predict.checkpoint": "last"},
+        {"train.seed": 0, "predict.checkpoint": "step-00000006"},
+        {"train.seed": 1, "predict.checkpoint": "last"},
+        {"train.seed": 1, "predict.checkpoint": "step-00000006"},
+    ]
+    assert vary(["pruning.fractions=[0.5, 0.9],[0.8]"])[0] == {"pruning.fractions": [0.5, 0.9]}
+
+
+@pytest.mark.parametrize("options", [["train.seed"], ["train.seed="], ["a=1,1"], ["a=1", "a=2"], ["a=[1"]])
+def test_varied_settings_that_say_nothing_are_refused(options):
+    with pytest.raises(ValueError, match="--vary takes SETTING=VALUE"):
+        vary(options)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_shards_are_disjoint_and_complete(size):
+    jobs = list(range(7))
+    parts = [jobs[_shard(f"{index}/{size}")] for index in range(size)]
+    assert sorted(sum(parts, [])) == jobs
+    for wrong in ("3/3", "1", "-1/2", "0/0"):
+        with pytest.raises(ValueError, match="--shard takes I/N"):
+            _shard(wrong)
+
+
+@pytest.fixture
+def run_folder(tmp_path, data_dir):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    config = {
+        "data": {"dir": str(data_dir), "num_train": 200, "num_test": 60},
+        "train": {"epochs": 1, "optimizer": "adam", "estimator": "local"},
+        "predict": {"num_samples": 4},
+        "pruning": {"num_samples": 2, "threshold": [0.5, 1.0], "fractions": [0.0, 0.5]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def jobs(run_folder, *arguments):
+    return main([str(run_folder), *arguments])
+
+
+def test_trainings_become_the_chains_of_one_file(run_folder, caplog):
+    out = run_folder / "out"
+    seeds = ("--vary", "train.seed=0,1")
+    assert jobs(run_folder, *seeds, "--shard", "0/2") == 0
+    assert "1 of 2 are there, merged when all are" in caplog.text
+    assert not (out / "merged").exists()
+    # A job of bad settings does not keep the others from their work, and all is merged when the last one comes.
+    assert jobs(run_folder, *seeds, "--shard", "1/2", "--predict.num_samples", "0") == 2
+    assert "predict.num_samples must be at least 1, got 0" in caplog.text
+    assert jobs(run_folder, *seeds, "--shard", "1/2") == 0
+
+    parts = [inference_data.load(out / "jobs" / f"train.seed={seed}" / "predictive.nc") for seed in (0, 1)]
+    merged = inference_data.load(out / "merged" / "predictive.nc")
+    probs = merged["posterior_predictive"]["probs"]
+    assert probs.sizes == {"chain": 2, "draw": 4, "obs_id": 60, "class": 10}
+    assert probs["chain"].values.tolist() == [0, 1]
+    for chain, part in enumerate(parts):
+        for group in ("posterior_predictive", "log_likelihood", "sample_stats"):
+            for name, values in part[group].data_vars.items():
+                np.testing.assert_allclose(merged[group][name].isel(chain=chain), values.isel(chain=0), atol=1e-5)
+        assert merged["layers"]["kl"].isel(chain=chain).equals(part["layers"]["kl"])
+    assert not np.allclose(probs[0], probs[1])
+    # The predictive that averages both, and what it says of itself.
+    mean = torch.from_numpy(probs.mean(("chain", "draw")).values).double()
+    np.testing.assert_allclose(merged["uncertainty"]["mean_probs"], mean, atol=3e-5)
+    np.testing.assert_allclose(merged["uncertainty"]["total"], metrics.entropy(mean), atol=1e-3)
+    aleatoric = sum(part["uncertainty"]["aleatoric"] for part in parts) / 2
+    np.testing.assert_allclose(merged["uncertainty"]["aleatoric"], aleatoric, atol=1e-6)
+    attrs = netcdf.read_attrs(out / "merged" / "predictive.nc")
+    labels = torch.from_numpy(merged["observed_data"]["y"].values)
+    assert attrs["accuracy"] == metrics.accuracy(mean, labels)
+    log_likelihood = np.concatenate([part["log_likelihood"]["y"].values[0] for part in parts])
+    assert attrs["nll"] == pytest.approx(metrics.nll(torch.from_numpy(log_likelihood)), rel=1e-6)
+    assert attrs["num_samples"] == 8
+    assert attrs["chains"] == ["jobs/train.seed=0/predictive.nc", "jobs/train.seed=1/predictive.nc"]
+
+    pruned = inference_data.load(out / "merged" / "pruning.nc")["pruning"]
+    # Levels at a threshold first, each the same in both chains; then those at a fraction.
+    assert (pruned["threshold"][0, :-1] == pruned["threshold"][1, :-1]).all()
+    np.testing.assert_allclose(pruned["pruned_fraction"][:, [0, 3]], [[0, 0.5], [0, 0.5]], atol=1e-5)
+    assert pruned["accuracy"].dims == ("chain", "level")
+
+
+def test_jobs_that_vary_no_training_share_one_and_are_not_done_again(run_folder):
+    out = run_folder / "out"
+    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "train,predict", "--workers", "2"]) == 0
+    files = [out / "jobs" / f"predict.seed={seed}" / "predictive.nc" for seed in (3, 4)]
+    probs = [inference_data.load(path)["posterior_predictive"]["probs"] for path in files]
+    assert not np.allclose(probs[0], probs[1])
+    assert len(checkpoint.saved(out / "checkpoints")) == 2
+    assert not (out / "merged").exists()
+    written = [path.stat().st_mtime_ns for path in files]
+    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "train,predict"]) == 0
+    assert [path.stat().st_mtime_ns for path in files] == written
+
+
+def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder):
+    command = [sys.executable, "-m", "ppl_bnn.jobs", str(run_folder), "--vary", "train.seed=0,1", "--stages", "train"]
+    command += ["--train.epochs", "100000", "--train.checkpoint_every", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    folder = run_folder / "out" / "jobs" / "train.seed=0" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while len(checkpoint.saved(folder)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert not (run_folder / "out" / "jobs" / "train.seed=1").exists()
+    assert "run the same command again to go on" in (folder.parent / "job.log").read_text()
+
+
+def test_results_of_other_images_are_not_merged():
+    def part(labels):
+        return xr.DataTree.from_dict(
+            {"observed_data": xr.Dataset({"y": ("obs_id", labels)}), "constant_data": xr.Dataset()}
+        )
+
+    with pytest.raises(ValueError, match="their observed_data differ"):
+        merge([part([0, 1]), part([0, 2])])
