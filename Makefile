@@ -1,5 +1,5 @@
 # make run: MNIST end to end.  make test: the whole proof.  Each installs what it needs, also on a bare machine.
-# make horovod: Horovod built for the torch that is installed, for training on several ranks.
+# make horovod: Horovod built for the torch that is installed, for training on several ranks; make test uses it after.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[test]'
+	-$(BIN)/python tools/build_horovod.py --kept
 	touch $@
 
 docs: $(VENV)/installed

@@ -35,10 +35,8 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
             raise ValueError(f"only results of the same images can be merged: their {name} differ")
     if "pruning" in groups[0]:
         groups = _levels_in_one_order(groups)
-    merged = {
-        name: data if name in _SAME else _chains(name, [one[name] for one in groups])
-        for name, data in groups[0].items()
-    }
+    merged = {name: groups[0][name] for name in _SAME}
+    merged |= {name: _chains(name, [one[name] for one in groups]) for name in groups[0] if name not in _SAME}
     own = [{name: value for name, value in part.attrs.items() if name != "inputs"} for part in parts]
     same = {name: value for name, value in own[0].items() if all(one.get(name) == value for one in own)}
     if "uncertainty" in merged:
@@ -81,16 +79,12 @@ def _mixture(groups: Mapping[str, xr.Dataset]) -> tuple[xr.Dataset, dict[str, fl
 def _levels_in_one_order(groups: Sequence[Mapping[str, xr.Dataset]]) -> list[dict[str, xr.Dataset]]:
     thresholds = [one["pruning"]["threshold"].values for one in groups]
     shared = set(thresholds[0]).intersection(*thresholds)
-    ordered = []
-    for one, values in zip(groups, thresholds, strict=True):
-        fractions = one["pruning"]["pruned_fraction"].values
-        order = sorted(range(len(values)), key=lambda k: (values[k] not in shared, fractions[k]))
-        ordered.append(
-            {
-                name: data.isel(level=order).assign_coords(level=np.arange(len(order)))
-                if "level" in data.dims
-                else data
-                for name, data in one.items()
-            }
-        )
-    return ordered
+    return [{name: _reordered(data, one, shared) for name, data in one.items()} for one in groups]
+
+
+def _reordered(data: xr.Dataset, groups: Mapping[str, xr.Dataset], shared: set[float]) -> xr.Dataset:
+    if "level" not in data.dims:
+        return data
+    thresholds, fractions = (groups["pruning"][name].values for name in ("threshold", "pruned_fraction"))
+    order = sorted(range(len(thresholds)), key=lambda level: (thresholds[level] not in shared, fractions[level]))
+    return data.isel(level=order).assign_coords(level=np.arange(len(order)))

@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -29,7 +29,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn import config as configs
 from ppl_bnn import stages
 from ppl_bnn.config import Config
-from ppl_bnn.distributed import Communicator, RankLost, connect
+from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError
 from ppl_bnn.memory import keep_freed_memory
@@ -77,9 +77,10 @@ class _StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.asked = False
+        self.ranks_change: Callable[[], bool] = lambda: False
 
     def __call__(self) -> bool:
-        return self.requested
+        return self.requested or self.ranks_change()
 
     def __enter__(self) -> "_StopRequest":
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -102,6 +103,10 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         if name not in stages.STAGES:
             raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
     configs.check(config)
+    if parsed.elastic:
+        if names := _train_elastically(names, parsed, config, stop):
+            _run_stages(names, parsed, config, stop, Alone())
+        return
     ranks = connect(config.device, timeout=config.train.rank_timeout)
     try:
         _set_up(config, ranks)
@@ -110,16 +115,38 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         ranks.shutdown()
 
 
+def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest) -> list[str]:
+    """Train with the ranks there are, however they come and go; the stages that are left for this process."""
+    left: list[str] = []
+
+    def train(ranks: Communicator, change: Callable[[], bool]) -> bool:
+        _set_up(config, ranks)
+        stop.ranks_change = change
+        try:
+            _run_stages(["train"], parsed, config, stop, ranks)
+        except Interrupted:
+            if ranks.any(stop.requested):
+                raise
+            return False
+        except RankLost as error:
+            log.warning("a rank is gone (%s): the others go on from the last checkpoint", error)
+            raise
+        left[:] = [name for name in names if name != "train"] if ranks.is_main else []
+        return True
+
+    run_elastic(train, timeout=config.train.rank_timeout)
+    stop.ranks_change = lambda: False
+    return left
+
+
 def _set_up(config: Config, ranks: Communicator) -> None:
     """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others tell of errors only."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
-    if not ranks.is_main:
-        logging.basicConfig(
-            level=logging.ERROR, format=f"rank {ranks.rank}: %(message)s", stream=sys.stderr, force=True
-        )
+    level, format_ = (logging.INFO, "") if ranks.is_main else (logging.ERROR, f"rank {ranks.rank}: ")
+    logging.basicConfig(level=level, format=f"{format_}%(message)s", stream=sys.stderr, force=True)
 
 
 def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest, ranks: Communicator) -> None:
@@ -188,6 +215,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
     parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")
+    parser.add_argument(
+        "--elastic", action="store_true", help="go on when ranks are lost or come (an elastic horovodrun starts them)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_class_arguments(Config, help="settings")

@@ -20,9 +20,9 @@ import yaml
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build, checkpoint, data_parallel, fit
-from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, connect, shard
+from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, RankLost, connect, run_elastic, shard
 from ppl_bnn.distributed.digest import _digest
-from ppl_bnn.distributed.horovod_backend import import_horovod
+from ppl_bnn.distributed.horovod_backend import HorovodRanks, import_horovod
 from ppl_bnn.training import Diverged, Interrupted, _batches
 
 ROOT = Path(__file__).parent.parent
@@ -526,6 +526,28 @@ def test_ranks_without_a_horovod_that_works_are_told_what_to_do(tmp_path, monkey
             connect(environment=environment)
 
 
+class Deaf:
+    """A Horovod whose other rank never says anything."""
+
+    Sum = None
+
+    def __getattr__(self, name):
+        return {"size": lambda: 2, "poll": lambda handle: False}.get(name, lambda *arguments, **keywords: 0)
+
+
+def test_horovod_does_not_wait_longer_than_the_bound(monkeypatch):
+    for name in ("STALL_CHECK_TIME", "STALL_SHUTDOWN_TIME", "GLOO_TIMEOUT"):
+        monkeypatch.setenv(f"HOROVOD_{name}_SECONDS", "1")
+    ranks = HorovodRanks(Deaf(), timeout=0.2)
+    with pytest.raises(RankLost, match=r"nothing from one of the 2 ranks for 0\.2 s"):
+        ranks.barrier()
+
+
+def test_elastic_training_needs_its_launcher():
+    with pytest.raises(ValueError, match="--elastic needs horovodrun with --min-np"):
+        run_elastic(lambda ranks, changed: True, timeout=1)
+
+
 # -- the command line --------------------------------------------------------------------------------------------
 
 
@@ -621,14 +643,19 @@ def test_torchrun_runs_a_run(run_folder):
     assert [row[1] for row in rows[1:]] == ["3", "6"]
 
 
-def test_horovodrun_runs_the_same_training(run_folder):
+@pytest.fixture
+def horovodrun():
+    """The launcher, where Horovod is installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import_horovod()
     except ImportError as error:
         pytest.skip(str(error))
-    horovodrun = str(Path(sys.executable).parent / "horovodrun")
+    return str(Path(sys.executable).parent / "horovodrun")
+
+
+def test_horovodrun_runs_the_same_training(run_folder, horovodrun):
     output, rows = launched(run_folder, [horovodrun, "-np", "2", "--gloo", sys.executable, "-m"])
     assert "2 ranks over Horovod (Gloo" in output
     other = run_folder / "other"
@@ -636,3 +663,65 @@ def test_horovodrun_runs_the_same_training(run_folder):
     ranks = Ranks(run_folder / "ranks", 2, command_line, *arguments, connected=False)
     assert ranks.wait() == [0, 0], ranks.errors()
     assert rows == rows_of(other)
+
+
+class Horovodrun:
+    """A launcher's process, what it and its ranks wrote, and the ranks."""
+
+    def __init__(self, launcher, run_folder, *arguments):
+        self.log = run_folder / "launcher.log"
+        command = [*launcher, sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train", *arguments]
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
+    def rank(self, **environment):
+        """The process whose environment has these."""
+        import psutil
+
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if process.cmdline()[1:3] == ["-m", "ppl_bnn.run"] and environment.items() <= process.environ().items():
+                return process
+        raise AssertionError(f"no rank has {environment}; {self.log.read_text()}")
+
+    def wait_for(self, condition, seconds=90):
+        """Wait until something is so."""
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.05)
+        assert condition(), self.log.read_text()
+
+    def wait(self, seconds):
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def test_a_stopped_rank_ends_a_horovodrun_within_the_bound(run_folder, horovodrun):
+    run = Horovodrun(
+        [horovodrun, "-np", "2", "--gloo"], run_folder, "--train.epochs", "5000", "--train.rank_timeout", "10"
+    )
+    run.wait_for(lambda: len(checkpoint.saved(run_folder / "out" / "checkpoints")) > 1)
+    run.rank(HOROVOD_RANK="1").suspend()
+    assert run.wait(60) == 1
+    assert "error: another rank is gone" in run.log.read_text()
+
+
+def test_an_elastic_training_outlives_a_killed_rank_and_takes_in_a_new_one(run_folder, horovodrun):
+    # One machine under two names: Horovod gives up the host of a rank that died.
+    hosts, discover = run_folder / "hosts", run_folder / "discover.sh"
+    hosts.write_text("localhost:1\n127.0.0.1:1\n")
+    discover.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    discover.chmod(0o755)
+    launcher = [horovodrun, "-np", "2", "--min-np", "1", "--max-np", "2", "--host-discovery-script", str(discover)]
+    run = Horovodrun(launcher, run_folder, "--elastic", "--train.epochs", "200")
+    run.wait_for(lambda: len(checkpoint.saved(run_folder / "out" / "checkpoints")) > 3)
+    run.rank(HOROVOD_HOSTNAME="127.0.0.1").kill()
+    run.wait_for(lambda: "1 ranks instead of 2" in run.log.read_text())
+    hosts.write_text("localhost:2\n")
+    run.wait_for(lambda: "2 ranks instead of 1" in run.log.read_text())
+    assert run.wait(120) == 0, run.log.read_text()
+    assert "a rank is gone" in run.log.read_text()
+    assert len(rows_of(run_folder / "out")) == 1 + 200

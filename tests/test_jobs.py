@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 import yaml
 
-from ppl_bnn import checkpoint, inference_data, metrics, netcdf
+from ppl_bnn import checkpoint, inference_data, metrics, netcdf, run
 from ppl_bnn.jobs import _shard, main, vary
 from ppl_bnn.merging import merge
 
@@ -40,7 +40,7 @@ def test_varied_settings_that_say_nothing_are_refused(options):
 def test_shards_are_disjoint_and_complete(size):
     jobs = list(range(7))
     parts = [jobs[_shard(f"{index}/{size}")] for index in range(size)]
-    assert sorted(sum(parts, [])) == jobs
+    assert sorted(job for part in parts for job in part) == jobs
     for wrong in ("3/3", "1", "-1/2", "0/0"):
         with pytest.raises(ValueError, match="--shard takes I/N"):
             _shard(wrong)
@@ -60,20 +60,15 @@ def run_folder(tmp_path, data_dir):
     return folder
 
 
-def jobs(run_folder, *arguments):
-    return main([str(run_folder), *arguments])
-
-
-def test_trainings_become_the_chains_of_one_file(run_folder, caplog):
-    out = run_folder / "out"
-    seeds = ("--vary", "train.seed=0,1")
-    assert jobs(run_folder, *seeds, "--shard", "0/2") == 0
-    assert "1 of 2 are there, merged when all are" in caplog.text
+def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
+    out, seeds = run_folder / "out", ("--vary", "train.seed=0,1")
+    assert run.main([str(run_folder), "--out", f"{out}/jobs/train.seed=0", "--stages", "train,predict,prune"]) == 0
+    # A job of bad settings does not keep the others from their work.
+    assert main([str(run_folder), *seeds, "--shard", "1/2", "--predict.num_samples", "0"]) == 2
+    assert "failed with exit code 2: error: predict.num_samples must be at least 1, got 0" in capsys.readouterr().err
+    assert main([str(run_folder), *seeds, "--shard", "1/2", "--stages", "train"]) == 0
     assert not (out / "merged").exists()
-    # A job of bad settings does not keep the others from their work, and all is merged when the last one comes.
-    assert jobs(run_folder, *seeds, "--shard", "1/2", "--predict.num_samples", "0") == 2
-    assert "predict.num_samples must be at least 1, got 0" in caplog.text
-    assert jobs(run_folder, *seeds, "--shard", "1/2") == 0
+    assert main([str(run_folder), *seeds, "--stages", "predict,prune", "--workers", "2"]) == 0
 
     parts = [inference_data.load(out / "jobs" / f"train.seed={seed}" / "predictive.nc") for seed in (0, 1)]
     merged = inference_data.load(out / "merged" / "predictive.nc")
@@ -109,14 +104,14 @@ def test_trainings_become_the_chains_of_one_file(run_folder, caplog):
 
 def test_jobs_that_vary_no_training_share_one_and_are_not_done_again(run_folder):
     out = run_folder / "out"
-    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "train,predict", "--workers", "2"]) == 0
+    assert run.main([str(run_folder), "--stages", "train"]) == 0
+    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "predict"]) == 0
     files = [out / "jobs" / f"predict.seed={seed}" / "predictive.nc" for seed in (3, 4)]
     probs = [inference_data.load(path)["posterior_predictive"]["probs"] for path in files]
     assert not np.allclose(probs[0], probs[1])
-    assert len(checkpoint.saved(out / "checkpoints")) == 2
     assert not (out / "merged").exists()
     written = [path.stat().st_mtime_ns for path in files]
-    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "train,predict"]) == 0
+    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "predict", "--shard", "0/2"]) == 0
     assert [path.stat().st_mtime_ns for path in files] == written
 
 

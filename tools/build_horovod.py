@@ -1,6 +1,7 @@
 """Build Horovod for the installed torch, keep the wheel, install it, and check that two ranks can add.
 
     make horovod                                   # some minutes, seconds where the wheel is kept already
+    python tools/build_horovod.py --kept           # only where it is: what make test does
     python tools/build_horovod.py --gpu            # with NCCL even where no GPU is in sight (a login node)
 
 Horovod's last release is older than today's torch, whose headers need C++20: the source release is built with that one
@@ -38,10 +39,16 @@ def main() -> int:
     """Build, install and check; the exit code is 1, with what is missing and how to go on, where that fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="build with NCCL even where no GPU is in sight")
-    nccl = parser.parse_args().gpu or (torch.cuda.is_available() and shutil.which("nvcc") is not None)
+    parser.add_argument("--kept", action="store_true", help="install a wheel that is kept already, but build none")
+    options = parser.parse_args()
+    mpi = shutil.which("mpicxx") is not None
+    nccl = options.gpu or (torch.cuda.is_available() and shutil.which("nvcc") is not None)
+    if options.kept and not kept(mpi=mpi, nccl=nccl):
+        print("Horovod: no wheel is kept, its tests are skipped; make horovod builds one")
+        return 0
     try:
         pip("install", *REQUIREMENTS)
-        wheel = build(mpi=shutil.which("mpicxx") is not None, nccl=nccl)
+        wheel = build(mpi=mpi, nccl=nccl)
         pip("install", "--force-reinstall", "--no-deps", str(wheel))
         check(mpi="-mpi" in wheel.parent.name)
     except BuildError as error:
@@ -50,14 +57,24 @@ def main() -> int:
     return 0
 
 
-def build(*, mpi: bool, nccl: bool) -> Path:
-    """Return the wheel for this torch, Python and set of libraries, building it if it is not kept already."""
+def folder_of(*, mpi: bool, nccl: bool) -> Path:
+    """Where the wheel for this torch, Python and set of libraries is kept."""
     python = f"py{sys.version_info.major}.{sys.version_info.minor}"
     key = "-".join([VERSION, f"torch{torch.__version__}", python, "gloo", *["mpi"] * mpi, *["nccl"] * nccl])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl_bnn" / f"horovod-{key}"
-    if kept := sorted(folder.glob("*.whl")):
-        print(f"kept from before: {kept[0]}")
-        return kept[0]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl_bnn" / f"horovod-{key}"
+
+
+def kept(*, mpi: bool, nccl: bool) -> list[Path]:
+    """The wheel, if it is there."""
+    return sorted(folder_of(mpi=mpi, nccl=nccl).glob("*.whl"))
+
+
+def build(*, mpi: bool, nccl: bool) -> Path:
+    """Return the wheel, building it if it is not kept already."""
+    folder = folder_of(mpi=mpi, nccl=nccl)
+    if found := kept(mpi=mpi, nccl=nccl):
+        print(f"kept from before: {found[0]}")
+        return found[0]
     header = Path(sysconfig.get_path("include")) / "Python.h"
     needs = {
         "a C++ compiler (Debian: apt-get install g++)": shutil.which("c++") or shutil.which("g++"),
@@ -78,7 +95,7 @@ def build(*, mpi: bool, nccl: bool) -> Path:
         }  # fmt: skip
         source = unpack(Path(temporary))
         patch(source, cuda=nccl)
-        print(f"building {key}: some minutes", flush=True)
+        print(f"building {folder.name}: some minutes", flush=True)
         pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", temporary, str(source), env=environment)
         folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(next(Path(temporary).glob("*.whl")), folder))

@@ -4,9 +4,10 @@ from ppl_bnn.distributed.buckets import COMPRESSIONS, GradientBuckets, check_buc
 from ppl_bnn.distributed.communicator import Alone, Communicator, RankLost
 from ppl_bnn.distributed.connect import connect
 from ppl_bnn.distributed.digest import first_unequal
+from ppl_bnn.distributed.horovod_backend import run_elastic
 from ppl_bnn.distributed.shards import shard
 
 __all__ = [
     "COMPRESSIONS", "Alone", "Communicator", "GradientBuckets", "RankLost", "check_buckets", "connect",
-    "first_unequal", "shard",
+    "first_unequal", "run_elastic", "shard",
 ]  # fmt: skip

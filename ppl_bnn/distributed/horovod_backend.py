@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,37 @@ class HorovodRanks(Communicator):
             self._lost = True
             # The first of Horovod's four sentences about it.
             raise RankLost(str(error).strip().split(". ")[0] or type(error).__name__) from error
+
+
+def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, timeout: float) -> None:
+    """Call work(ranks, changed) with the ranks there are, and again when it raises RankLost or returns False.
+
+    Args:
+        work: what the ranks do together. It returns False, on all of them at the same point, after `changed()` has
+            said that ranks are to come or go.
+        timeout: as in `HorovodRanks`.
+
+    Raises:
+        ValueError: these processes were not started by an elastic horovodrun.
+    """
+    if os.environ.get("HOROVOD_ELASTIC") != "1":
+        raise ValueError("--elastic needs horovodrun with --min-np and --host-discovery-script to start the ranks")
+    hvd = import_horovod()
+    from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
+
+    # What has to outlive a change is in the last checkpoint.
+    state = hvd.elastic.ObjectState(bcast_object=hvd.broadcast_object, get_rank=hvd.rank)
+
+    def once(state: Any) -> None:
+        try:
+            done = work(HorovodRanks(hvd, timeout=timeout), lambda: not state._host_messages.empty())
+        except RankLost as error:
+            raise HorovodInternalError(str(error)) from error
+        if not done:
+            raise HostsUpdatedInterrupt(False)
+
+    hvd.elastic.run(once)(state)
+    hvd.shutdown()
 
 
 def import_horovod() -> ModuleType:
