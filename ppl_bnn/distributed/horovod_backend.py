@@ -93,10 +93,11 @@ def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, tim
     if os.environ.get("HOROVOD_ELASTIC") != "1":
         raise ValueError("--elastic needs horovodrun with --min-np and --host-discovery-script to start the ranks")
     hvd = import_horovod()
+    from horovod.common.elastic import ObjectState
     from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
     # What has to outlive a change is in the last checkpoint.
-    state = hvd.elastic.ObjectState(bcast_object=hvd.broadcast_object, get_rank=hvd.rank)
+    state = ObjectState(bcast_object=hvd.broadcast_object, get_rank=hvd.rank)
 
     def once(state: Any) -> None:
         try:
