@@ -107,7 +107,7 @@ class TrainConfig:
         lr_per_rank: the learning rate is lr times the number of ranks.
         bucket_mb: ranks send their gradients in messages of about so many MiB.
         compression: none, or fp16 to send them in half precision.
-        compare_every: steps after which the ranks' parameters must be the same bit by bit; 0 never compares.
+        compare_every: steps after which the ranks' parameters must be the same bit by bit; null never compares.
         rank_timeout: seconds to wait for a rank that gives no sign before the others end.
         seed: of initialization, batches and noise.
     """
@@ -136,7 +136,7 @@ class TrainConfig:
     lr_per_rank: bool = False
     bucket_mb: float = 25.0
     compression: str = "none"
-    compare_every: int = 50
+    compare_every: int | None = 50
     rank_timeout: float = 600.0
     seed: int = 0
 

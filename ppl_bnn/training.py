@@ -88,7 +88,7 @@ def fit(
     lr_per_rank: bool = False,
     bucket_mb: float = 25.0,
     compression: str = "none",
-    compare_every: int = 50,
+    compare_every: int | None = 50,
 ) -> list[dict[str, float]]:
     """Train `guide` (and the point estimates in `model`) by SVI on the KL-scaled ELBO.
 
@@ -124,7 +124,7 @@ def fit(
         bucket_mb: gradients travel in messages of about so many MiB (`ppl_bnn.distributed.GradientBuckets`).
         compression: ``none``, or ``fp16``: they travel in half precision.
         compare_every: after so many steps, and before each checkpoint, the ranks' parameters must be the same to the
-            last bit; 0 never compares.
+            last bit; None never compares.
 
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
@@ -284,15 +284,13 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
         if settings[name] not in known:
             raise ValueError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
     check_buckets(settings["bucket_mb"], settings["compression"], prefix=prefix)
-    for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints"):
+    for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints", "compare_every"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"{prefix}{name} must be at least 1, got {settings[name]}")
     for name in ("lr", "scale_lr_factor", "clip_norm", "checkpoint_minutes"):
         value = settings[name]
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{prefix}{name} must be positive and finite, got {value}")
-    if settings["compare_every"] < 0:
-        raise ValueError(f"{prefix}compare_every must be at least 0, got {settings['compare_every']}")
     for name in ("beta2", "lr_warmup"):
         if not 0 <= settings[name] < 1:
             raise ValueError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
