@@ -2,10 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ import yaml
 from ppl_bnn import checkpoint, inference_data, metrics, netcdf, run
 from ppl_bnn.jobs import _shard, main, vary
 from ppl_bnn.merging import merge
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_varied_settings_are_combined_and_read_as_yaml():
@@ -60,15 +56,17 @@ def run_folder(tmp_path, data_dir):
     return folder
 
 
-def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
-    out, seeds = run_folder / "out", ("--vary", "train.seed=0,1")
-    assert run.main([str(run_folder), "--out", f"{out}/jobs/train.seed=0", "--stages", "train,predict,prune"]) == 0
-    # A job of bad settings does not keep the others from their work.
-    assert main([str(run_folder), *seeds, "--shard", "1/2", "--predict.num_samples", "0"]) == 2
-    assert "failed with exit code 2: error: predict.num_samples must be at least 1, got 0" in capsys.readouterr().err
-    assert main([str(run_folder), *seeds, "--shard", "1/2", "--stages", "train"]) == 0
-    assert not (out / "merged").exists()
-    assert main([str(run_folder), *seeds, "--stages", "predict,prune", "--workers", "2"]) == 0
+def test_trainings_become_the_chains_of_one_file(run_folder):
+    out = run_folder / "out"
+    folders = [out / "jobs" / f"train.seed={seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        arguments = [str(run_folder), "--train.seed", str(seed), "--out", str(folder), "--stages"]
+        assert run.main([*arguments, "train,predict" if seed else "train,predict,prune"]) == 0
+    written = [folder.joinpath("predictive.nc").stat().st_mtime_ns for folder in folders]
+    arguments = [str(run_folder), "--vary", "train.seed=0,1", "--stages", "predict,prune"]
+    assert main([*arguments, "--shard", "1/2", "--workers", "2"]) == 0
+    # What is done is not done again.
+    assert [folder.joinpath("predictive.nc").stat().st_mtime_ns for folder in folders] == written
 
     parts = [inference_data.load(out / "jobs" / f"train.seed={seed}" / "predictive.nc") for seed in (0, 1)]
     merged = inference_data.load(out / "merged" / "predictive.nc")
@@ -102,31 +100,33 @@ def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     assert pruned["accuracy"].dims == ("chain", "level")
 
 
-def test_jobs_that_vary_no_training_share_one_and_are_not_done_again(run_folder):
+def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_others(run_folder, capsys):
     out = run_folder / "out"
     assert run.main([str(run_folder), "--stages", "train"]) == 0
-    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "predict"]) == 0
-    files = [out / "jobs" / f"predict.seed={seed}" / "predictive.nc" for seed in (3, 4)]
-    probs = [inference_data.load(path)["posterior_predictive"]["probs"] for path in files]
-    assert not np.allclose(probs[0], probs[1])
+    assert main([str(run_folder), "--vary", "predict.num_samples=0,3", "--stages", "predict"]) == 2
+    errors = capsys.readouterr().err
+    assert "failed with exit code 2: error: predict.num_samples must be at least 1, got 0" in errors
+    assert "predictive.nc of predict.num_samples=0: 0 of 1 are there" in errors
+    found = inference_data.load(out / "jobs" / "predict.num_samples=3" / "predictive.nc")
+    assert found["posterior_predictive"].sizes["draw"] == 3
     assert not (out / "merged").exists()
-    written = [path.stat().st_mtime_ns for path in files]
-    assert main([str(run_folder), "--vary", "predict.seed=3,4", "--stages", "predict", "--shard", "0/2"]) == 0
-    assert [path.stat().st_mtime_ns for path in files] == written
 
 
-def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder):
-    command = [sys.executable, "-m", "ppl_bnn.jobs", str(run_folder), "--vary", "train.seed=0,1", "--stages", "train"]
-    command += ["--train.epochs", "100000", "--train.checkpoint_every", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder, capsys):
     folder = run_folder / "out" / "jobs" / "train.seed=0" / "checkpoints"
-    deadline = time.monotonic() + 60
-    while len(checkpoint.saved(folder)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert errors.splitlines()[-1] == "stopped; run the same command again to go on"
+
+    def stop_when_it_trains():
+        deadline = time.monotonic() + 60
+        while len(checkpoint.saved(folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop_when_it_trains)
+    stopping.start()
+    arguments = ["--stages", "train", "--train.epochs", "100000", "--train.checkpoint_every", "1"]
+    assert main([str(run_folder), "--vary", "train.seed=0,1", *arguments]) == 75
+    stopping.join()
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; run the same command again to go on"
     assert not (run_folder / "out" / "jobs" / "train.seed=1").exists()
     assert "run the same command again to go on" in (folder.parent / "job.log").read_text()
 
