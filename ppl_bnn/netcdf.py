@@ -23,7 +23,7 @@ def save(idata: Any, path: Path) -> None:
         OSError: it could not be written; a file that was there is as before.
     """
     attrs = {
-        name: value if isinstance(value, str | int | float) else f"json:{json.dumps(value)}"
+        name: value if isinstance(value, str | int | float | np.generic) else f"json:{json.dumps(value)}"
         for name, value in idata.attrs.items()
     }
     groups = groups_of(idata)
