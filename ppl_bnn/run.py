@@ -129,7 +129,7 @@ def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop
                 raise
             return False
         except RankLost as error:
-            log.warning("a rank is gone (%s): the others go on from the last checkpoint", error)
+            log.error("a rank is gone (%s): the others go on from the last checkpoint", error)
             raise
         left[:] = [name for name in names if name != "train"] if ranks.is_main else []
         return True

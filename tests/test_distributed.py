@@ -716,7 +716,7 @@ def test_an_elastic_training_outlives_a_killed_rank_and_takes_in_a_new_one(run_f
     discover.write_text(f"#!/bin/sh\ncat {hosts}\n")
     discover.chmod(0o755)
     launcher = [horovodrun, "-np", "2", "--min-np", "1", "--max-np", "2", "--host-discovery-script", str(discover)]
-    run = Horovodrun(launcher, run_folder, "--elastic", "--train.epochs", "200")
+    run = Horovodrun(launcher, run_folder, "--elastic", "--train.epochs", "100")
     run.wait_for(lambda: len(checkpoint.saved(run_folder / "out" / "checkpoints")) > 3)
     run.rank(HOROVOD_HOSTNAME="127.0.0.1").kill()
     run.wait_for(lambda: "1 ranks instead of 2" in run.log.read_text())
@@ -724,4 +724,4 @@ def test_an_elastic_training_outlives_a_killed_rank_and_takes_in_a_new_one(run_f
     run.wait_for(lambda: "2 ranks instead of 1" in run.log.read_text())
     assert run.wait(120) == 0, run.log.read_text()
     assert "a rank is gone" in run.log.read_text()
-    assert len(rows_of(run_folder / "out")) == 1 + 200
+    assert len(rows_of(run_folder / "out")) == 1 + 100
