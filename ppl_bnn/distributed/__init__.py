@@ -1,10 +1,11 @@
 """Training on several processes: who the ranks are, what they say to each other, and their gradients."""
 
 from ppl_bnn.distributed.buckets import COMPRESSIONS, GradientBuckets, check_buckets
-from ppl_bnn.distributed.communicator import Alone, Communicator, RankLost
+from ppl_bnn.distributed.communicator import Alone, Calls, Communicator, RankLost
 from ppl_bnn.distributed.connect import connect
 from ppl_bnn.distributed.shards import shard
 
 __all__ = [
-    "COMPRESSIONS", "Alone", "Communicator", "GradientBuckets", "RankLost", "check_buckets", "connect", "shard",
+    "COMPRESSIONS", "Alone", "Calls", "Communicator", "GradientBuckets", "RankLost", "check_buckets", "connect",
+    "shard",
 ]  # fmt: skip

@@ -101,7 +101,7 @@ class _Bucket:
     def start(self) -> None:
         """Send it off."""
         self._message = (self._flat * _LIFT).half() if self._half else self._flat
-        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name)
+        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name, kind="gradients")
 
     def finish(self) -> None:
         """Wait for it, and turn the sum into a mean."""
