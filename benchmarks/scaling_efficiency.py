@@ -1,6 +1,7 @@
 """How efficient a training step on several ranks is: ours beside DistributedDataParallel's, and one rank alone."""
 
 import argparse
+import inspect
 import random
 import statistics
 import time
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, ranks: Communicator) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Each contender's seconds a step, and the seconds a step of ours that this rank stood still for each kind of call."""
+    """Each contender's seconds a step, and those that this rank stood still in ours, by kind of call."""
     torch.manual_seed(ranks.rank)
     steps = {"alone": ours(options, None), "ours": ours(options, ranks)}
     steps["silent"] = steps["alone"]
@@ -126,9 +127,11 @@ def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[]
 def ddp(options: argparse.Namespace, ranks: Communicator) -> Callable[[], None]:
     """DistributedDataParallel on the deterministic network, with the loss and accuracy that a training logs."""
     net = build(options.network, deterministic=True).to(memory_format=torch.channels_last)
-    # Batch norm's statistics stay each rank's own, as ours do between checkpoints.
+    # Batch norm's statistics stay each rank's own, as ours do between checkpoints. The setting has two names.
+    ddp_settings = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in ddp_settings else "broadcast_buffers": False}
     parallel = nn.parallel.DistributedDataParallel(
-        net, bucket_cap_mb=options.bucket_mb, broadcast_buffers=False, gradient_as_bucket_view=True
+        net, bucket_cap_mb=options.bucket_mb, gradient_as_bucket_view=True, **own_buffers
     )
     optimizer = Adam(net.parameters(), lr=1e-4, fused=True)
     x, y = batch(options)
@@ -138,7 +141,7 @@ def ddp(options: argparse.Namespace, ranks: Communicator) -> Callable[[], None]:
         logits = parallel(x)
         loss = F.cross_entropy(logits, y)
         loss.backward()
-        ranks.sum(float(loss), float((logits.argmax(-1) == y).sum()))
+        ranks.sum(loss.item(), float((logits.argmax(-1) == y).sum()))
         optimizer.step()
 
     return step
@@ -165,8 +168,8 @@ def report(
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         print(f"{name:8}{statistics.median(seconds):10.4f}{middle:12.3f}   {low:.3f}, {high:.3f}")
     if "ddp" in found:
-        ratios = [theirs / own for theirs, own in zip(found["ddp"], found["ours"], strict=True)]
-        print(f"ours takes 1/{statistics.median(ratios):.3f} of ddp's time")
+        ratios = [own / theirs for own, theirs in zip(found["ours"], found["ddp"], strict=True)]
+        print(f"ours takes {statistics.median(ratios):.3f} of ddp's time")
     parts = ", ".join(f"{kind} {1e3 * seconds:.1f} ms" for kind, seconds in waited.items())
     print(f"rank 0 of ours stood still a step for: {parts}")
 

@@ -1,0 +1,267 @@
+"""The scaling study: BNN beside CNN on a list of rank counts and batches, in one table, and a prediction for more.
+
+    python -m ppl_bnn.scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
+    python -m ppl_bnn.scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
+    python -m ppl_bnn.scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000                         # rehearsed hosts
+    python -m ppl_bnn.scaling RUN ... --epochs 64 --accuracy 0.6                                # whole trainings
+    python -m ppl_bnn.scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
+
+A point is a run folder, a device, a batch (of one rank) and a number of ranks. Each is a training of --steps steps, or
+with --epochs a whole one, started by horovodrun where Horovod is installed and by torchrun where it is not. Results are
+OUT/scaling.csv and OUT/scaling.nc, one row a point, and OUT/figures. Points that are done are not done again.
+
+Exit codes: 0 done; 1 a point failed; 2 bad command or settings; 75 stopped (run again to go on).
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from tqdm import tqdm
+
+from ppl_bnn import config as configs
+from ppl_bnn import netcdf
+from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
+from ppl_bnn.files import FileError, write_text, written_atomically
+from ppl_bnn.plots_scaling import draw_scaling
+from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
+
+log = logging.getLogger("ppl_bnn")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training to be timed: ranks on rehearsed hosts of so many Mbit/s each, or 0: as the launcher has them."""
+
+    run: str
+    device: str
+    batch: int
+    ranks: int
+    mbit: float
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        run = re.sub(r"\W+", "-", self.run).strip("-")
+        link = f"-{self.mbit:g}mbit" if self.mbit else ""
+        return f"{run}-{self.device.replace(':', '')}-batch{self.batch}-ranks{self.ranks}{link}-{self.repeat}"
+
+
+class PointFailed(RuntimeError):
+    """A training did not end well."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        options = _parser().parse_args(arguments[:at])
+        failed = _study(options, arguments[at + 1 :])
+    except KeyboardInterrupt:
+        log.error("stopped; run the same command again to go on")
+        return 75
+    except (ValueError, ArgumentError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 2
+    return 1 if failed else 0
+
+
+def _study(options: Namespace, settings: list[str]) -> bool:
+    out = Path(options.out)
+    for run in options.runs:
+        configs.read(Path(run) / "config.yaml")
+    for name in ("ranks", "batches", "steps", "repeats"):
+        values = getattr(options, name)
+        if min(values if isinstance(values, list) else [values]) < 1 + (name == "steps"):
+            raise ValueError(f"--{name} must be at least {1 + (name == 'steps')}, got {values}")
+    points = list(_points(options))
+    failed, done = False, []
+    for point in (bar := tqdm(points, unit="point", disable=None)):
+        bar.set_postfix_str(point.name, refresh=True)
+        try:
+            done.append((point, _measured(point, options, settings, out / "points" / point.name)))
+        except NotPermitted as reason:
+            log.warning("%s: skipped: %s", point.name, reason)
+        except PointFailed as error:
+            failed = True
+            log.error("%s: failed: %s", point.name, error)
+    if not done:
+        raise FileError("no point was measured, so there is no table")
+    rows = table(
+        [(asdict(point), folder) for point, folder in done], options.accuracy, whole=options.epochs is not None
+    )
+    rows["held_out_step_seconds"] = held_out(rows)
+    predicted = predictions(rows, mbit=options.predict_mbit)
+    with written_atomically(out / "scaling.csv") as temporary:
+        _flat(rows).to_csv(temporary, index=False)
+    netcdf.save(
+        xr.DataTree.from_dict({"/": xr.Dataset(), "scaling": rows, "prediction": predicted}), out / "scaling.nc"
+    )
+    figures = draw_scaling(rows, predicted, out / "figures")
+    _report(rows, predicted)
+    log.info("%d points in %s and scaling.nc; %d figures in %s", rows.sizes["point"], out / "scaling.csv", figures,
+             out / "figures")  # fmt: skip
+    return failed
+
+
+def _points(options: Namespace) -> Iterator[Setting]:
+    # Repeats outermost, so that a machine that becomes slower slows all points.
+    lists = range(options.repeats), options.devices, options.batches, options.ranks, options.mbit, options.runs
+    for repeat, device, batch, ranks, mbit, run in product(*lists):
+        if ranks > 1 or mbit == min(options.mbit):
+            yield Setting(run, device, batch, ranks, mbit if ranks > 1 else 0, repeat)
+
+
+def _measured(point: Setting, options: Namespace, settings: list[str], folder: Path) -> Path:
+    """The point's folder with its performance.json, from before or from a training now."""
+    largest = max(options.ranks)
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // largest)
+    steps = options.steps + 1
+    arguments = [
+        "-m", "ppl_bnn.run", point.run, "--stages", "train", "--quiet", "--device", point.device,
+        "--threads", str(threads), "--train.batch_size", str(point.batch),
+    ]  # fmt: skip
+    if options.epochs is None:
+        # An epoch a step: the same steps whatever the number of images, and nothing is written in between.
+        images = point.batch * point.ranks
+        arguments += ["--data.num_train", str(images), "--train.epochs", str(steps)]
+        arguments += ["--train.checkpoint_every", str(steps)]
+    else:
+        arguments += ["--train.epochs", str(options.epochs)]
+    arguments += settings
+    command = {"arguments": arguments, "launcher": options.launcher if point.ranks > 1 else "", "mbit": point.mbit}
+    if (folder / "point.json").exists():
+        before = json.loads((folder / "point.json").read_text())
+        if before["command"] != command:
+            shutil.rmtree(folder)
+        elif before["done"]:
+            return folder
+    write_text(folder / "point.json", json.dumps({"command": command, "done": False}))
+    _launch(point, options.launcher, [*arguments, "--out", str(folder)], folder / "output.txt")
+    if not (folder / "performance.json").exists():
+        raise PointFailed(f"no {folder / 'performance.json'}: the launcher's rank 0 wrote to another host's disk?")
+    write_text(folder / "point.json", json.dumps({"command": command, "done": True}))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return folder
+
+
+def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -> None:
+    """Run a training to its end, its output in a file."""
+    if point.mbit:
+        with rehearsed_hosts(point.ranks, mbit=point.mbit) as hosts, output.open("w") as file:
+            _wait(start_ranks(hosts, [sys.executable, *arguments], file), output)
+    else:
+        command = [sys.executable] if point.ranks == 1 else _launcher(launcher, point.ranks)
+        with output.open("w") as file:
+            _wait([subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT)], output)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if any(codes):
+        lines = [line for line in output.read_text(errors="replace").splitlines() if "error" in line.lower()] or [""]
+        raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has it all: {lines[-1].strip()}")
+
+
+def _launcher(launcher: str, ranks: int) -> list[str]:
+    if launcher == "auto":
+        launcher = "horovod" if find_spec("horovod") else "torch"
+    if launcher == "horovod":
+        horovodrun = Path(sys.executable).parent / "horovodrun"
+        return [str(horovodrun), "-np", str(ranks), sys.executable]
+    if launcher == "torch":
+        # Its arguments begin with -m, as python's do.
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return launcher.format(ranks=ranks).split()
+
+
+def _flat(rows: xr.Dataset) -> Any:
+    """One row a point; what is counted for each kind of call in columns of its own, single steps left out."""
+    frame = rows.drop_dims(["kind", "step", "quantile"]).to_dataframe().reset_index(drop=True)
+    for kind in rows["kind"].values:
+        for name in ("count", "mean_bytes", "seconds"):
+            column = f"{kind}_{name}".replace(" ", "_")
+            frame[column] = rows[f"call_{name}"].sel(kind=kind).values
+    frame["held_out_step_seconds"] = rows["held_out_step_seconds"].sel(quantile=0.5).values
+    return frame
+
+
+def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
+    for point in rows["point"].values:
+        row = rows.sel(point=point)
+        log.info(
+            "%s: %.1f +- %.1f samples/s, efficiency %.3f, communication %.1f%% of the time",
+            point, row["samples_per_second"], row["samples_per_second_std"], row["efficiency"],
+            100 * row["communication_share"],
+        )  # fmt: skip
+        if (band := row["held_out_step_seconds"]).notnull().all():
+            log.info(
+                "    %.4f s a step; predicted by the other link speeds: %.4f (%.4f to %.4f)",
+                row["step_seconds"], band[1], band[0], band[2],
+            )  # fmt: skip
+    for line in (*predicted.attrs["ratios"].splitlines(), PUBLISHED):
+        log.info(line)
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ppl_bnn.scaling", description=__doc__, formatter_class=_Formatter, exit_on_error=False
+    )
+    add = parser.add_argument
+    add("runs", type=str, nargs="+", help="run folders: a BNN, its CNN twin (same network), others")
+    add("--ranks", type=int, nargs="+", default=[1, 2], help="how many ranks; 1 is what efficiency compares to")
+    add("--batches", type=int, nargs="+", default=[128], help="images a step, on each rank")
+    add("--devices", type=str, nargs="+", default=["cpu"], help="cpu, cuda")
+    add(
+        "--mbit",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="rehearse a host a rank, each sending at most so many Mbit/s (needs root); 0: as the launcher has them",
+    )
+    add("--steps", type=int, default=10, help="timed steps of each point, after an untimed one")
+    add("--repeats", type=int, default=1, help="times to go through all points")
+    add("--epochs", type=int | None, default=None, help="train whole epochs, to measure the time to --accuracy")
+    add("--accuracy", type=float, default=0.6, help="the training accuracy that is timed, with --epochs")
+    add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
+    add("--threads", type=int | None, default=None, help="of each rank (default: cores / the largest of --ranks)")
+    add(
+        "--predict_mbit",
+        type=float | None,
+        default=None,
+        help="predict for links of so many Mbit/s (default: those that were measured)",
+    )
+    add("--out", type=str, default="scaling", help="where results go")
+    return parser  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The scaling study: its table by hand-written points, one real study of two ranks, and hosts in network namespaces."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppl_bnn import netcdf
+from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
+from ppl_bnn.scaling import main
+from ppl_bnn.scaling_table import held_out, predictions, table
+
+BYTES = {"bnn": 2 * 4e6, "cnn": 4e6}
+
+
+def write_point(folder, run, *, deterministic, ranks, seconds, still):
+    """What a training of 64 images a rank leaves: the first step is slow, then `seconds` of each."""
+    folder.mkdir(parents=True)
+    calls = {"gradients": {"count": 2 * (len(seconds) + 1), "bytes": BYTES[run] * (len(seconds) + 1), "seconds": still}}
+    content = {"ranks": ranks, "backend": "Gloo", "threads": 1, "rows": [64 * ranks] * (len(seconds) + 1),
+               "seconds": [5.0, *seconds], "calls": calls if ranks > 1 else {}}  # fmt: skip
+    (folder / "performance.json").write_text(json.dumps(content))
+    config = {
+        "model": {"name": "bnn-fc", "deterministic": deterministic},
+        "data": {"name": "mnist"},
+        "train": {"epochs": 3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "log.csv").write_text("epoch,seconds,accuracy\n1,7.0,0.5\n2,6.0,0.7\n3,6.5,0.8\n")
+
+
+def points(tmp_path, *, mbit=(0.0,)):
+    """Compute 0.2 s; the wire's ring of two ranks is bytes / bandwidth, all of it exposed but 2/3 of compute."""
+    found = []
+    random = np.random.default_rng(0)
+    for run in BYTES:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.yaml").write_text(yaml.safe_dump({"train": {"epochs": 10}}))
+        for ranks, link in [(1, 0.0), *((2, link) for link in mbit)]:
+            wire = BYTES[run] / (link * 1e6 / 8 or 1e9) if ranks > 1 else 0.0
+            exact = 0.2 + max(0.3 * wire, wire - 0.2 * 2 / 3)
+            seconds = exact * np.exp(random.normal(0, 0.01, 12))
+            folder = tmp_path / "points" / f"{run}-{ranks}-{link}"
+            write_point(folder, run, deterministic=run == "cnn", ranks=ranks, seconds=seconds.tolist(), still=0.6)
+            setting = {"run": str(tmp_path / run), "device": "cpu", "batch": 64, "ranks": ranks, "mbit": link}
+            found.append(({**setting, "repeat": 0}, folder))
+    return found
+
+
+def test_the_table_says_what_the_trainings_did(tmp_path):
+    found = points(tmp_path)
+    seconds = np.array(json.loads((found[1][1] / "performance.json").read_text())["seconds"])
+    rows = table(found, 0.7, whole=True)
+    row = rows.sel(point="bnn, cpu, batch 64, 2 ranks")
+    assert row["samples_per_second"] == pytest.approx((128 / seconds[1:]).mean())
+    assert row["samples_per_second_std"] == pytest.approx((128 / seconds[1:]).std(ddof=1))
+    assert row["fixed_epochs_seconds"] == pytest.approx(10 * 60_000 / row["samples_per_second"])
+    alone = rows.sel(point="bnn, cpu, batch 64, 1 ranks")
+    assert row["efficiency"] == pytest.approx(float(alone["step_seconds"]) / np.median(seconds[1:]))
+    assert (alone["efficiency"], alone["communication_share"]) == (1.0, 0.0)
+    assert row["communication_share"] == pytest.approx(0.6 / seconds.sum())
+    assert row["seconds_to_accuracy"] == 13.0
+    gradients = row.sel(kind="gradients")
+    assert (gradients["call_count"], gradients["call_mean_bytes"], gradients["call_seconds"]) == (26, 4e6, 0.6)
+    assert (row["messages"], row["bytes"]) == (2.0, 8e6)
+    assert np.isfinite(row["seconds"].values).sum() == 12
+    assert math.isnan(table(found, 0.9, whole=True)["seconds_to_accuracy"][0])
+    assert math.isnan(table(found, 0.7, whole=False)["seconds_to_accuracy"][0])
+    # Twice the same setting is one row with the steps of both.
+    assert table([*found, found[1]], 0.7, whole=True).sizes == {"point": 4, "kind": 5, "step": 24}
+
+
+def test_a_speed_that_was_held_out_is_predicted(tmp_path):
+    rows = table(points(tmp_path, mbit=(0.0, 50.0, 100.0, 400.0)), 0.6, whole=False)
+    low, middle, high = held_out(rows).values.T
+    measured = rows["step_seconds"].values
+    limited = rows["mbit"].values > 0
+    assert np.isnan(middle[~limited]).all()
+    assert ((low < measured) & (measured < high))[limited].sum() >= 5
+    assert middle[limited] == pytest.approx(measured[limited], rel=0.1)
+    predicted = predictions(rows, mbit=100.0, num_samples=50)
+    assert predicted["samples_per_second"].dims == ("workload", "ranks", "quantile")
+    assert predicted["ranks"].values.tolist()[-1] == 1024
+    on_two = predicted["samples_per_second"].sel(workload="bnn, cpu, batch 64", ranks=2, quantile=0.5)
+    measured = rows["samples_per_second"].sel(point="bnn, cpu, batch 64, 2 ranks at 100 Mbit/s")
+    assert float(on_two) == pytest.approx(float(measured), rel=0.05)
+    assert "time of bnn, cpu, batch 64 over cnn" in predicted.attrs["ratios"]
+
+
+def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, caplog):
+    runs = []
+    for name, deterministic in (("bnn", False), ("cnn", True)):
+        (tmp_path / name).mkdir()
+        config = {"model": {"deterministic": deterministic}, "data": {"dir": str(data_dir)}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        runs.append(str(tmp_path / name))
+    out = tmp_path / "out"
+    arguments = [*runs, "--batches", "64", "--steps", "3", "--launcher", "torch", "--threads", "1", "--out", str(out)]
+    assert main([*arguments, "--", "--train.estimator", "local"]) == 0
+    with (out / "scaling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["ranks"], row["backend"]) for row in rows] == [("1", "one process")] * 2 + [("2", "Gloo")] * 2
+    # Four bytes for loc and scale of 537,600 weights and one for each of 522 biases.
+    assert [float(row["bytes"]) for row in rows[2:]] == [4 * (2 * 537_600 + 522), 4 * (537_600 + 522)]
+    assert float(rows[2]["gradients_count"]) == 4
+    assert float(rows[2]["step_count"]) == 4
+    assert float(rows[2]["batch_norm_count"]) == 0
+    assert float(rows[2]["broadcast_count"]) > 0
+    assert 0 < float(rows[2]["communication_share"]) < 1
+    assert netcdf.read_group(out / "scaling.nc", "scaling").sizes["point"] == 4
+    figures = {path.stem for path in (out / "figures").iterdir()}
+    assert figures == {"throughput", "fixed_epochs", "efficiency", "prediction"}
+    # Done again, nothing is launched; with other settings, all of it.
+    times = {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
+    assert len(times) == 4
+    assert main([*arguments, "--", "--train.estimator", "local"]) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
+    assert main([*arguments, "--ranks", "1", "--", "--train.estimator", "unknown"]) == 1
+    assert "train.estimator must be one of" in caplog.text
+
+
+def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert main([str(tmp_path), "--steps", "one"]) == 2
+    with pytest.raises(SystemExit) as code:
+        main(["--help"])
+    assert code.value.code == 0
+    assert "rehearsed hosts" in capsys.readouterr().out
+
+
+def add_on_two_hosts(tmp_path, mbit):
+    """Seconds that two rehearsed hosts take to add 2 MB, and what the first element comes to."""
+    code = """
+import time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+numbers = torch.ones(500_000)
+dist.barrier()
+started = time.perf_counter()
+dist.all_reduce(numbers)
+if dist.get_rank() == 0:
+    torch.save((time.perf_counter() - started, numbers[0].item()), "result.pt")
+dist.destroy_process_group()
+"""
+    try:
+        with rehearsed_hosts(2, mbit=mbit) as hosts, (tmp_path / "output").open("w") as output:
+            command = ["sh", "-c", f'cd {tmp_path} && exec {sys.executable} -c "$0"', code]
+            processes = start_ranks(hosts, command, output)
+            assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "output").read_text()
+    except NotPermitted as reason:
+        pytest.skip(str(reason))
+    return torch.load(tmp_path / "result.pt")
+
+
+def test_rehearsed_hosts_have_no_more_than_their_bandwidth(tmp_path):
+    seconds, number = add_on_two_hosts(tmp_path, 40)
+    assert number == 2.0
+    # 2 MB at 5 MB/s; the bucket lets 64 kB through at once.
+    assert seconds > 0.35
+    assert not [name for name in namespaces() if name.startswith("ppl")]
+
+
+def namespaces():
+    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_machine_that_does_not_let_hosts_be_rehearsed_says_so(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(NotPermitted, match="no ip and tc"), rehearsed_hosts(2, mbit=10):
+        time.sleep(0)
