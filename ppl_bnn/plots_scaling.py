@@ -108,9 +108,7 @@ def _bands(
 
 
 def _links(rows: xr.Dataset) -> Figure:
-    figure, axes = _figure(
-        "Seconds a step by the hosts' links: measured (points), and predicted by the other speeds (90% bands)"
-    )
+    figure, axes = _figure("Seconds a step by link: measured (points), predicted by the other speeds (90%)")
     limited = rows.isel(point=rows["mbit"].values > 0)
     for key in dict.fromkeys(zip(limited["run"].values, limited["ranks"].values, limited["batch"].values, strict=True)):
         mine = [(r, n, b) == key for r, n, b in zip(limited["run"].values, limited["ranks"].values,

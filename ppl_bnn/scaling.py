@@ -36,7 +36,7 @@ from tqdm import tqdm
 from ppl_bnn import config as configs
 from ppl_bnn import netcdf
 from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
-from ppl_bnn.files import FileError, write_text, written_atomically
+from ppl_bnn.files import write_text, written_atomically
 from ppl_bnn.plots_scaling import draw_scaling
 from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
 
@@ -103,8 +103,9 @@ def _study(options: Namespace, settings: list[str]) -> bool:
         except PointFailed as error:
             failed = True
             log.error("%s: failed: %s", point.name, error)
-    if not done:
-        raise FileError("no point was measured, so there is no table")
+    if max((point.ranks for point, _ in done), default=1) == 1:
+        log.error("error: no point on several ranks was measured, so there is no table")
+        return True
     rows = table(
         [(asdict(point), folder) for point, folder in done], options.accuracy, whole=options.epochs is not None
     )

@@ -122,7 +122,7 @@ def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, caplog):
     assert len(times) == 4
     assert main([*arguments, "--", "--train.estimator", "local"]) == 0
     assert times == {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
-    assert main([*arguments, "--ranks", "1", "--", "--train.estimator", "unknown"]) == 1
+    assert main([*arguments, "--ranks", "2", "--", "--train.estimator", "unknown"]) == 1
     assert "train.estimator must be one of" in caplog.text
 
 
