@@ -13,18 +13,13 @@ OUT/scaling.csv and OUT/scaling.nc, one row a point, and OUT/figures. Points tha
 Exit codes: 0 done; 1 a point failed; 2 bad command or settings; 75 stopped (run again to go on).
 """
 
-import json
 import logging
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,35 +30,13 @@ from tqdm import tqdm
 
 from ppl_bnn import config as configs
 from ppl_bnn import netcdf
-from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
-from ppl_bnn.files import write_text, written_atomically
+from ppl_bnn.distributed.hosts import NotPermitted
+from ppl_bnn.files import written_atomically
 from ppl_bnn.plots_scaling import draw_scaling
+from ppl_bnn.scaling_point import PointFailed, Setting, measure
 from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
 
 log = logging.getLogger("ppl_bnn")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One training to be timed: ranks on rehearsed hosts of so many Mbit/s each, or 0: as the launcher has them."""
-
-    run: str
-    device: str
-    batch: int
-    ranks: int
-    mbit: float
-    repeat: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        run = re.sub(r"\W+", "-", self.run).strip("-")
-        link = f"-{self.mbit:g}mbit" if self.mbit else ""
-        return f"{run}-{self.device.replace(':', '')}-batch{self.batch}-ranks{self.ranks}{link}-{self.repeat}"
-
-
-class PointFailed(RuntimeError):
-    """A training did not end well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,11 +66,17 @@ def _study(options: Namespace, settings: list[str]) -> bool:
         if min(values if isinstance(values, list) else [values]) < 1 + (name == "steps"):
             raise ValueError(f"--{name} must be at least {1 + (name == 'steps')}, got {values}")
     points = list(_points(options))
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))
     failed, done = False, []
     for point in (bar := tqdm(points, unit="point", disable=None)):
         bar.set_postfix_str(point.name, refresh=True)
         try:
-            done.append((point, _measured(point, options, settings, out / "points" / point.name)))
+            folder = out / "points" / point.name
+            measure(
+                point, folder, steps=options.steps, epochs=options.epochs, threads=threads, launcher=options.launcher,
+                settings=settings,
+            )  # fmt: skip
+            done.append((point, folder))
         except NotPermitted as reason:
             log.warning("%s: skipped: %s", point.name, reason)
         except PointFailed as error:
@@ -129,75 +108,6 @@ def _points(options: Namespace) -> Iterator[Setting]:
     for repeat, device, batch, ranks, mbit, run in product(*lists):
         if ranks > 1 or mbit == min(options.mbit):
             yield Setting(run, device, batch, ranks, mbit if ranks > 1 else 0, repeat)
-
-
-def _measured(point: Setting, options: Namespace, settings: list[str], folder: Path) -> Path:
-    """The point's folder with its performance.json, from before or from a training now."""
-    largest = max(options.ranks)
-    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // largest)
-    steps = options.steps + 1
-    arguments = [
-        "-m", "ppl_bnn.run", point.run, "--stages", "train", "--quiet", "--device", point.device,
-        "--threads", str(threads), "--train.batch_size", str(point.batch),
-    ]  # fmt: skip
-    if options.epochs is None:
-        # An epoch a step: the same steps whatever the number of images, and nothing is written in between.
-        images = point.batch * point.ranks
-        arguments += ["--data.num_train", str(images), "--train.epochs", str(steps)]
-        arguments += ["--train.checkpoint_every", str(steps)]
-    else:
-        arguments += ["--train.epochs", str(options.epochs)]
-    arguments += settings
-    command = {"arguments": arguments, "launcher": options.launcher if point.ranks > 1 else "", "mbit": point.mbit}
-    if (folder / "point.json").exists():
-        before = json.loads((folder / "point.json").read_text())
-        if before["command"] != command:
-            shutil.rmtree(folder)
-        elif before["done"]:
-            return folder
-    write_text(folder / "point.json", json.dumps({"command": command, "done": False}))
-    _launch(point, options.launcher, [*arguments, "--out", str(folder)], folder / "output.txt")
-    if not (folder / "performance.json").exists():
-        raise PointFailed(f"no {folder / 'performance.json'}: the launcher's rank 0 wrote to another host's disk?")
-    write_text(folder / "point.json", json.dumps({"command": command, "done": True}))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return folder
-
-
-def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -> None:
-    """Run a training to its end, its output in a file."""
-    if point.mbit:
-        with rehearsed_hosts(point.ranks, mbit=point.mbit) as hosts, output.open("w") as file:
-            _wait(start_ranks(hosts, [sys.executable, *arguments], file), output)
-    else:
-        command = [sys.executable] if point.ranks == 1 else _launcher(launcher, point.ranks)
-        with output.open("w") as file:
-            _wait([subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT)], output)
-
-
-def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
-    try:
-        codes = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if any(codes):
-        lines = [line for line in output.read_text(errors="replace").splitlines() if "error" in line.lower()] or [""]
-        raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has it all: {lines[-1].strip()}")
-
-
-def _launcher(launcher: str, ranks: int) -> list[str]:
-    if launcher == "auto":
-        launcher = "horovod" if find_spec("horovod") else "torch"
-    if launcher == "horovod":
-        horovodrun = Path(sys.executable).parent / "horovodrun"
-        return [str(horovodrun), "-np", str(ranks), sys.executable]
-    if launcher == "torch":
-        # Its arguments begin with -m, as python's do.
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return launcher.format(ranks=ranks).split()
 
 
 def _flat(rows: xr.Dataset) -> Any:
