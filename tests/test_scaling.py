@@ -5,11 +5,9 @@ import json
 import math
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from ppl_bnn import netcdf
@@ -79,13 +77,13 @@ def test_the_table_says_what_the_trainings_did(tmp_path):
 
 def test_a_speed_that_was_held_out_is_predicted(tmp_path):
     rows = table(points(tmp_path, mbit=(0.0, 50.0, 100.0, 400.0)), 0.6, whole=False)
-    low, middle, high = held_out(rows).values.T
+    low, middle, high = held_out(rows, num_samples=40).values.T
     measured = rows["step_seconds"].values
     limited = rows["mbit"].values > 0
     assert np.isnan(middle[~limited]).all()
     assert ((low < measured) & (measured < high))[limited].sum() >= 5
-    assert middle[limited] == pytest.approx(measured[limited], rel=0.1)
-    predicted = predictions(rows, mbit=100.0, num_samples=50)
+    assert middle[limited] == pytest.approx(measured[limited], rel=0.15)
+    predicted = predictions(rows, mbit=100.0, num_samples=30)
     assert predicted["samples_per_second"].dims == ("workload", "ranks", "quantile")
     assert predicted["ranks"].values.tolist()[-1] == 1024
     on_two = predicted["samples_per_second"].sel(workload="bnn, cpu, batch 64", ranks=2, quantile=0.5)
@@ -95,35 +93,34 @@ def test_a_speed_that_was_held_out_is_predicted(tmp_path):
 
 
 def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, caplog):
-    runs = []
-    for name, deterministic in (("bnn", False), ("cnn", True)):
-        (tmp_path / name).mkdir()
-        config = {"model": {"deterministic": deterministic}, "data": {"dir": str(data_dir)}}
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
-        runs.append(str(tmp_path / name))
-    out = tmp_path / "out"
-    arguments = [*runs, "--batches", "64", "--steps", "3", "--launcher", "torch", "--threads", "1", "--out", str(out)]
-    assert main([*arguments, "--", "--train.estimator", "local"]) == 0
+    run, out = tmp_path / "bnn", tmp_path / "out"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"dir": str(data_dir)}, "train": {"estimator": "local"}}))
+
+    def study(launcher):
+        options = ["--batches", "64", "--steps", "3", "--threads", "1", "--launcher", launcher, "--out", str(out)]
+        return main([str(run), *options, "--", "--train.optimizer", "adam"])
+
+    assert study("torch") == 0
     with (out / "scaling.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["ranks"], row["backend"]) for row in rows] == [("1", "one process")] * 2 + [("2", "Gloo")] * 2
-    # Four bytes for loc and scale of 537,600 weights and one for each of 522 biases.
-    assert [float(row["bytes"]) for row in rows[2:]] == [4 * (2 * 537_600 + 522), 4 * (537_600 + 522)]
-    assert float(rows[2]["gradients_count"]) == 4
-    assert float(rows[2]["step_count"]) == 4
-    assert float(rows[2]["batch_norm_count"]) == 0
-    assert float(rows[2]["broadcast_count"]) > 0
-    assert 0 < float(rows[2]["communication_share"]) < 1
-    assert netcdf.read_group(out / "scaling.nc", "scaling").sizes["point"] == 4
+        alone, two = list(csv.DictReader(file))
+    assert [(row["ranks"], row["backend"]) for row in (alone, two)] == [("1", "one process"), ("2", "Gloo")]
+    # loc and scale of 268,800 weights, and 522 biases.
+    assert (float(alone["bytes"]), float(two["bytes"])) == (0, 4 * (2 * 268_800 + 522))
+    counts = {kind: float(two[f"{kind}_count"]) for kind in ("gradients", "step", "batch_norm", "broadcast")}
+    assert counts == {"gradients": 4, "step": 4, "batch_norm": 0, "broadcast": 10}
+    assert 0 < float(two["communication_share"]) < 1
+    assert netcdf.read_group(out / "scaling.nc", "scaling").sizes["point"] == 2
     figures = {path.stem for path in (out / "figures").iterdir()}
     assert figures == {"throughput", "fixed_epochs", "efficiency", "prediction"}
-    # Done again, nothing is launched; with other settings, all of it.
+    # Done again, nothing is launched; with another launcher, only the two ranks are.
     times = {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
-    assert len(times) == 4
-    assert main([*arguments, "--", "--train.estimator", "local"]) == 0
+    assert len(times) == 2
+    assert study("torch") == 0
     assert times == {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
-    assert main([*arguments, "--ranks", "2", "--", "--train.estimator", "unknown"]) == 1
-    assert "train.estimator must be one of" in caplog.text
+    assert study("false {ranks}") == 1
+    assert "ranks2-0: failed: exit code 1" in caplog.text
+    assert len(list((out / "points").glob("*/performance.json"))) == 1
 
 
 def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
@@ -135,42 +132,43 @@ def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
     assert "rehearsed hosts" in capsys.readouterr().out
 
 
-def add_on_two_hosts(tmp_path, mbit):
-    """Seconds that two rehearsed hosts take to add 2 MB, and what the first element comes to."""
-    code = """
-import time, torch, torch.distributed as dist
-dist.init_process_group("gloo")
-numbers = torch.ones(500_000)
-dist.barrier()
-started = time.perf_counter()
-dist.all_reduce(numbers)
-if dist.get_rank() == 0:
-    torch.save((time.perf_counter() - started, numbers[0].item()), "result.pt")
-dist.destroy_process_group()
+SEND = """
+import os, socket, time
+address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if os.environ["RANK"] == "0":
+    with socket.create_server(address) as server:
+        connection, _ = server.accept()
+        first, started, received = connection.recv(1), time.perf_counter(), 1
+        while part := connection.recv(1 << 20):
+            received += len(part)
+        print(received, time.perf_counter() - started)
+else:
+    while True:
+        try:
+            connection = socket.create_connection(address)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    connection.sendall(bytes(2_000_000))
 """
-    try:
-        with rehearsed_hosts(2, mbit=mbit) as hosts, (tmp_path / "output").open("w") as output:
-            command = ["sh", "-c", f'cd {tmp_path} && exec {sys.executable} -c "$0"', code]
-            processes = start_ranks(hosts, command, output)
-            assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "output").read_text()
-    except NotPermitted as reason:
-        pytest.skip(str(reason))
-    return torch.load(tmp_path / "result.pt")
 
 
 def test_rehearsed_hosts_have_no_more_than_their_bandwidth(tmp_path):
-    seconds, number = add_on_two_hosts(tmp_path, 40)
-    assert number == 2.0
-    # 2 MB at 5 MB/s; the bucket lets 64 kB through at once.
-    assert seconds > 0.35
-    assert not [name for name in namespaces() if name.startswith("ppl")]
-
-
-def namespaces():
-    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
+    try:
+        with rehearsed_hosts(2, mbit=40) as hosts, (tmp_path / "output").open("w") as output:
+            processes = start_ranks(hosts, [sys.executable, "-c", SEND], output)
+            assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "output").read_text()
+    except NotPermitted as reason:
+        pytest.skip(str(reason))
+    received, seconds = (tmp_path / "output").read_text().split()
+    assert received == "2000000"
+    # 2 MB at 5 MB/s; the bucket lets 64 kB through at once, and some are under way when the clock starts.
+    assert float(seconds) > 0.35
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in names if name.startswith("ppl")]
 
 
 def test_a_machine_that_does_not_let_hosts_be_rehearsed_says_so(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(NotPermitted, match="no ip and tc"), rehearsed_hosts(2, mbit=10):
-        time.sleep(0)
+        pass
