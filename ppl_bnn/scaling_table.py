@@ -17,7 +17,7 @@ from ppl_bnn.distributed.cost_model import MODEL_ERROR, Point, fit_cost_model
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
 RANKS = tuple(2**k for k in range(11))
 PUBLISHED = (
-    "published (Sharma and Jennings 2020): BNN over CNN 2.4 for fixed epochs; VGG-16 on 128 nodes 3.37 minutes over 1.3, "
+    "published (Sharma, Jennings 2020): BNN over CNN 2.4 for fixed epochs; VGG-16 on 128 nodes 3.37 over 1.3 minutes, "
     "that is 2.59"
 )
 _IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "digits100k": 100_000}
