@@ -35,8 +35,8 @@ A step of several ranks is over when the last of them is. Efficiency is T1 / TN,
 of the rounds' ratios. Images are random pixels and labels random.
 
 examples:
-  torchrun --nproc-per-node 2 benchmarks/scaling_efficiency.py --network vgg16 --deterministic
-  horovodrun -np 2 --gloo python benchmarks/scaling_efficiency.py --network resnet18 --estimator flipout
+  torchrun --nproc-per-node 2 benchmarks/scaling_efficiency.py vgg16 --deterministic
+  horovodrun -np 2 --gloo python benchmarks/scaling_efficiency.py resnet18 --estimator flipout
 """
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
-    add("--network", choices=("vgg16", "resnet18"), default="vgg16", help="which network (default: vgg16)")
+    add("network", choices=("vgg16", "resnet18"), help="which network")
     add("--deterministic", action="store_true", help="the CNN; else the BNN")
     add("--estimator", choices=list(ESTIMATORS), default="groups", help="of the BNN (default: groups)")
     add("--batch", type=int, default=128, help="images a step, on each rank (default: 128)")
