@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     try:
         options = _parser().parse_args(arguments[:at])
@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
+    except OSError as error:
+        log.error("error: %s: %s; points that are done are unharmed", error.filename or "", error.strerror or error)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1 if failed else 0
 
 
@@ -61,10 +66,13 @@ def _study(options: Namespace, settings: list[str]) -> bool:
     out = Path(options.out)
     for run in options.runs:
         configs.read(Path(run) / "config.yaml")
-    for name in ("ranks", "batches", "steps", "repeats"):
+    if len({Path(run).name for run in options.runs}) < len(options.runs):
+        raise ValueError(f"run folders need different names to be told apart in the table, got {options.runs}")
+    least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0}
+    for name, lowest in least.items():
         values = getattr(options, name)
-        if min(values if isinstance(values, list) else [values]) < 1 + (name == "steps"):
-            raise ValueError(f"--{name} must be at least {1 + (name == 'steps')}, got {values}")
+        if values is not None and min(values if isinstance(values, list) else [values]) < lowest:
+            raise ValueError(f"--{name} must be at least {lowest}, got {values}")
     points = list(_points(options))
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))
     failed, done = False, []

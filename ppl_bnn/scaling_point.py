@@ -95,7 +95,11 @@ def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -
     else:
         command = [sys.executable] if point.ranks == 1 else _launcher(launcher, point.ranks)
         with output.open("w") as file:
-            _wait([subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT)], output)
+            try:
+                process = subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT)
+            except OSError as error:
+                raise PointFailed(f"{command[0]} cannot be started: {error.strerror}") from None
+            _wait([process], output)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from ppl_bnn import netcdf
 from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
+from ppl_bnn.plots_scaling import draw_scaling
 from ppl_bnn.scaling import main
 from ppl_bnn.scaling_table import held_out, predictions, table
 
@@ -34,20 +35,20 @@ def write_point(folder, run, *, deterministic, ranks, seconds, still):
     (folder / "log.csv").write_text("epoch,seconds,accuracy\n1,7.0,0.5\n2,6.0,0.7\n3,6.5,0.8\n")
 
 
-def points(tmp_path, *, mbit=(0.0,)):
+def points(tmp_path, *, mbit=(0.0,), batch=64):
     """Compute 0.2 s; the wire's ring of two ranks is bytes / bandwidth, all of it exposed but 2/3 of compute."""
     found = []
     random = np.random.default_rng(0)
     for run in BYTES:
-        (tmp_path / run).mkdir()
+        (tmp_path / run).mkdir(exist_ok=True)
         (tmp_path / run / "config.yaml").write_text(yaml.safe_dump({"train": {"epochs": 10}}))
         for ranks, link in [(1, 0.0), *((2, link) for link in mbit)]:
             wire = BYTES[run] / (link * 1e6 / 8 or 1e9) if ranks > 1 else 0.0
             exact = 0.2 + max(0.3 * wire, wire - 0.2 * 2 / 3)
             seconds = exact * np.exp(random.normal(0, 0.01, 12))
-            folder = tmp_path / "points" / f"{run}-{ranks}-{link}"
+            folder = tmp_path / "points" / f"{run}-{batch}-{ranks}-{link}"
             write_point(folder, run, deterministic=run == "cnn", ranks=ranks, seconds=seconds.tolist(), still=0.6)
-            setting = {"run": str(tmp_path / run), "device": "cpu", "batch": 64, "ranks": ranks, "mbit": link}
+            setting = {"run": str(tmp_path / run), "device": "cpu", "batch": batch, "ranks": ranks, "mbit": link}
             found.append(({**setting, "repeat": 0}, folder))
     return found
 
@@ -73,11 +74,16 @@ def test_the_table_says_what_the_trainings_did(tmp_path):
     assert math.isnan(table(found, 0.7, whole=False)["seconds_to_accuracy"][0])
     # Twice the same setting is one row with the steps of both.
     assert table([*found, found[1]], 0.7, whole=True).sizes == {"point": 4, "kind": 5, "step": 24}
+    rows = table([*found, *points(tmp_path, batch=32)], 0.7, whole=True)
+    assert draw_scaling(rows, predictions(rows, num_samples=3), tmp_path / "figures") == 6
+    figures = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"throughput", "fixed_epochs", "efficiency", "prediction", "time_to_accuracy", "batch"}
 
 
 def test_a_speed_that_was_held_out_is_predicted(tmp_path):
     rows = table(points(tmp_path, mbit=(0.0, 50.0, 100.0, 400.0)), 0.6, whole=False)
-    low, middle, high = held_out(rows, num_samples=40).values.T
+    rows["held_out_step_seconds"] = held_out(rows, num_samples=40)
+    low, middle, high = rows["held_out_step_seconds"].values.T
     measured = rows["step_seconds"].values
     limited = rows["mbit"].values > 0
     assert np.isnan(middle[~limited]).all()
@@ -90,6 +96,8 @@ def test_a_speed_that_was_held_out_is_predicted(tmp_path):
     measured = rows["samples_per_second"].sel(point="bnn, cpu, batch 64, 2 ranks at 100 Mbit/s")
     assert float(on_two) == pytest.approx(float(measured), rel=0.05)
     assert "time of bnn, cpu, batch 64 over cnn" in predicted.attrs["ratios"]
+    draw_scaling(rows, predicted, tmp_path / "figures")
+    assert (tmp_path / "figures" / "links.png").stat().st_size > 10_000
 
 
 def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, caplog):
@@ -126,6 +134,8 @@ def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, caplog):
 def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
     assert main([str(tmp_path / "nothing")]) == 2
     assert main([str(tmp_path), "--steps", "one"]) == 2
+    assert main(["runs/mnist-fc", "--ranks", "0"]) == 2
+    assert main(["runs/mnist-fc", "elsewhere/mnist-fc"]) == 2
     with pytest.raises(SystemExit) as code:
         main(["--help"])
     assert code.value.code == 0
