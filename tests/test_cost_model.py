@@ -16,6 +16,7 @@ def truth(random):
         "bandwidth": np.exp(random.normal(np.log(1e9), 0.5)),
         "copy": np.exp(random.normal(np.log(1e-9), 0.5)),
         "overlap": random.uniform(0.2, 0.9),
+        "goodput": random.uniform(0.8, 0.97),
         **{f"compute {name}": seconds for name, (seconds, _) in NETWORKS.items()},
     }
 
@@ -32,13 +33,13 @@ def simulated(constants, random, *, sizes=(1, 2, 4), links=LINKS, steps=20, nois
 
 
 def test_the_formula_is_the_ring_allreduce():
-    constants = {"latency": 1e-3, "bandwidth": 1e8, "copy": 2e-9, "overlap": 0.75, "compute net": 0.9}
+    constants = {"latency": 1e-3, "bandwidth": 1e8, "copy": 2e-9, "overlap": 0.75, "goodput": 0.8, "compute net": 0.9}
     exact = CostModel({name: np.array([value]) for name, value in constants.items()})
     assert exact.step("net", 1, 4, 40e6)[0] == 0.9
     # 2 (4 - 1) rounds of 4 messages' latency and 10 MB: 0.624 s, a quarter of it exposed; 0.08 s of copying.
     assert exact.step("net", 4, 4, 40e6)[0] == pytest.approx(0.9 + 0.08 + 0.25 * 0.624)
-    # Ten times slower it is 6.024 s, and back-propagation's 0.6 s hide no more than themselves.
-    assert exact.step("net", 4, 4, 40e6, bandwidth=1e7)[0] == pytest.approx(0.9 + 0.08 + 6.024 - 0.6)
+    # 0.8 of 12.5 MB/s are ten times less: 6.024 s, and back-propagation's 0.6 s hide no more than themselves.
+    assert exact.step("net", 4, 4, 40e6, bandwidth=1.25e7)[0] == pytest.approx(0.9 + 0.08 + 6.024 - 0.6)
 
 
 def test_known_constants_are_recovered():
@@ -47,6 +48,7 @@ def test_known_constants_are_recovered():
         "bandwidth": 4e8,
         "copy": 2e-9,
         "overlap": 0.5,
+        "goodput": 0.9,
         "compute bnn": 0.9,
         "compute cnn": 0.7,
     }

@@ -7,8 +7,9 @@
 Compute is what a rank's own step takes. It depends on the workload (network, batch, device) and not on N, since each
 rank has a batch of its own. Wire is the ring allreduce (Patarasuk and Yuan 2009): 2 (N - 1) rounds, in each of which a
 rank sends 1/N of every message. A share of it, `overlap`, hides behind back-propagation, which is two thirds of compute
-and cannot hide more than its own length. Copy is what a byte costs a rank's processor, which nothing hides: into the
-bucket, through the sockets, added up.
+and cannot hide more than its own length. Of a link whose bandwidth is known, `goodput` is the share that gradients get:
+the rest goes to headers and to waiting for acknowledgements. Copy is what a byte costs a rank's processor, which
+nothing hides: into the bucket, through the sockets, added up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,13 @@ from scipy.optimize import least_squares
 # Relative standard deviation of what the formula leaves out.
 MODEL_ERROR = 0.03
 # Centre and standard deviation of what is fitted beside compute, before there are data: log seconds, log bytes a
-# second, log seconds a byte, and the overlap's logit. One deviation is a factor of 4.5.
+# second, log seconds a byte, and logits of the shares. 1.5 is a factor of 4.5; goodput lies between 0.7 and 0.97.
 _PRIOR = {
     "latency": (np.log(1e-4), 1.5),
     "bandwidth": (np.log(1e9), 1.5),
     "copy": (np.log(1e-9), 1.5),
     "overlap": (0.0, 1.5),
+    "goodput": (2.2, 0.7),
 }
 
 
@@ -57,7 +59,7 @@ class CostModel:
 
     Attributes:
         draws: ``latency`` (seconds a message and round), ``bandwidth`` (bytes a second), ``copy`` (seconds a byte),
-            ``overlap`` (in [0, 1]) and ``compute <workload>`` (seconds): [S] each, the best fit first.
+            ``overlap`` and ``goodput`` (in [0, 1]) and ``compute <workload>`` (seconds): [S] each, the best fit first.
     """
 
     draws: Mapping[str, NDArray[Any]]
@@ -107,7 +109,7 @@ def fit_cost_model(
         return least_squares(residuals, start)
 
     # The exposed part has a kink, so there may be an optimum on each side of it.
-    tilts = np.array([[0, 0, 0, 0], [0, 1, 0, -1], [0, -1, 0, 1], [0, 2, 1, 0]])
+    tilts = np.array([[0, 0, 0, 0, 0], [0, 1, 0, -1, 0], [0, -1, 0, 1, 0], [0, 2, 1, 0, 0]])
     starts = [np.concatenate([centres + tilt * deviations, shortest]) for tilt in tilts]
     best = min((solve(observed, centres, start) for start in starts), key=lambda found: found.cost).x
     random = np.random.default_rng(seed)
@@ -122,15 +124,16 @@ def fit_cost_model(
 def _constants(values: NDArray, workloads: Sequence[str]) -> dict[str, NDArray]:
     """What is fitted, from the real line [P] or [P, S] to where it lives."""
     constants = dict(zip([*_PRIOR, *(f"compute {name}" for name in workloads)], np.exp(values), strict=True))
-    odds = constants["overlap"]
-    return {**constants, "overlap": odds / (1 + odds)}
+    shares = {name: constants[name] / (1 + constants[name]) for name in ("overlap", "goodput")}
+    return {**constants, **shares}
 
 
 def _step(constants: Mapping[str, NDArray], point: Point) -> NDArray:
     compute = constants[f"compute {point.workload}"]
     if point.ranks == 1:
         return compute
-    bandwidth = constants["bandwidth"] if point.bandwidth is None else point.bandwidth
+    known = point.bandwidth is not None
+    bandwidth = constants["goodput"] * point.bandwidth if known else constants["bandwidth"]
     one_round = constants["latency"] * point.messages + point.bytes / (point.ranks * bandwidth)
     wire = 2 * (point.ranks - 1) * one_round
     exposed = np.maximum((1 - constants["overlap"]) * wire, wire - 2 / 3 * compute)
