@@ -31,7 +31,7 @@ def agree(communicator: Communicator, terms: Terms, correct: float, *, stop: boo
 
     The loss is NaN or infinite for all where it is for one.
     """
-    *parts, correct, stops, saves = communicator.sum(terms.loss, terms.nll, terms.kl, correct, stop, save)
+    *parts, correct, stops, saves = communicator.sum(terms.loss, terms.nll, terms.kl, correct, stop, save, kind="step")
     return Agreed(Terms(*(part / communicator.size for part in parts)), correct, stops > 0, saves > 0)
 
 
@@ -75,7 +75,7 @@ def average_buffers(communicator: Communicator, model: nn.Module) -> None:
         communicator.broadcast(buffer for buffer in buffers if not buffer.is_floating_point())
         if real:
             flat = torch.cat([buffer.detach().double().cpu().reshape(-1) for buffer in real])
-            communicator.start_sum(flat, "buffers")()
+            communicator.start_sum(flat, "buffers", kind="batch norm")()
             for buffer, part in zip(real, flat.split([buffer.numel() for buffer in real]), strict=True):
                 buffer.copy_(part.div_(communicator.size).view(buffer.shape))
 

@@ -110,10 +110,11 @@ def fit(
         augment: ``none`` or ``crop_flip`` (`ppl_bnn.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
         compile: run the weights' arithmetic through torch.compile (needs a C++ compiler).
-        folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row) and ``checkpoints/``: at
-            the start, every `checkpoint_every` epochs, every `checkpoint_minutes` (less often where writing would
-            take more than 5% of the time) and at the end. A training that was cut off there goes on from its last
-            checkpoint, bitwise as if it had not been; other ranks than before share what is left of the epoch.
+        folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
+            (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, every `checkpoint_every` epochs, every
+            `checkpoint_minutes` (less often where writing would take more than 5% of the time) and at the end. A
+            training that was cut off there goes on from its last checkpoint, bitwise as if it had not been; other ranks
+            than before share what is left of the epoch.
         keep_checkpoints: how many to keep beside the start (``step-00000000``); None keeps all.
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.
@@ -148,6 +149,7 @@ def fit(
     }  # fmt: skip
     check_settings(settings)
     ranks = communicator or Alone()
+    ranks.calls.clear()
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
@@ -204,7 +206,7 @@ def fit(
         steps += (epochs - len(records.epochs) - 1) * math.ceil(len(x) / global_batch)
         if state is None:
             write_checkpoint()
-        begun, messages, sent = step, ranks.messages, ranks.bytes
+        begun = step
         order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
         buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
         scopes.enter_context(buckets)
@@ -264,13 +266,16 @@ def fit(
                 records.write(folder)
             if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or agreed.stop:
                 write_checkpoint()
+            if folder is not None and ranks.is_main:
+                records.write_performance(folder, ranks)
             if not progress and ranks.is_main:
                 log.info("epoch %d of %d: %s", epoch + 1, epochs, str(records))
             if agreed.stop and epoch + 1 < epochs:
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
         model.eval()
     if ranks.size > 1 and ranks.is_main and step > begun:
-        each, megabytes = (ranks.messages - messages) / (step - begun), (ranks.bytes - sent) / 1e6 / (step - begun)
+        sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
+        each, megabytes = (sum(n) / (step - begun) for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
         log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)
     return records.epochs
 

@@ -1,19 +1,26 @@
 """What a training says of itself: a record for each epoch (log.csv) and for every few steps (steps.csv)."""
 
 import csv
+import dataclasses
 import io
+import json
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyro.distributions import Categorical
 from pyro.poutine.messenger import Messenger
 
+from ppl_bnn.distributed import Communicator
 from ppl_bnn.elbo import Terms
 from ppl_bnn.files import write_text
 
 STEPS_A_RECORD = 50
+# Of how many steps the seconds are kept one by one.
+_LAST_STEPS = 10_000
 
 
 class TrainingLog:
@@ -28,6 +35,7 @@ class TrainingLog:
         state = state or {}
         self.epochs: list[dict[str, float]] = state.get("history", [])
         self.steps: list[dict[str, float]] = state.get("step_records", [])
+        self._last: deque[tuple[int, float]] = deque(maxlen=_LAST_STEPS)
         self._epoch: dict[str, float] = state.get("sums", {})
         self._window: dict[str, float] = state.get("window", {})
 
@@ -42,6 +50,7 @@ class TrainingLog:
 
     def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float) -> None:
         """Add a step of `rows` examples."""
+        self._last.append((rows, seconds))
         parts = {"loss": terms.loss * rows, "nll": terms.nll * rows, "kl": terms.kl * rows, "correct": correct}
         for sums in (self._epoch, self._window):
             for name, value in {**parts, "rows": rows, "seconds": seconds}.items():
@@ -68,6 +77,20 @@ class TrainingLog:
         write_text(folder / "log.csv", _as_csv(self.epochs))
         if self.steps:
             write_text(folder / "steps.csv", _as_csv(self.steps))
+
+    def write_performance(self, folder: Path, communicator: Communicator) -> None:
+        """Write performance.json: what the steps since the start of this process took, and what ranks said meanwhile.
+
+        ``rows`` and ``seconds`` of each step (the last 10,000), and under ``calls`` for each kind of
+        `Communicator.calls` the ``count``, the ``bytes`` and the ``seconds`` that this rank stood still for them.
+        """
+        rows, seconds = zip(*self._last, strict=True)
+        content = {
+            "ranks": communicator.size, "backend": communicator.name, "threads": torch.get_num_threads(),
+            "rows": rows, "seconds": [round(value, 6) for value in seconds],
+            "calls": {kind: dataclasses.asdict(calls) for kind, calls in communicator.calls.items()},
+        }  # fmt: skip
+        write_text(folder / "performance.json", json.dumps(content) + "\n")
 
     def __str__(self) -> str:
         means = _means(self._epoch) if self._epoch else self.epochs[-1]

@@ -353,7 +353,7 @@ def average_in_other_orders(communicator):
     for compression in ("none", "fp16"):
         parameters = [nn.Parameter(torch.full((500,), float(k))) for k in range(1, 7)]
         parameters.append(nn.Parameter(torch.rand(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)))
-        before = communicator.messages, communicator.bytes
+        communicator.calls.clear()
         with GradientBuckets(parameters, communicator, bucket_mb=1e-5, compression=compression) as buckets:
             for _ in range(3):
                 order = parameters[:6] if communicator.rank else parameters[5::-1]
@@ -369,8 +369,8 @@ def average_in_other_orders(communicator):
         found[compression] = {
             "gradients": gradients,
             "count": len(buckets),
-            "messages": communicator.messages - before[0],
-            "bytes": communicator.bytes - before[1],
+            "messages": communicator.calls["gradients"].count,
+            "bytes": communicator.calls["gradients"].bytes,
             "strides": parameters[6].stride() == gradients[6].stride(),
             "values": [parameter.detach() for parameter in parameters],
         }
@@ -424,9 +424,9 @@ def test_a_step_of_vgg16_needs_a_handful_of_messages():
     assert layers == sorted(layers, key=layers.index)
     with GradientBuckets(order, ranks) as buckets:
         sum(parameter.sum() for parameter in order).backward()
-        assert ranks.messages == len(buckets) == 4
+        assert ranks.calls["gradients"].count == len(buckets) == 4
         buckets.average()
-    assert ranks.bytes == 4 * 18_823_178
+    assert ranks.calls["gradients"].bytes == 4 * 18_823_178
 
 
 def test_messages_travel_while_back_propagation_runs():

@@ -83,11 +83,11 @@ class _Bucket:
         self.missing = dict.fromkeys(parameters)
 
     def take(self, parameter: Tensor) -> None:
-        """Move a parameter's gradient in here."""
+        """Move a parameter's gradient in here, and divide it by the number of ranks on the way."""
         view, gradient = self._views[parameter], parameter.grad
         assert parameter in self.missing, "a second back-propagation before the first one's gradients were averaged"
         assert gradient is not None
-        view.copy_(gradient)
+        torch.mul(gradient, 1 / self._communicator.size, out=view)
         parameter.grad = view
         del self.missing[parameter]
 
@@ -101,14 +101,13 @@ class _Bucket:
     def start(self) -> None:
         """Send it off."""
         self._message = (self._flat * _LIFT).half() if self._half else self._flat
-        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name)
+        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name, kind="gradients")
 
     def finish(self) -> None:
-        """Wait for it, and turn the sum into a mean."""
+        """Wait for it."""
         self._wait()
         if self._half:
             self._flat.copy_(self._message).div_(_LIFT)
-        self._flat.div_(self._communicator.size)
         self.missing.update(dict.fromkeys(self._views))
 
 

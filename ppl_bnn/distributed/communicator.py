@@ -1,10 +1,13 @@
 """What ranks say to each other: three primitives a backend has to offer, and everything else in terms of them."""
 
 import json
+import time
 import zlib
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +16,18 @@ from torch import Tensor
 
 class RankLost(RuntimeError):
     """Another rank is gone: nothing that needs all ranks can be done any more."""
+
+
+@dataclass
+class Calls:
+    """Calls of one kind: how many, the bytes a rank put into them, and the seconds it stood still for them.
+
+    What travels while a rank computes costs it no second; waiting for a slower rank does.
+    """
+
+    count: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
 
 
 class Communicator(ABC):
@@ -25,7 +40,9 @@ class Communicator(ABC):
         name: of the backend.
         rank, size: this process's number, from 0, and how many there are.
         local_rank, local_size: the same among those on this host.
-        messages, bytes: allreduces started so far, and what they carried.
+        calls: counted since they were last cleared, by kind: ``gradients`` (a bucket's allreduce), ``step`` (a step's
+            few numbers), ``batch norm`` (its statistics averaged), ``broadcast`` (a tensor) and ``other`` (small
+            messages at the start and at checkpoints).
     """
 
     name: str
@@ -33,7 +50,7 @@ class Communicator(ABC):
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
-        self.messages, self.bytes = 0, 0
+        self.calls: defaultdict[str, Calls] = defaultdict(Calls)
 
     @abstractmethod
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
@@ -52,21 +69,36 @@ class Communicator(ABC):
         """Whether this is rank 0, which writes, logs and shows progress."""
         return self.rank == 0
 
-    def start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
+    def start_sum(self, tensor: Tensor, name: str, *, kind: str = "other") -> Callable[[], None]:
         """Start to add a contiguous tensor over the ranks, in place, and return what waits for the end of it.
 
         Sums that run at the same time need different names, the same on all ranks.
         """
-        self.messages += 1
-        self.bytes += tensor.numel() * tensor.element_size()
-        return self._start_sum(tensor, name)
+        with self._counted(kind, tensor):
+            wait = self._start_sum(tensor, name)
 
-    def sum(self, *values: float) -> list[float]:
+        def counted_wait() -> None:
+            started = time.perf_counter()
+            wait()
+            self.calls[kind].seconds += time.perf_counter() - started
+
+        return counted_wait
+
+    @contextmanager
+    def _counted(self, kind: str, tensor: Tensor) -> Iterator[None]:
+        calls = self.calls[kind]
+        calls.count += 1
+        calls.bytes += tensor.numel() * tensor.element_size()
+        started = time.perf_counter()
+        yield
+        calls.seconds += time.perf_counter() - started
+
+    def sum(self, *values: float, kind: str = "other") -> list[float]:
         """Numbers added over the ranks, in float64."""
         if self.size == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
-        self.start_sum(total, f"numbers-{len(values)}")()
+        self.start_sum(total, f"numbers-{len(values)}", kind=kind)()
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -92,7 +124,8 @@ class Communicator(ABC):
             for tensor in (tensor for tensor in tensors if tensor.numel()):
                 # A copy in the order of the indices: the layout in memory may differ from rank to rank.
                 flat = tensor.detach().reshape(-1).contiguous().clone()
-                self._broadcast(flat.view(torch.uint8))
+                with self._counted("broadcast", flat):
+                    self._broadcast(flat.view(torch.uint8))
                 with torch.no_grad():
                     tensor.copy_(flat.view(tensor.shape))
 

@@ -1,0 +1,186 @@
+"""The scaling study: BNN beside CNN on a list of rank counts and batches, in one table, and a prediction for more.
+
+    python -m ppl_bnn.scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
+    python -m ppl_bnn.scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
+    python -m ppl_bnn.scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000                         # rehearsed hosts
+    python -m ppl_bnn.scaling RUN ... --epochs 64 --accuracy 0.6                                # whole trainings
+    python -m ppl_bnn.scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
+
+A point is a run folder, a device, a batch (of one rank) and a number of ranks. Each is a training of --steps steps, or
+with --epochs a whole one, started by horovodrun where Horovod is installed and by torchrun where it is not. Results are
+OUT/scaling.csv and OUT/scaling.nc, one row a point, and OUT/figures. Points that are done are not done again.
+
+Exit codes: 0 done; 1 a point failed; 2 bad command or settings; 75 stopped (run again to go on).
+"""
+
+import logging
+import os
+import signal
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from tqdm import tqdm
+
+from ppl_bnn import config as configs
+from ppl_bnn import netcdf
+from ppl_bnn.distributed.hosts import NotPermitted
+from ppl_bnn.files import written_atomically
+from ppl_bnn.plots_scaling import draw_scaling
+from ppl_bnn.scaling_point import PointFailed, Setting, measure
+from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
+
+log = logging.getLogger("ppl_bnn")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        options = _parser().parse_args(arguments[:at])
+        failed = _study(options, arguments[at + 1 :])
+    except KeyboardInterrupt:
+        log.error("stopped; run the same command again to go on")
+        return 75
+    except (ValueError, ArgumentError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 2
+    except OSError as error:
+        log.error("error: %s: %s; points that are done are unharmed", error.filename or "", error.strerror or error)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 1 if failed else 0
+
+
+def _study(options: Namespace, settings: list[str]) -> bool:
+    out = Path(options.out)
+    for run in options.runs:
+        configs.read(Path(run) / "config.yaml")
+    if len({Path(run).name for run in options.runs}) < len(options.runs):
+        raise ValueError(f"run folders need different names to be told apart in the table, got {options.runs}")
+    least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0}
+    for name, lowest in least.items():
+        values = getattr(options, name)
+        if values is not None and min(values if isinstance(values, list) else [values]) < lowest:
+            raise ValueError(f"--{name} must be at least {lowest}, got {values}")
+    points = list(_points(options))
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))
+    failed, done = False, []
+    for point in (bar := tqdm(points, unit="point", disable=None)):
+        bar.set_postfix_str(point.name, refresh=True)
+        try:
+            folder = out / "points" / point.name
+            measure(
+                point, folder, steps=options.steps, epochs=options.epochs, threads=threads, launcher=options.launcher,
+                settings=settings,
+            )  # fmt: skip
+            done.append((point, folder))
+        except NotPermitted as reason:
+            log.warning("%s: skipped: %s", point.name, reason)
+        except PointFailed as error:
+            failed = True
+            log.error("%s: failed: %s", point.name, error)
+    if max((point.ranks for point, _ in done), default=1) == 1:
+        log.error("error: no point on several ranks was measured, so there is no table")
+        return True
+    rows = table(
+        [(asdict(point), folder) for point, folder in done], options.accuracy, whole=options.epochs is not None
+    )
+    rows["held_out_step_seconds"] = held_out(rows)
+    predicted = predictions(rows, mbit=options.predict_mbit)
+    with written_atomically(out / "scaling.csv") as temporary:
+        _flat(rows).to_csv(temporary, index=False)
+    netcdf.save(
+        xr.DataTree.from_dict({"/": xr.Dataset(), "scaling": rows, "prediction": predicted}), out / "scaling.nc"
+    )
+    figures = draw_scaling(rows, predicted, out / "figures")
+    _report(rows, predicted)
+    log.info("%d points in %s and scaling.nc; %d figures in %s", rows.sizes["point"], out / "scaling.csv", figures,
+             out / "figures")  # fmt: skip
+    return failed
+
+
+def _points(options: Namespace) -> Iterator[Setting]:
+    # Repeats outermost, so that a machine that becomes slower slows all points.
+    lists = range(options.repeats), options.devices, options.batches, options.ranks, options.mbit, options.runs
+    for repeat, device, batch, ranks, mbit, run in product(*lists):
+        if ranks > 1 or mbit == min(options.mbit):
+            yield Setting(run, device, batch, ranks, mbit if ranks > 1 else 0, repeat)
+
+
+def _flat(rows: xr.Dataset) -> Any:
+    """One row a point; what is counted for each kind of call in columns of its own, single steps left out."""
+    frame = rows.drop_dims(["kind", "step", "quantile"]).to_dataframe().reset_index(drop=True)
+    for kind in rows["kind"].values:
+        for name in ("count", "mean_bytes", "seconds"):
+            column = f"{kind}_{name}".replace(" ", "_")
+            frame[column] = rows[f"call_{name}"].sel(kind=kind).values
+    frame["held_out_step_seconds"] = rows["held_out_step_seconds"].sel(quantile=0.5).values
+    return frame
+
+
+def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
+    for point in rows["point"].values:
+        row = rows.sel(point=point)
+        log.info(
+            "%s: %.1f +- %.1f samples/s, efficiency %.3f, communication %.1f%% of the time",
+            point, row["samples_per_second"], row["samples_per_second_std"], row["efficiency"],
+            100 * row["communication_share"],
+        )  # fmt: skip
+        if (band := row["held_out_step_seconds"]).notnull().all():
+            log.info(
+                "    %.4f s a step; predicted by the other link speeds: %.4f (%.4f to %.4f)",
+                row["step_seconds"], band[1], band[0], band[2],
+            )  # fmt: skip
+    for line in (*predicted.attrs["ratios"].splitlines(), PUBLISHED):
+        log.info(line)
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ppl_bnn.scaling", description=__doc__, formatter_class=_Formatter, exit_on_error=False
+    )
+    add = parser.add_argument
+    add("runs", type=str, nargs="+", help="run folders: a BNN, its CNN twin (same network), others")
+    add("--ranks", type=int, nargs="+", default=[1, 2], help="how many ranks; 1 is what efficiency compares to")
+    add("--batches", type=int, nargs="+", default=[128], help="images a step, on each rank")
+    add("--devices", type=str, nargs="+", default=["cpu"], help="cpu, cuda")
+    add(
+        "--mbit",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="rehearse a host a rank, each sending at most so many Mbit/s (needs root); 0: as the launcher has them",
+    )
+    add("--steps", type=int, default=10, help="timed steps of each point, after an untimed one")
+    add("--repeats", type=int, default=1, help="times to go through all points")
+    add("--epochs", type=int | None, default=None, help="train whole epochs, to measure the time to --accuracy")
+    add("--accuracy", type=float, default=0.6, help="the training accuracy that is timed, with --epochs")
+    add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
+    add("--threads", type=int | None, default=None, help="of each rank (default: cores / the largest of --ranks)")
+    add(
+        "--predict_mbit",
+        type=float | None,
+        default=None,
+        help="predict for links of so many Mbit/s (default: those that were measured)",
+    )
+    add("--out", type=str, default="scaling", help="where results go")
+    return parser  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
