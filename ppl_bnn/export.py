@@ -13,9 +13,10 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
 from ppl_bnn.experiment import opened
@@ -94,6 +95,8 @@ def export(
 
 
 class _Moments(nn.Module):
+    points: Tensor
+
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.network = network
@@ -112,7 +115,7 @@ class _Draws(nn.Module):
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         network = plain(net)
         self.net, self.each_draw = network.net, each_draw
-        self.draws = []
+        self.draws: list[dict[str, str]] = []
         size = 4 * num_samples * sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
         if size > LARGEST_FILE:
             raise ValueError(
@@ -136,7 +139,7 @@ class _Draws(nn.Module):
         return (probs.mean(0), probs) if self.each_draw else probs.mean(0)
 
 
-def _store_sparsely(model) -> None:  # type: ignore[no-untyped-def] -- an onnx.ModelProto
+def _store_sparsely(model: Any) -> None:
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -187,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options) -> None:  # type: ignore[no-untyped-def] -- the parsed command line
+def _run(options: Namespace) -> None:
     out = Path(options.out)
     run = opened(out, data_dir=options.data_dir)
     step = run.restored(options.checkpoint).step

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.plain import PlainNetwork, plain
 
-# Points at which the logits' Normals are averaged. 32 come as close to 1000 draws as 128 do.
+# Points that average the softmax; more come no closer to the draws.
 POINTS = 32
 
 # Mean and variance of each unit; no variance where the value is certain, as the input is.
@@ -35,7 +35,8 @@ def moment_predictive(
     Raises:
         NotTraceable, ValueError: as `moment_network`.
     """
-    network, points, found = moment_network(net, guide), None, []
+    network, found = moment_network(net, guide), []
+    points: Tensor | None = None
     with torch.no_grad():
         for batch in x.split(batch_size):
             mean, variance = network(batch)
@@ -113,6 +114,10 @@ def larger(mean: Tensor, variance: Tensor, other_mean: Tensor | float, other: Te
 class _Weighted(nn.Module):
     """A dense or convolutional layer; its weight and bias are random, or certain where the variance is None."""
 
+    weight_variance: Tensor | None
+    bias_variance: Tensor | None
+    second_moment: Tensor
+
     def __init__(self, layer: nn.Linear | nn.Conv2d, path: str, network: PlainNetwork, guide: MeanFieldNormal) -> None:
         super().__init__()
         self.layer = layer
@@ -157,7 +162,7 @@ def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: MeanFieldNo
             return _Weighted(layer, path, network, guide)
         case nn.ReLU():
             return _Step(layer, lambda mean, variance: larger(mean, variance, 0.0, 0.0))
-        case nn.Flatten() | nn.ZeroPad2d() | nn.Identity() | nn.modules.dropout._DropoutNd():
+        case nn.Flatten() | nn.Unflatten() | nn.ZeroPad2d() | nn.Identity() | nn.modules.dropout._DropoutNd():
             return _Step(layer, lambda mean, variance: (layer(mean), layer(variance)))
         case nn.BatchNorm1d() | nn.BatchNorm2d() if layer.running_var is not None:
             return _Step(layer, lambda mean, variance: (layer(mean), variance * _gain(layer, mean).square()))
@@ -169,8 +174,7 @@ def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: MeanFieldNo
         case nn.MaxPool2d() if layer.dilation in (1, (1, 1)) and not layer.ceil_mode:
             return _Step(layer, lambda mean, variance: _max_pool(layer, mean, variance))
     raise ValueError(
-        f"layer {path!r} ({layer}) has no moments here; predict with draws, or use Linear, Conv2d, ReLU, BatchNorm, "
-        "MaxPool2d, AvgPool2d, Flatten, ZeroPad2d and sums"
+        f"layer {path!r} ({layer}) has no moments here; predict with draws, or use the layers of docs/moments.md"
     )
 
 

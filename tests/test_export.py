@@ -97,6 +97,9 @@ def test_a_run_is_exported_and_the_example_predicts_with_it(tmp_path, data_dir, 
     command = [sys.executable, ROOT / "examples" / "predict_onnx.py", out / "predictive.onnx", images]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "10000 images" in done.stdout
+    example = (ROOT / "examples" / "predict_onnx.py").read_text()
+    assert len(example.splitlines()) <= 36
+    assert example in (ROOT / "docs" / "deploy.md").read_text()
     capsys.readouterr()
     for bad, message in (
         ([str(out), "--opset", "9"], "too old"),

@@ -68,19 +68,18 @@ def test_a_rectified_normal_far_out_and_certain():
 )
 def test_a_layer_on_independent_normals(layer, tolerance):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 48), nn.Unflatten(1, (3, 4, 4)), layer)
-    norm = layer if isinstance(layer, nn.BatchNorm2d) else nn.BatchNorm2d(1)
-    norm.running_var.add_(torch.rand(norm.num_features))
-    norm.bias.data.add_(1)
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.running_var.add_(torch.rand(3))
+        layer.bias.data.add_(1)
     x = torch.eye(48)[:1]
     net, guide = guided(net, x, scale=0.5)
     steps = moment_network(net, guide)
     # Independent by construction: each unit of the dense layer has its own weights.
-    agree_mean, agree_variance = by_draws(net, guide, x)
+    right_mean, right_variance = by_draws(net, guide, x, 5000)
     with torch.no_grad():
         mean, variance = steps(x)
-    width = agree_variance.sqrt()
-    assert float(((mean - agree_mean).abs() / (width + 1e-6)).max()) < 0.08 + tolerance
-    torch.testing.assert_close(variance.mean(), agree_variance.mean(), rtol=tolerance, atol=0)
+    assert float(((mean - right_mean).abs() / (right_variance.sqrt() + 1e-6)).max()) < 0.06 + tolerance
+    torch.testing.assert_close(variance.mean(), right_variance.mean(), rtol=tolerance, atol=0)
 
 
 def test_a_linear_network_is_exact():
