@@ -89,6 +89,7 @@ def export(
         expected = module(x)
     model = program.model_proto  # type: ignore[union-attr]
     _store_sparsely(model)
+    _forget_source(model)
     with written_atomically(path) as temporary:
         onnx.save(model, temporary)
         _check(temporary, x, expected if isinstance(expected, tuple) else (expected,))
@@ -143,25 +144,27 @@ def _store_sparsely(model: Any) -> None:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    dense = []
-    for tensor in model.graph.initializer:
+    graph = model.graph
+    for position in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[position]
         values = numpy_helper.to_array(tensor)
-        at = np.flatnonzero(values)
-        if values.dtype != np.float32 or values.ndim < 2 or len(at) > SPARSE_BELOW * values.size:
-            dense.append(tensor)
-            continue
-        # onnxruntime makes them dense when it loads the file. An empty tensor would not be one of theirs.
-        at = at if len(at) else np.zeros(1, dtype=at.dtype)
-        model.graph.sparse_initializer.append(
-            helper.make_sparse_tensor(
-                numpy_helper.from_array(values.ravel()[at], tensor.name),
-                numpy_helper.from_array(at.astype(np.int64), f"{tensor.name}_index"),
+        # A sparse tensor has at least one value.
+        at = values.ravel().nonzero()[0] if values.any() else np.zeros(1, dtype=np.int64)
+        if values.dtype == np.float32 and values.ndim >= 2 and len(at) < SPARSE_BELOW * values.size:
+            name, index = tensor.name, at.astype(np.int64)
+            sparse = helper.make_sparse_tensor(
+                numpy_helper.from_array(values.ravel()[at], name),
+                numpy_helper.from_array(index, f"{name}_index"),
                 list(values.shape),
             )
-        )
-    kept = [type(tensor).FromString(tensor.SerializeToString()) for tensor in dense]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+            del graph.initializer[position]
+            graph.sparse_initializer.append(sparse)
+
+
+def _forget_source(model: Any) -> None:
+    # torch writes the stack trace of each operation into it, with this machine's paths.
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]
 
 
 def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
