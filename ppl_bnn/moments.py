@@ -18,9 +18,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.plain import PlainNetwork, plain
 
-# Points that average the softmax.
-POINTS = 32
-
+POINTS = 32  # of the logits' Normals, to average the softmax over
 # Mean and variance of each unit; no variance where the value is certain, as the input is.
 Moments = tuple[Tensor, Tensor | None]
 
