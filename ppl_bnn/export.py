@@ -80,7 +80,8 @@ def export(
     else:
         module = _Draws(net, guide, num_samples, seed, each_draw)
     outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
-    module, x = module.cpu().eval(), x.cpu()
+    # Of a single example torch.export would make a file for single examples.
+    module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
     with torch.no_grad():
         program = torch.onnx.export(
             module, (x,), dynamo=True, verbose=False, input_names=["x"], output_names=outputs,
