@@ -98,7 +98,7 @@ def test_a_linear_network_is_exact():
 
 def test_a_convolution_is_exact_where_its_input_is_certain():
     x = torch.rand(2, 3, 6, 6)
-    net, guide = guided(nn.Conv2d(3, 4, 3, stride=2, padding=1), x)
+    net, guide = guided(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1)), x)
     with torch.no_grad():
         agree(moment_network(net, guide)(x), by_draws(net, guide, x), 20_000)
 
@@ -187,7 +187,7 @@ def test_the_softmax_of_normals(count, distance):
 
 def test_the_predictive_of_one_hidden_layer_is_the_draws():
     x = torch.rand(20, 5)
-    net, guide = guided(nn.Sequential(nn.Linear(5, 30), nn.ReLU(), nn.Linear(30, 4)), x, scale=0.3)
+    net, guide = guided(nn.Sequential(nn.Linear(5, 30), nn.ReLU(), nn.Linear(30, 4)), x, scale=0.1)
     probs = draw(net, guide, x, 5000).softmax(-1)
     found, entropy = moment_predictive(net, guide, x, batch_size=7)
     assert float((found - probs.mean(0)).abs().sum(-1).mean()) / 2 < 0.02
