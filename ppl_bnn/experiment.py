@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
     """
     config = Config()
     for name, value in configs.read(out / "config.yaml").items():
-        part = getattr(config, name)
+        part: Any = getattr(config, name)
         setattr(config, name, replace(part, **value) if is_dataclass(part) else value)
     config.device, config.data.dir = "cpu", data_dir or config.data.dir
     configs.check(config)

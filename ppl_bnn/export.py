@@ -105,7 +105,8 @@ class _Moments(nn.Module):
         self.register_buffer("points", standard_normals(network(x[:1])[0].shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return softmax_moments(*self.network(x), self.points)[0]
+        mean, variance = self.network(x)
+        return softmax_moments(mean, variance, self.points)[0]
 
 
 class _Draws(nn.Module):

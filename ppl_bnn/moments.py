@@ -167,7 +167,7 @@ def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: MeanFieldNo
         case nn.AvgPool2d() if not layer.ceil_mode and (layer.count_include_pad or layer.padding in (0, (0, 0))):
             share = 1 / (layer.divisor_override or math.prod(_pair(layer.kernel_size)))
             return _Step(layer, lambda mean, variance: (layer(mean), layer(variance) * share))
-        case nn.AdaptiveAvgPool2d() if _pair(layer.output_size) == (1, 1):
+        case nn.AdaptiveAvgPool2d() if layer.output_size in (1, (1, 1)):
             return _Step(layer, lambda mean, variance: (layer(mean), layer(variance) / math.prod(variance.shape[-2:])))
         case nn.MaxPool2d() if layer.dilation in (1, (1, 1)) and not layer.ceil_mode:
             return _Step(layer, lambda mean, variance: _max_pool(layer, mean, variance))
@@ -193,6 +193,7 @@ def _max_pool(layer: nn.MaxPool2d, mean: Tensor, variance: Tensor) -> tuple[Tens
 
 
 def _gain(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    assert norm.running_var is not None
     gain = (norm.running_var + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)
     return gain.view(-1, *[1] * (x.dim() - 2))
 
