@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +111,21 @@ class Experiment:
             init_jitter=settings.init_jitter,
             init_relative_scale=settings.init_relative_scale,
         )
+
+
+def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
+    """A run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
+
+    Raises:
+        ValueError: the folder has no settings, or some that cannot be run.
+    """
+    config = Config()
+    for name, value in configs.read(out / "config.yaml").items():
+        part: Any = getattr(config, name)
+        setattr(config, name, replace(part, **value) if is_dataclass(part) else value)
+    config.device, config.data.dir = "cpu", data_dir or config.data.dir
+    configs.check(config)
+    return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)
 
 
 def check_out(config: Config, out: Path) -> None:

@@ -1,0 +1,236 @@
+"""A trained posterior's predictive as one ONNX file, for machines without torch.
+
+    python -m ppl_bnn.export runs/mnist-fc/out                            # 32 frozen draws -> out/predictive.onnx
+    python -m ppl_bnn.export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
+    python -m ppl_bnn.export runs/mnist-fc/out --method moments           # no draws: moments through the layers
+
+The file takes `x` [N, channels, height, width], pixels from 0 to 1 as in training, and gives `probs` [N, C].
+"""
+
+import importlib.util
+import logging
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import Tensor, nn
+
+from ppl_bnn.experiment import opened
+from ppl_bnn.files import written_atomically
+from ppl_bnn.guides import MeanFieldNormal
+from ppl_bnn.models.plain import plain
+from ppl_bnn.moments import moment_network, softmax_moments, standard_normals
+from ppl_bnn.pruning import prune
+
+METHODS = ("draws", "moments")
+# torch.onnx writes 18 and newer. Protocol buffers end at 2 GiB.
+OLDEST_OPSET, LARGEST_FILE = 18, 2**31 - 1
+TOLERANCE = 1e-5
+# A tensor with fewer non-zeros than this share is stored sparse: 12 bytes a non-zero instead of 4 a weight.
+SPARSE_BELOW = 1 / 3
+
+log = logging.getLogger(__name__)
+
+
+def export(
+    path: Path,
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    *,
+    method: str = "draws",
+    num_samples: int = 32,
+    seed: int = 0,
+    each_draw: bool = False,
+    opset: int = 20,
+) -> None:
+    """Write the predictive of `net` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
+
+    Args:
+        path: the file, [N, ...] `x` -> `probs` [N, C]; pruned weights take no space in it.
+        x: a few inputs [N, ...].
+        method: ``draws``: the averaged softmax of S frozen draws, those `predict` makes with this seed; ``moments``:
+            `moment_predictive`.
+        num_samples: S.
+        each_draw: a second output, `draw_probs` [S, N, C].
+        opset: ONNX operator set, at least 18.
+
+    Raises:
+        ValueError: an unknown method, S below 1, an operator set that is too old or too new, a file that would be above
+            2 GiB, a layer that cannot be exported, or the extra packages missing.
+        RuntimeError: onnxruntime's probabilities differ from torch's by more than 1e-5.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"exporting needs {', '.join(missing)}: pip install 'ppl_bnn[export]'")
+    import onnx
+
+    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ValueError(
+            f"ONNX operator set {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}: "
+            f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
+        )
+    if method == "moments":
+        module: nn.Module = _Moments(moment_network(net, guide), x)
+    else:
+        module = _Draws(net, guide, num_samples, seed, each_draw)
+    outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
+    # Of a single example torch.export would make a file for single examples.
+    module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module, (x,), dynamo=True, verbose=False, input_names=["x"], output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("N")},), opset_version=opset,
+        )  # fmt: skip
+        expected = module(x)
+    model = program.model_proto  # type: ignore[union-attr]
+    _store_sparsely(model)
+    _forget_source(model)
+    with written_atomically(path) as temporary:
+        onnx.save(model, temporary)
+        _check(temporary, x, expected if isinstance(expected, tuple) else (expected,))
+
+
+class _Moments(nn.Module):
+    points: Tensor
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("points", standard_normals(network(x[:1])[0].shape[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.network(x)
+        return softmax_moments(mean, variance, self.points)[0]
+
+
+class _Draws(nn.Module):
+    """S copies of the plain network in one graph, each with its draw of the weights; all else is shared."""
+
+    def __init__(self, net: nn.Module, guide: MeanFieldNormal, num_samples: int, seed: int, each_draw: bool) -> None:
+        super().__init__()
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        network = plain(net)
+        self.net, self.each_draw = network.net, each_draw
+        self.draws: list[dict[str, str]] = []
+        size = 4 * num_samples * sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"{num_samples} draws of this network are {size / 2**30:.1f} GiB and an ONNX file holds 2: "
+                "take fewer draws, or the moments"
+            )
+        for index in range(num_samples):
+            draw = guide.draw(index, seed=seed)
+            names = {}
+            for site, weight in draw.items():
+                names[site] = f"draw{index}_{site.replace('.', '_')}"
+                self.register_buffer(names[site], network.place(site, weight, torch.zeros_like(weight))[0])
+            self.draws.append(names)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = [
+            torch.func.functional_call(self.net, {site: getattr(self, name) for site, name in names.items()}, (x,))
+            for names in self.draws
+        ]
+        probs = torch.stack(logits).softmax(-1)
+        return (probs.mean(0), probs) if self.each_draw else probs.mean(0)
+
+
+def _store_sparsely(model: Any) -> None:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    for position in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[position]
+        values = numpy_helper.to_array(tensor)
+        # A sparse tensor has at least one value.
+        at = values.ravel().nonzero()[0] if values.any() else np.zeros(1, dtype=np.int64)
+        if values.dtype == np.float32 and values.ndim >= 2 and len(at) < SPARSE_BELOW * values.size:
+            name, index = tensor.name, at.astype(np.int64)
+            sparse = helper.make_sparse_tensor(
+                numpy_helper.from_array(values.ravel()[at], name),
+                numpy_helper.from_array(index, f"{name}_index"),
+                list(values.shape),
+            )
+            del graph.initializer[position]
+            graph.sparse_initializer.append(sparse)
+
+
+def _forget_source(model: Any) -> None:
+    # torch writes the stack trace of each operation into it, with this machine's paths.
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]
+
+
+def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for found, right in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
+        difference = float((torch.from_numpy(found) - right).abs().max())
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"onnxruntime's probabilities differ from torch's by {difference:.1e}; nothing was written"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 bad command, settings or data."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        _run(_parser().parse_args(arguments))
+    except (ValueError, ArgumentError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 2
+    except (OSError, RuntimeError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 1
+    return 0
+
+
+def _run(options: Namespace) -> None:
+    out = Path(options.out)
+    run = opened(out, data_dir=options.data_dir)
+    step = run.restored(options.checkpoint).step
+    guide = prune(run.guide, fraction=options.fraction).guide if options.fraction else run.guide
+    path = Path(options.file) if options.file else out / "predictive.onnx"
+    export(
+        path, run.model.net, guide, run.test_tensors()[0][:8],
+        method=options.method, num_samples=options.draws if guide.sites else 1, seed=options.seed,
+        each_draw=options.each_draw, opset=options.opset,
+    )  # fmt: skip
+    what = f"{options.draws} draws" if options.method == "draws" else "moments"
+    log.info("export: %s of step %d, %.1f MB, in %s", what, step, path.stat().st_size / 1e6, path)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ppl_bnn.export", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        exit_on_error=False, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("out", type=str, help="a run's out folder, with config.yaml and checkpoints/")
+    parser.add_argument("--file", type=str | None, default=None, help="what to write (default: <out>/predictive.onnx)")
+    parser.add_argument("--method", type=str, default="draws", help="draws or moments")
+    parser.add_argument("--draws", type=int, default=32, help="frozen weight draws (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--each_draw", action="store_true", help="a second output, draw_probs [S, N, C]")
+    parser.add_argument(
+        "--fraction", type=float, default=0.0, help="prune this share of the weights first (default: 0)"
+    )
+    parser.add_argument("--checkpoint", type=str, default="last", help="which saved step (default: last)")
+    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer (default: 20)")
+    parser.add_argument(
+        "--data_dir", type=str | None, default=None, help="where the data sets are (default: the run's)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
