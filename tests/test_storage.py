@@ -32,7 +32,9 @@ def test_the_file_holds_little_more_than_the_non_zeros_and_draws_the_same(tmp_pa
         assert path.stat().st_size <= 1.3 * (nonzero * 8 + index)
     torch.manual_seed(1)
     other = Classifier(build("bnn-fc"), 2)
-    loaded = load_pruned(path, model=other, guide=MeanFieldNormal(other, torch.rand(2, 1, 28, 28), torch.zeros(2).long()))
+    loaded = load_pruned(
+        path, model=other, guide=MeanFieldNormal(other, torch.rand(2, 1, 28, 28), torch.zeros(2).long())
+    )
     for (site, here), there in zip(pruned.guide.draw(3).items(), loaded.draw(3).values(), strict=True):
         assert torch.equal(here, there), site
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
@@ -56,10 +58,11 @@ def saved(folder):
 def test_a_truncated_altered_or_foreign_file_is_one_clear_line(tmp_path):
     model, guide, content = saved(tmp_path)
     broken = [content[:at] for at in (0, 7, 100, len(content) // 2, len(content) - 1)]
-    broken += [content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in (3, 50, len(content) // 2, len(content) - 2)]
+    flipped = (3, 50, len(content) // 2, len(content) - 2)
+    broken += [content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in flipped]
     for part in [*broken, b"something else " * 40]:
         (tmp_path / "p").write_bytes(part)
-        with pytest.raises(FileError, match="truncated or not a pruned posterior|altered") as error:
+        with pytest.raises(FileError, match=r"truncated or not a pruned posterior|altered") as error:
             load_pruned(tmp_path / "p", model=model, guide=guide)
         assert "\n" not in str(error.value)
     with pytest.raises(FileError, match="not there"):
