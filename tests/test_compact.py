@@ -25,7 +25,7 @@ def dense(draws):
 def convolutional(draws):
     layers, channels, side = [], 2, 12
     for _ in range(int(draws.integers(1, 4))):
-        width, kernel = int(draws.integers(1, 7)), int(draws.choice([1, 3]))
+        width, kernel = int(draws.integers(1, 7)), int(draws.choice([1, 3])) if side > 2 else 1
         padding, stride = int(draws.integers(0, 2)) * (kernel // 2), int(draws.choice([1, 1, 2]))
         layers += [nn.Conv2d(channels, width, kernel, stride, padding, bias=bool(draws.integers(4)))]
         layers += [nn.BatchNorm2d(width)] * int(draws.integers(2)) + [nn.ReLU()]
@@ -57,9 +57,8 @@ def randomly_pruned(guide, draws):
     return guide.pruned(keep)
 
 
-def reference(net, guide, draw, x):
-    """The plain network, every weight in its place."""
-    network = plain(net)
+def reference(network, draw, x):
+    """What the plain network computes, every weight in its place."""
     for site, weight in draw.items():
         network.parameter(site).copy_(network.place(site, weight, weight)[0])
     return network.net(x)
@@ -69,23 +68,23 @@ def reference(net, guide, draw, x):
 @pytest.mark.parametrize("bayesian_bias", [False, True])
 def test_the_same_draw_gives_the_same_outputs_whatever_is_pruned(architecture, bayesian_bias):
     shrunk = 0
-    for seed in range(60):
+    for seed in range(30):
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         net, shape = architecture(draws)
         net = bayesian(net, bayesian_bias=bayesian_bias).eval()
-        guide = randomly_pruned(guided(net, shape), draws)
-        small = compact(plain(net), guide)
+        guide, network = randomly_pruned(guided(net, shape), draws), plain(net)
+        small = compact(network, guide)
         x = torch.rand(4, *shape)
         for index in range(2):
             draw = guide.draw(index)
-            small.set_weights(plain(net), draw)
-            expected = reference(net, guide, draw, x)
+            small.set_weights(network, draw)
+            expected = reference(network, draw, x)
             torch.testing.assert_close(small.net(small.select(x)), expected, rtol=1e-4, atol=1e-5)
         weights = sum(small.net.get_submodule(layer.path).weight.numel() for layer in small.layers)
         shrunk += weights < sum(guide.loc_scale(site)[0].numel() for site in guide.sites if "weight" in site)
         assert len(small.loc) <= sum(int((guide.loc_scale(site)[1] > 0).sum()) for site in guide.sites)
-    assert shrunk > 30
+    assert shrunk > 15
 
 
 def test_a_residual_network_shrinks_inside_its_branches_alone():
@@ -96,15 +95,15 @@ def test_a_residual_network_shrinks_inside_its_branches_alone():
         keep[f"{name}.weight"][:20] = False
         keep[f"{name}.bias"][:20] = False
     keep["block4.conv2.weight"][:, 7:30] = False
-    guide = guide.pruned(keep)
-    small = compact(plain(net), guide)
+    guide, network = guide.pruned(keep), plain(net)
+    small = compact(network, guide)
     shape = {layer.path: list(small.net.get_submodule(layer.path).weight.shape[:2]) for layer in small.layers}
     assert shape["block4.conv1"] == [512 - 23, 256]
     assert shape["block4.conv2"] == [512, 512 - 23]
     assert shape["block2.conv2"] == shape["block2.conv1"][::-1] == [128, 128]
     x, draw = torch.rand(2, 3, 32, 32), guide.draw(0)
-    small.set_weights(plain(net), draw)
-    expected = reference(net, guide, draw, x)
+    small.set_weights(network, draw)
+    expected = reference(network, draw, x)
     torch.testing.assert_close(small.net(small.select(x)), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -137,7 +136,7 @@ def test_a_network_that_lost_every_weight_still_runs():
 @pytest.mark.parametrize("architecture", [dense, convolutional])
 def test_sparse_layers_compute_what_the_dense_ones_do(architecture):
     replaced = 0
-    for seed in range(30):
+    for seed in range(15):
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         net, shape = architecture(draws)
@@ -156,7 +155,7 @@ def test_sparse_layers_compute_what_the_dense_ones_do(architecture):
             dense_network.draw(index)
             sparse_network.draw(index)
             torch.testing.assert_close(sparse_network.net(x), dense_network.net(x), rtol=1e-4, atol=1e-5)
-    assert replaced > 30
+    assert replaced > 20
 
 
 def test_either_form_may_be_chosen_and_the_outputs_stay():

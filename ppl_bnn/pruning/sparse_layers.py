@@ -1,4 +1,4 @@
-"""Layers with a sparse matrix: the pattern is fixed, each draw brings new values. Written in C, compiled at first use."""
+"""Layers with a sparse matrix: a fixed pattern, new values for each draw. Written in C, compiled at first use."""
 
 import ctypes
 import shutil

@@ -45,7 +45,7 @@ def save_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> None
 
 @torch.no_grad()
 def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> MeanFieldNormal:
-    """Read a pruned posterior: the guide returned draws what the saved one drew, `model` gets its deterministic tensors.
+    """Read a pruned posterior: the guide returned draws what was drawn, `model` gets its deterministic tensors.
 
     Args:
         guide: of the same model, in any state; it is not changed.
