@@ -7,8 +7,8 @@ python benchmarks/pruned_inference.py conv runs/mnist-conv/out
 fc-one: one image, 400 draws by layer outputs; fc-all: a draw of the weights for all test images; conv: the same for 100
 images. The unpruned network runs on its fastest path of those here: layer outputs for one image, for draws of weights
 noise by all threads, and for convolutions the faster of both memory layouts. "zeros" is the pruned posterior computed
-on that same path, as BPrune does it. bayesian-torch takes 20 draws where the others take 400, times 20. All of them take turns in one process; ratios are
-medians of the rounds' ratios.
+on that same path, as BPrune does it. Of 400 draws bayesian-torch takes 20, and its time counts 20 times. All of them
+take turns in one process; ratios are medians of the rounds' ratios.
 """
 
 import argparse
