@@ -72,7 +72,7 @@ def save(
     path = folder / f"step-{step:08d}.safetensors"
     with written_atomically(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"ppl_bnn": text, "crc32": str(_crc32(tensors, text))})
+            save_file(tensors, temporary, metadata={"ppl_bnn": text, "crc32": str(checksum(tensors, text))})
         except SafetensorError as error:
             # safetensors reports a full disk as an error of its own.
             raise OSError(f"{path} could not be written: {error}") from error
@@ -103,7 +103,7 @@ def load(path: Path) -> Checkpoint:
         raise FileError(
             f"checkpoint {path} is truncated or not a checkpoint ({error}); delete it to go on from the one before it"
         ) from None
-    if crc32 != _crc32(tensors, text):
+    if crc32 != checksum(tensors, text):
         raise FileError(
             f"checkpoint {path} is altered: its checksum differs; delete it to go on from the one before it"
         )
@@ -192,7 +192,8 @@ def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) 
         torch.cuda.set_rng_state(checkpoint.tensors[f"random.cuda{end}"], device)
 
 
-def _crc32(tensors: dict[str, Tensor], text: str) -> int:
+def checksum(tensors: dict[str, Tensor], text: str) -> int:
+    """CRC-32 of a text and of named tensors on the CPU."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         total = zlib.crc32(name.encode(), total)

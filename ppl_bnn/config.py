@@ -172,6 +172,7 @@ class PruningConfig:
         num_samples: Monte Carlo draws at each level.
         checkpoint: which saved step to prune: last, or a name such as step-00006000.
         seed: of the draws.
+        save_fraction: write pruned.safetensors with this share of the weights pruned (default: no such file).
     """
 
     threshold: float | list[float] | dict[str, float] = 10.0
@@ -184,6 +185,7 @@ class PruningConfig:
     num_samples: int = 200
     checkpoint: str = "last"
     seed: int = 0
+    save_fraction: float | None = None
 
     def thresholds(self) -> list[Threshold]:
         """The thresholds as a list."""
@@ -262,6 +264,8 @@ def check(config: Config) -> None:
     for fraction in config.pruning.fractions:
         if not 0 <= fraction < 1:
             raise ValueError(f"pruning.fractions must lie in [0, 1), got {fraction}")
+    if config.pruning.save_fraction is not None and not 0 <= config.pruning.save_fraction < 1:
+        raise ValueError(f"pruning.save_fraction must lie in [0, 1), got {config.pruning.save_fraction}")
     kl_schedule(train.kl_schedule, train.kl_weight, ramp=train.kl_ramp, cycles=train.kl_cycles)
     parse_prior(model.prior)
 

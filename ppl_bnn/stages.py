@@ -25,6 +25,8 @@ from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.pruning import Pruned, finetune, sweep
+from ppl_bnn.pruning import prune as prune_guide
+from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.training import SETTINGS, fit
 
 STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
@@ -128,12 +130,20 @@ def predict(run: Experiment) -> None:
 
 
 def prune(run: Experiment) -> None:
-    """Sweep over the pruning levels and write pruning.nc."""
+    """Sweep over the pruning levels and write pruning.nc, and pruned.safetensors if asked for."""
     settings, path = run.config.pruning, run.out / "pruning.nc"
     if not run.guide.sites:
         log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
         return
     state = run.restored(settings.checkpoint)
+    if settings.save_fraction is not None:
+        pruned = prune_guide(
+            run.guide, fraction=settings.save_fraction, scope=settings.scope, criterion=settings.criterion,
+            structure=settings.structure, priors=site_priors(run.model, *run.example()),
+        )  # fmt: skip
+        save_pruned(run.out / "pruned.safetensors", model=run.model, guide=pruned.guide)
+        size = (run.out / "pruned.safetensors").stat().st_size
+        log.info("prune: pruned.safetensors, %d weights, %d bytes", sum(pruned.nonzero.values()), size)
     inputs = _inputs(run, state, settings)
     if _up_to_date(path, inputs, "prune"):
         return
@@ -241,6 +251,8 @@ def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: PredictConf
         "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
     }
     if isinstance(settings, PruningConfig):
+        # It has a file of its own.
+        del inputs["settings"]["save_fraction"]
         inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
     return inputs
 

@@ -1,0 +1,218 @@
+"""Time of prediction against the pruned fraction: ours, the unpruned network, dense with zeros, and bayesian-torch.
+
+python benchmarks/pruned_inference.py fc-one runs/mnist-fc/out --figure pruned.png
+python benchmarks/pruned_inference.py fc-all runs/mnist-fc/out
+python benchmarks/pruned_inference.py conv runs/mnist-conv/out
+
+fc-one: one image, 400 draws by layer outputs; fc-all: a draw of the weights for all test images; conv: the same for 100
+images. The unpruned network runs on its fastest path of those here: layer outputs for one image, for draws of weights
+noise by all threads, and for convolutions the faster of both memory layouts. "zeros" is the pruned posterior computed
+on that same path, as BPrune does it. Of 400 draws bayesian-torch takes 20, and its time counts 20 times. All of them
+take turns in one process; ratios are medians of the rounds' ratios.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+import yaml
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ppl_bnn import Classifier, MeanFieldNormal, build, checkpoint, prune
+from ppl_bnn.data import load
+from ppl_bnn.guides.normal import standard_normal
+from ppl_bnn.models.plain import plain
+from ppl_bnn.pruning.compact import compact
+from ppl_bnn.pruning.fastest import choose_layers
+from ppl_bnn.pruning.layerwise import layer_noise, layerwise
+
+FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+DRAWS, FEWER = 400, 20
+IMAGES = {"fc-one": 1, "fc-all": 10_000, "conv": 100}
+BATCH = {"fc-one": 1, "fc-all": 2000, "conv": 50}
+Step = Callable[[], object]
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> None:
+    """Print a table of seconds and ratios, and draw it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=IMAGES)
+    parser.add_argument("out", type=Path, help="out folder of a trained run of bnn-fc or bnn-conv")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--figure", type=Path, help="draw time against the pruned fraction as PNG")
+    options = parser.parse_args(arguments)
+    net, guide = _trained(options.out)
+    x = load("mnist", options.data_dir)[1].inputs()[: IMAGES[options.task]]
+    found: list[dict[str, float]] = []
+    print(f"{options.task}: {len(x)} images, {torch.get_num_threads()} threads; milliseconds, then dense / ours\n")
+    for fraction in map(float, options.fractions.split(",")):
+        pruned = prune(guide, fraction=fraction).guide
+        steps, chosen = _contenders(options.task, net, guide, pruned, x)
+        rounds = list(_rounds(steps, options.rounds))
+        row = {name: 1e3 * median(times[name] for times in rounds) for name in steps}
+        if options.task == "fc-one" and "bayesian-torch" in row:
+            row["bayesian-torch"] *= DRAWS / FEWER
+        for name, rival in (("ours", "dense"), ("ours, noise kept", "dense, noise kept"), ("ours", "zeros")):
+            if name in steps:
+                row[f"{rival} / {name}"] = median(times[rival] / times[name] for times in rounds)
+        found.append({"fraction": fraction, **row})
+        if fraction == float(options.fractions.split(",")[0]):
+            print("| fraction | " + " | ".join(row) + " | layers |\n" + "| ---: " * (len(row) + 1) + "| --- |")
+        values = " | ".join(f"{value:.3g}" for value in row.values())
+        print(f"| {fraction:g} | {values} | {' '.join(chosen.values())} |", flush=True)
+    if options.figure:
+        _draw(options.task, found, options.figure)
+
+
+def _trained(out: Path) -> tuple[nn.Module, MeanFieldNormal]:
+    name = yaml.safe_load((out / "config.yaml").read_text())["model"]["name"]
+    net = build(name)
+    model = Classifier(net, 60_000)
+    guide = MeanFieldNormal(model, torch.rand(1, 1, 28, 28), torch.zeros(1).long())
+    state = checkpoint.load(checkpoint.find(out / "checkpoints"))
+    guide.load_state_dict(state.part("guide"))
+    model.load_state_dict(state.part("model"))
+    return net.eval(), guide
+
+
+def _contenders(
+    task: str, net: nn.Module, guide: MeanFieldNormal, pruned: MeanFieldNormal, x: Tensor
+) -> tuple[dict[str, Step], dict[str, str]]:
+    small = compact(plain(net), pruned)
+    inputs = small.select(x).contiguous()
+    if task == "fc-one":
+        function, noise = layerwise(small, inputs), layer_noise(small, DRAWS)
+        shapes = [(DRAWS, len(guide.loc_scale(site)[0])) for site in guide.sites]
+        kept = [torch.randn(shape) for shape in shapes]
+
+        def dense(guide: MeanFieldNormal) -> Callable[[list[Tensor]], Tensor]:
+            return _dense_layerwise(net, guide, x)
+
+        unpruned, zeros = dense(guide), dense(pruned)
+        steps: dict[str, Step] = {
+            "dense": lambda: unpruned([torch.randn(shape) for shape in shapes]),
+            "dense, noise kept": lambda: unpruned(kept),
+            "zeros": lambda: zeros([torch.randn(shape) for shape in shapes]),
+            "ours": lambda: function(inputs, layer_noise(small, DRAWS)),
+            "ours, noise kept": lambda: function(inputs, noise),
+        }
+        return steps | _bayesian_torch(pruned, x, FEWER), {}
+    batches = list(inputs.split(BATCH[task]))
+    chosen = choose_layers(small, batches[0])
+    layout = _faster_layout(net, x[: BATCH[task]]) if task == "conv" else torch.contiguous_format
+
+    def ours() -> None:
+        small.draw(0)
+        for batch in batches:
+            small.net(batch)
+
+    steps = {
+        "dense": _dense_draw(net, guide, x, layout, BATCH[task]),
+        "zeros": _dense_draw(net, pruned, x, layout, BATCH[task]),
+        "ours": ours,
+    }
+    return steps | _bayesian_torch(pruned, x, 1), chosen
+
+
+def _dense_draw(
+    net: nn.Module, guide: MeanFieldNormal, x: Tensor, layout: torch.memory_format, batch_size: int
+) -> Step:
+    network = plain(net)
+    network.net.to(memory_format=layout)
+    placed = {site: network.place(site, *guide.loc_scale(site)) for site in guide.sites}
+    batches = x.contiguous(memory_format=layout).split(batch_size)
+
+    def step() -> None:
+        for site, (loc, scale) in placed.items():
+            network.parameter(site).copy_(torch.addcmul(loc, scale, standard_normal(loc)))
+        for batch in batches:
+            network.net(batch)
+
+    return step
+
+
+def _dense_layerwise(net: nn.Module, guide: MeanFieldNormal, x: Tensor) -> Callable[[list[Tensor]], Tensor]:
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    moments = [(guide.loc_scale(site)[0], guide.loc_scale(site)[1].square()) for site in guide.sites]
+
+    def step(noise: list[Tensor]) -> Tensor:
+        h = x.flatten(1)
+        for at, (layer, (loc, variance), eps) in enumerate(zip(layers, moments, noise, strict=True)):
+            h = h.relu() if at else h
+            mean, sd = F.linear(h, loc, layer.bias), F.linear(h.square(), variance).sqrt_()
+            h = torch.addcmul(mean, sd, eps)
+        return h
+
+    return step
+
+
+def _faster_layout(net: nn.Module, x: Tensor) -> torch.memory_format:
+    layouts = (torch.contiguous_format, torch.channels_last)
+    networks = {layout: plain(net).net.to(memory_format=layout) for layout in layouts}
+    inputs = {layout: x.contiguous(memory_format=layout) for layout in layouts}
+    rounds = list(_rounds({str(at): lambda at=at: networks[at](inputs[at]) for at in layouts}, 3))
+    return min(layouts, key=lambda layout: median(times[str(layout)] for times in rounds))
+
+
+def _bayesian_torch(guide: MeanFieldNormal, x: Tensor, draws: int) -> dict[str, Step]:
+    if find_spec("bayesian_torch") is None:
+        return {}
+    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
+
+    settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -9.0}
+    twin = build("bnn-conv" if len(x) == IMAGES["conv"] else "bnn-fc", deterministic=True)
+    dnn_to_bnn(twin, {**settings, "type": "Reparameterization", "moped_enable": False, "moped_delta": 0.5})
+    for site in guide.sites:
+        layer = twin.get_submodule(site.removesuffix(".weight"))
+        loc, scale = guide.loc_scale(site)
+        name = "weight" if isinstance(layer, nn.Linear) or hasattr(layer, "mu_weight") else "kernel"
+        getattr(layer, f"mu_{name}").data = loc.clone()
+        getattr(layer, f"rho_{name}").data = torch.where(scale > 0, scale.expm1().log(), -torch.inf)
+
+    def step() -> None:
+        for _ in range(draws):
+            for batch in x.split(BATCH["conv"] if len(x) == IMAGES["conv"] else BATCH["fc-all"]):
+                twin(batch)
+
+    return {"bayesian-torch": step}
+
+
+def _rounds(steps: dict[str, Step], count: int) -> Iterator[dict[str, float]]:
+    # The first round warms up. Steps too short for the clock are repeated; a slow one is a round by itself.
+    repeats: dict[str, int] = {}
+    for at in range(count + 1):
+        times = {}
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(repeats.get(name, 1)):
+                step()
+            times[name] = (time.perf_counter() - started) / repeats.get(name, 1)
+        if at:
+            yield times
+        else:
+            repeats = {name: max(1, min(100, int(0.05 / seconds))) for name, seconds in times.items()}
+
+
+def _draw(task: str, rows: list[dict[str, float]], path: Path) -> None:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name in rows[0]:
+        if name != "fraction" and " / " not in name:
+            axis.plot([row["fraction"] for row in rows], [row[name] for row in rows], "o-", label=name)
+    axis.set(xlabel="pruned fraction", ylabel="milliseconds", yscale="log", title=f"{task}: {IMAGES[task]} images")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
