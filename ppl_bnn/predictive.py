@@ -162,4 +162,6 @@ def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, t
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     if x.is_floating_point() and not x.isfinite().all():
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten()
-        raise ValueError(f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}")
+        raise ValueError(
+            f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
+        )

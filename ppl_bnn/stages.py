@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
 from ppl_bnn.config import PredictConfig, PruningConfig
+from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
@@ -20,13 +22,15 @@ from ppl_bnn.models import render
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
+from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.pruning import sweep
+from ppl_bnn.resume import read_predictive
 from ppl_bnn.training import SETTINGS, fit
 
 STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
 # What all ranks do together; rank 0 does the others alone.
-SHARED = ("train",)
+SHARED = ("train", "predict")
 
 log = logging.getLogger(__name__)
 
@@ -94,29 +98,64 @@ def posterior(run: Experiment) -> None:
 
 
 def predict(run: Experiment) -> None:
-    """Draw the posterior predictive of the test set and write predictive.nc."""
-    settings, path = run.config.predict, run.out / "predictive.nc"
-    state = run.restored(settings.checkpoint)
-    inputs = _inputs(run, state, settings)
-    if _up_to_date(path, inputs, "predict"):
+    """Draw the posterior predictive of the test set and write predictive.nc; draws that are there are kept."""
+    settings, ranks, path = run.config.predict, run.ranks, run.out / "predictive.nc"
+    partial = run.out / "predictive.partial.nc"
+    inputs: dict[str, Any] = {}
+    state, before, done = None, None, False
+    if ranks.is_main:
+        state = run.restored(settings.checkpoint)
+        inputs = _inputs(run, state, settings)
+        before = _draws_so_far((partial, path), inputs)
+        done = _up_to_date(path, inputs, "predict")
+    if ranks.any(done):
         return
+    share_state(ranks, None, run.model, run.guide)
     x, y = run.test_tensors()
-    draws = settings.num_samples if run.guide.sites else 1
+
+    def save(predictive: Predictive, to: Path = partial) -> None:
+        assert state is not None
+        count = len(predictive.log_likelihood)
+        of = {**inputs, "settings": {**inputs["settings"], "num_samples": count}} if to == partial else inputs
+        idata = inference_data.to_inference_data(
+            predictive, run.test_images, guide=run.guide, kl=kl_by_site(run.model, run.guide, *run.example()),
+            history=state.meta["history"], attrs={"run": run.name, "inputs": of, "step": state.step},
+        )  # fmt: skip
+        netcdf.save(idata, to)
+
     predictive = draw_predictive(
         run.model.net, run.guide, x, y,
-        num_samples=draws, seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
+        num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
+        method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
+        tolerance=settings.tolerance, progress=run.progress, should_stop=run.should_stop, communicator=ranks,
+        so_far=before, save=save,
     )  # fmt: skip
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
-    kl = kl_by_site(run.model, run.guide, *run.example())
-    idata = inference_data.to_inference_data(
-        predictive, run.test_images, guide=run.guide, kl=kl, history=state.meta["history"], attrs=attrs
-    )
-    netcdf.save(idata, path)
+    if not ranks.is_main:
+        return
+    save(predictive, path)
+    partial.unlink(missing_ok=True)
     found = predictive.summary()
     log.info(
-        "predict: %d draws of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, brier %.4f",
-        draws, len(x), found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
+        "predict: %d draws (%s, %s; on average %.0f) of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, "
+        "brier %.4f",
+        found["num_samples"], predictive.method, predictive.sampling, predictive.draws.double().mean(), len(x),
+        found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
     )  # fmt: skip
+
+
+def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:
+    """The result with the most draws, but no more than are asked for, among those that differ in nothing else."""
+    most, wanted = None, inputs["settings"]["num_samples"]
+    for path in (path for path in paths if path.exists()):
+        there = netcdf.read_attrs(path)
+        count = there.get("num_samples", 0)
+        same = {**inputs, "settings": {**inputs["settings"], "num_samples": there["inputs"]["settings"]["num_samples"]}}
+        if "method" in there and count < wanted and configs.first_difference(same, there["inputs"]) is None:
+            most = max(most or (0, path), (count, path))
+    if most is None:
+        return None
+    log.info("predict: going on from the %d draws in %s", most[0], most[1].name)
+    return read_predictive(most[1])
 
 
 def prune(run: Experiment) -> None:

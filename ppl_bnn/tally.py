@@ -83,9 +83,7 @@ class Tally:
         seconds: time spent on draws.
     """
 
-    def __init__(
-        self, num_samples: int, kept: Tensor, labels: Tensor, sampling: str, method: str
-    ) -> None:
+    def __init__(self, num_samples: int, kept: Tensor, labels: Tensor, sampling: str, method: str) -> None:
         self.num_samples, self.kept, self.labels = num_samples, kept, labels.cpu()
         self.sampling, self.method = sampling, method
         self.done, self.seconds = 0, 0.0
@@ -152,9 +150,7 @@ class Tally:
             self.entropy = _exact(before.mean_entropy * count)
             self.squares = _exact(before.mean_squares * independent.unsqueeze(1))
             self.draws, self.seconds = before.draws.clone(), before.seconds
-        ranks.broadcast(
-            [self.log_likelihood, self.accuracies, self.sums, self.entropy, self.squares, self.draws]
-        )
+        ranks.broadcast([self.log_likelihood, self.accuracies, self.sums, self.entropy, self.squares, self.draws])
         self.leave_out(self.draws < self.done)
 
     def _begin(self, classes: int) -> None:

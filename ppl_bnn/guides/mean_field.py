@@ -100,10 +100,7 @@ class MeanFieldNormal(PyroModule):
     @torch.no_grad()
     def draw(self, index: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw number `index` of the weights, {site: [*shape]}: the same for the same (seed, index), in any order."""
-        return {
-            site: torch.addcmul(*self.loc_scale(site), noise)
-            for site, noise in self.noise(index, seed=seed)
-        }
+        return {site: torch.addcmul(*self.loc_scale(site), noise) for site, noise in self.noise(index, seed=seed)}
 
     @torch.no_grad()
     def noise(self, index: int, *, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
