@@ -148,9 +148,11 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
     most, wanted = None, inputs["settings"]["num_samples"]
     for path in (path for path in paths if path.exists()):
         there = netcdf.read_attrs(path)
-        count = there.get("num_samples", 0)
-        same = {**inputs, "settings": {**inputs["settings"], "num_samples": there["inputs"]["settings"]["num_samples"]}}
-        if "method" in there and count < wanted and configs.first_difference(same, there["inputs"]) is None:
+        if "method" not in there or "inputs" not in there:
+            continue
+        count, of = there["num_samples"], there["inputs"]
+        alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
+        if count < wanted and configs.first_difference(inputs, alike) is None:
             most = max(most or (0, path), (count, path))
     if most is None:
         return None
