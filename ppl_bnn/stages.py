@@ -14,11 +14,13 @@ from torch import Tensor
 from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
 from ppl_bnn.config import PredictConfig, PruningConfig
+from ppl_bnn.convergence import convergence
 from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.models import render
+from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
@@ -228,6 +230,8 @@ def report(run: Experiment) -> None:
             "accuracy": float(history["accuracy"][-1]),
         }
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
+    metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
+    metrics["convergence"] = _convergence(run, predictive, attrs)
     metrics["pruning"] = []
     if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
@@ -239,6 +243,22 @@ def report(run: Experiment) -> None:
     write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
     log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")
+
+
+def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
+    """The predictive's error by the number of draws, as a figure and as rows for metrics.json."""
+    drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
+    assert drawn is not None
+    assert labels is not None
+    rows = convergence(
+        torch.from_numpy(drawn["probs"].values[0]),
+        torch.from_numpy(labels["y"].values)[drawn["obs_id"].values],
+        together=2 if attrs.get("sampling") == "antithetic" else 1,
+    )
+    if rows:
+        draw_convergence(rows, run.test_images.title, run.out / "figures" / "convergence.png")
+    # JSON has no NaN.
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: PredictConfig | PruningConfig) -> dict[str, Any]:
