@@ -104,7 +104,7 @@ def _normal(network: PlainNetwork, guide: MeanFieldNormal, path: str) -> _Normal
     layer = network.net.get_submodule(path)
     assert isinstance(layer, nn.Linear)
     fixed = torch.zeros(layer.out_features).to(layer.weight) if layer.bias is None else layer.bias
-    both = []
+    both: list[Tensor] = []
     for name, values in (("weight", layer.weight), ("bias", fixed)):
         site = f"{path}.{name}"
         random = site in guide.sites

@@ -7,8 +7,6 @@ the bound holds at all of them together. How often it holds where draws are few 
 docs/prediction.md.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,8 +17,8 @@ FIRST_LOOK, LOOKS, CONFIDENCE = 50, 16, 0.95
 
 def is_look(draws: int) -> bool:
     """Whether precision is looked at after so many draws: 50, 100, 200, ..."""
-    doublings = math.log2(draws / FIRST_LOOK) if draws >= FIRST_LOOK else -1
-    return doublings >= 0 and doublings.is_integer()
+    times, rest = divmod(draws, FIRST_LOOK)
+    return rest == 0 and times.bit_count() == 1
 
 
 def precise(predictive: Predictive, tolerance: float) -> Tensor:
