@@ -73,7 +73,7 @@ def fewer_numbers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> b
 def dense_layers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> list[str]:
     """Paths of the random dense layers that see each example once, as one vector."""
     # With two examples: a layer whose input has other rows shares its weights among parts of an example.
-    two = x[:1].expand(2, *x.shape[1:])
+    two = torch.cat([x[:1], x[:1]])
     with torch.inference_mode():
         ShapeProp(network.net).propagate(two)
     random = {site.rpartition(".")[0] for site in guide.sites}

@@ -76,7 +76,13 @@ def predict(
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     tally = Tally(num_samples, kept if ranks.is_main else kept[:0], y, sampling, method)
     tally.go_on_from(so_far, ranks)
-    blocks = _blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size)
+
+    def blocks_of_the_rest() -> Blocks:
+        if tolerance is not None and is_look(tally.done):
+            tally.leave_out(precise(tally.result(), tolerance))
+        return _blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size)
+
+    blocks = blocks_of_the_rest()
     bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
     saved, saving = time.perf_counter(), 0.0
     with bar:
@@ -95,8 +101,7 @@ def predict(
             bar.update(last - tally.done)
             tally.add(logits[tally.done - first * blocks.size : last - first * blocks.size])
             if tolerance is not None and is_look(last) and last < num_samples:
-                tally.leave_out(precise(tally.result(), tolerance))
-                blocks = _blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size)
+                blocks = blocks_of_the_rest()
             stop = ranks.any(should_stop()) and last < num_samples
             now = time.perf_counter()
             # Saving takes at most a twentieth of the time.
