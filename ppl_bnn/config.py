@@ -13,6 +13,7 @@ from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.guides.mean_field import SMALLEST_SCALE
 from ppl_bnn.models import NETWORKS, parse_prior
+from ppl_bnn.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.prune import SCOPES, Threshold, check_threshold
 from ppl_bnn.training import check_settings
@@ -146,12 +147,20 @@ class PredictConfig:
     """The posterior predictive.
 
     Args:
-        num_samples: Monte Carlo draws of the weights.
+        num_samples: Monte Carlo draws of the weights; the most, where there is a tolerance.
+        method: draws (each is one network), layerwise (pre-activations of dense layers) or auto (the one that needs
+            fewer random numbers).
+        sampling: independent, or antithetic (mirrored pairs).
+        tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
+            (default: the same number of draws for all).
         checkpoint: which saved step to use: last, or a name such as step-00006000.
         seed: of the draws.
     """
 
     num_samples: int = 400
+    method: str = "auto"
+    sampling: str = "independent"
+    tolerance: float | None = None
     checkpoint: str = "last"
     seed: int = 0
 
@@ -222,6 +231,8 @@ def check(config: Config) -> None:
         ("pruning.scope", config.pruning.scope, SCOPES),
         ("pruning.criterion", config.pruning.criterion, tuple(CRITERIA)),
         ("pruning.structure", config.pruning.structure, STRUCTURES),
+        ("predict.method", config.predict.method, ("auto", *METHODS)),
+        ("predict.sampling", config.predict.sampling, SAMPLINGS),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
@@ -257,6 +268,10 @@ def check(config: Config) -> None:
         raise ValueError(f"guide.init_relative_scale must be positive and finite, got {relative}")
     if guide.init_loc != "he" and (isinstance(guide.init_loc, str) or not math.isfinite(guide.init_loc)):
         raise ValueError(f"guide.init_loc must be a finite number or 'he', got {guide.init_loc!r}")
+    if config.predict.sampling == "antithetic" and config.predict.num_samples % 2:
+        raise ValueError(f"predict.num_samples must be even for antithetic pairs, got {config.predict.num_samples}")
+    if config.predict.tolerance is not None and not 0 < config.predict.tolerance < 1:
+        raise ValueError(f"predict.tolerance must be above 0 and below 1, got {config.predict.tolerance}")
     if not config.pruning.thresholds() and not config.pruning.fractions:
         raise ValueError("pruning needs at least one threshold or fraction; leave out the prune stage to skip it")
     for threshold in config.pruning.thresholds():

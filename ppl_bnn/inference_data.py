@@ -19,6 +19,7 @@ from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.pruning.snr import snr, snr_histogram
 from ppl_bnn.pruning.sweep import Level
+from ppl_bnn.resume import how_drawn, monte_carlo
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its own refactoring at every import.
@@ -43,8 +44,8 @@ def to_inference_data(
     Groups: `posterior_predictive` (probs [chain, draw, obs_id, class] and sampled labels y [chain, draw, obs_id]),
     `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
     (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs and the total, aleatoric
-    and epistemic uncertainty of each image, nats), `layers` (snr quantiles and histogram, KL) and `training`
-    (one entry an epoch). chain is the training run, draw the Monte Carlo draw.
+    and epistemic uncertainty of each image, nats), `monte_carlo` (`ppl_bnn.resume`), `layers` (snr quantiles and
+    histogram, KL) and `training` (one entry an epoch). chain is the training run, draw the Monte Carlo draw.
 
     Args:
         images: the images `predictive` was made of, in its order.
@@ -81,6 +82,7 @@ def to_inference_data(
             },
             **coords,
         ),
+        "monte_carlo": monte_carlo(predictive),
     }
     if guide is not None and guide.sites:
         groups["layers"] = _layers(guide, kl or {})
@@ -89,7 +91,7 @@ def to_inference_data(
             name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
         }
         groups["training"] = _dataset(columns, epoch=[int(row["epoch"]) for row in history])
-    return assemble(groups, {"title": images.title, **predictive.summary(), **(attrs or {})})
+    return assemble(groups, {"title": images.title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
 
 
 def sweep_to_inference_data(
@@ -187,6 +189,8 @@ def _sampled_labels(probs: Tensor, seed: int) -> Tensor:
     for s, draw in enumerate(probs):
         uniform = torch.rand(len(draw), 1, generator=generator)
         sampled[s] = (draw.cumsum(1) < uniform).sum(1).clamp_max(probs.shape[2] - 1)
+        # An example that has no such draw has no label of it.
+        sampled[s][draw.isnan().any(1)] = -1
     return sampled
 
 

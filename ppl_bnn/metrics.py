@@ -15,10 +15,11 @@ def nll(log_likelihood: Tensor) -> float:
     """Negative log likelihood of the averaged predictive, nats per datum: -mean_i log (1/S) sum_s p(y_i | draw s).
 
     Args:
-        log_likelihood: log p(y_i | x_i, draw s), [S, N].
+        log_likelihood: log p(y_i | x_i, draw s), [S, N]; NaN where an example has no such draw.
     """
-    draws = len(log_likelihood)
-    return float(-(torch.logsumexp(log_likelihood.double(), 0) - math.log(draws)).mean())
+    missing = log_likelihood.isnan()
+    total = torch.logsumexp(log_likelihood.double().masked_fill(missing, -math.inf), 0)
+    return float(-(total - (~missing).sum(0).log()).mean())
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:

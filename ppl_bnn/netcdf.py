@@ -79,7 +79,7 @@ def _encoding(variable: xr.DataArray) -> dict[str, Any]:
     if variable.dtype.kind in "OU" or variable.size < 1000:
         return {}
     encoding: dict[str, Any] = {"zlib": True, "complevel": 1}
-    if variable.dtype.kind == "f":
+    if variable.dtype.kind == "f" and "exact" not in variable.attrs:
         encoding["dtype"] = "float32"
     return encoding
 

@@ -2,59 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-import pyro
 import torch
-import torch.nn.functional as F
-from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppl_bnn import metrics
+from ppl_bnn.distributed import Alone, Communicator
+from ppl_bnn.draws import Blocks, coherent
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.layerwise import fewer_numbers, layerwise
+from ppl_bnn.models.plain import NotTraceable, plain
+from ppl_bnn.stopping import is_look, precise
+from ppl_bnn.tally import Predictive, Tally
 from ppl_bnn.training import Interrupted
 
+METHODS: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
+SAMPLINGS = ("independent", "antithetic")
 
-@dataclass(frozen=True)
-class Predictive:
-    """S draws of the predictive of N examples.
-
-    Attributes:
-        probs: softmax of each draw's logits for the examples kept, float32 [S, K, C]; all examples unless `keep` said.
-        kept: the examples' positions, int64 [K].
-        log_likelihood: log p(label | draw) of every example, float32 [S, N].
-        labels: int64 [N].
-        mean_probs: the averaged predictive, float64 [N, C].
-        mean_entropy: mean over draws of each draw's entropy, nats, float64 [N].
-        accuracies: accuracy of each single draw, float32 [S]. The network's accuracy is that of `mean_probs`.
-        seconds: time spent on drawing weights and on forward passes.
-    """
-
-    probs: Tensor
-    kept: Tensor
-    log_likelihood: Tensor
-    labels: Tensor
-    mean_probs: Tensor
-    mean_entropy: Tensor
-    accuracies: Tensor
-    seconds: float
-
-    def summary(self) -> dict[str, float]:
-        """num_samples, seconds, accuracy, nll, ece and brier, all but the first two of the averaged predictive."""
-        return {
-            "num_samples": len(self.log_likelihood),
-            "seconds": self.seconds,
-            "accuracy": metrics.accuracy(self.mean_probs, self.labels),
-            "nll": metrics.nll(self.log_likelihood),
-            "ece": metrics.ece(self.mean_probs, self.labels),
-            "brier": metrics.brier(self.mean_probs, self.labels),
-        }
-
-    def uncertainties(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Total, aleatoric and epistemic uncertainty, nats, each [N]."""
-        return metrics.uncertainties(self.mean_probs, self.mean_entropy)
+__all__ = ["METHODS", "SAMPLINGS", "Predictive", "cheapest", "draw_logits", "predict"]
 
 
 def predict(
@@ -65,74 +30,143 @@ def predict(
     *,
     num_samples: int = 400,
     seed: int = 0,
-    batch_size: int = 2000,
+    method: str = "auto",
+    sampling: str = "independent",
+    tolerance: float | None = None,
+    batch_size: int | None = None,
     keep: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
+    communicator: Communicator | None = None,
+    so_far: Predictive | None = None,
+    save: Callable[[Predictive], None] | None = None,
+    save_seconds: float = 60.0,
 ) -> Predictive:
     """Draw S networks from the guide and predict every example with each.
 
-    A draw is one function over all of `x`: its weights are drawn once, from (seed, draw index). Memory beside the
-    stored output does not depend on S.
+    Draws depend on (seed, draw index) alone, so they are the same in any order, on any number of ranks, and whether
+    asked for at once or added to. Memory beside the stored output does not depend on S.
 
     Args:
         net: the network inside the model (``Classifier.net``), [B, ...] -> logits [B, C].
         guide: its posterior, pruned or not; a guide without sites (a deterministic network) gives S equal draws.
         x, y: inputs [N, ...] and labels [N].
-        num_samples: S.
+        num_samples: S; the most, where there is a tolerance.
+        method: ``draws`` (`ppl_bnn.draws`), ``layerwise`` (`ppl_bnn.layerwise`) or ``auto``: layerwise where that
+            needs fewer random numbers, which is for few examples of a network whose weights are all in dense layers.
+        sampling: ``independent`` or ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative.
+        tolerance: leave an example out of further draws once each of its probabilities is known to within this
+            (`ppl_bnn.stopping`).
+        batch_size: examples a forward pass.
         keep: positions [K] of the examples whose probabilities are kept for every draw; all of them unless given.
+        communicator: ranks to share the draws out among, called by all of them alike; all get the result, but only
+            rank 0 the kept probabilities.
+        so_far: the result of fewer draws made in the same way: only the rest is drawn. Rank 0's counts.
+        save: called on rank 0 with the result so far, when stopped and every `save_seconds` at most.
 
     Raises:
-        ValueError: S < 1, no examples, or labels that do not fit.
-        Interrupted: `should_stop` said so.
+        ValueError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
+            fit, or a method that the network does not allow.
+        Interrupted: `should_stop` said so on some rank.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
-    kept = torch.arange(len(x)) if keep is None else keep
-    stored: Tensor | None = None
-    log_likelihood = torch.empty(num_samples, len(x))
-    accuracies = torch.empty(num_samples)
-    mean_probs: Tensor | float = 0.0
-    mean_entropy: Tensor | float = 0.0
-    seconds, started = 0.0, time.perf_counter()
-    draws = draw_logits(net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size)
-    for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        seconds += time.perf_counter() - started
-        if stored is None:
-            _check_labels(y, logits.shape[1])
-            stored = torch.empty(num_samples, len(kept), logits.shape[1])
-        log_probs = F.log_softmax(logits.float(), -1)
-        probs = log_probs.exp()
-        stored[s] = probs[kept.to(probs.device)]
-        log_likelihood[s] = log_probs.gather(1, y.unsqueeze(1)).squeeze(1)
-        accuracies[s] = (logits.argmax(-1) == y).float().mean()
-        mean_probs = mean_probs + probs.double()
-        mean_entropy = mean_entropy + metrics.entropy(probs).double()
-        if should_stop() and s + 1 < num_samples:
-            raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")
-        started = time.perf_counter()
-    assert stored is not None
-    assert isinstance(mean_probs, Tensor)
-    assert isinstance(mean_entropy, Tensor)
-    means = (mean_probs.cpu() / num_samples, mean_entropy.cpu() / num_samples)
-    return Predictive(stored, kept.cpu(), log_likelihood, y.cpu(), *means, accuracies, seconds)
+    _check(x, y, num_samples, method, sampling, tolerance)
+    ranks = communicator or Alone()
+    if method == "auto":
+        method = cheapest(net, guide, x)
+    kept = torch.arange(len(x)) if keep is None else keep.cpu()
+    tally = Tally(num_samples, kept if ranks.is_main else kept[:0], y, sampling, method)
+    tally.go_on_from(so_far, ranks)
+
+    def blocks_of_the_rest() -> Blocks:
+        if tolerance is not None and is_look(tally.done):
+            tally.leave_out(precise(tally.result(), tolerance))
+        return _blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size)
+
+    blocks = blocks_of_the_rest()
+    bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
+    saved, saving = time.perf_counter(), 0.0
+    with bar:
+        while tally.done < num_samples and len(tally.active):
+            started = time.perf_counter()
+            first = tally.done // blocks.size
+            logits = blocks.logits(first + ranks.rank, 1.0).float()
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)
+            logits = ranks.gather(logits).flatten(0, 1)
+            tally.seconds += time.perf_counter() - started
+            # A block is whole wherever it is needed in part: its numbers are the same.
+            last = min(num_samples, (first + ranks.size) * blocks.size)
+            if tolerance is not None:
+                last = next((draw for draw in range(tally.done + 1, last) if is_look(draw)), last)
+            bar.update(last - tally.done)
+            tally.add(logits[tally.done - first * blocks.size : last - first * blocks.size])
+            if tolerance is not None and is_look(last) and last < num_samples:
+                blocks = blocks_of_the_rest()
+            stop = ranks.any(should_stop()) and last < num_samples
+            now = time.perf_counter()
+            # Saving takes at most a twentieth of the time.
+            if save and ranks.is_main and (stop or now - saved > max(save_seconds, 20 * saving)):
+                save(tally.result())
+                saved, saving = time.perf_counter(), time.perf_counter() - now
+            if stop:
+                raise Interrupted(f"stopped after draw {last} of {num_samples}")
+    return tally.result()
+
+
+def cheapest(net: nn.Module, guide: MeanFieldNormal, x: Tensor) -> str:
+    """What the method ``auto`` is for these examples."""
+    try:
+        return "layerwise" if guide.sites and fewer_numbers(plain(net), guide, x) else "draws"
+    except NotTraceable:
+        return "draws"
 
 
 def draw_logits(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, num_samples: int, seed: int = 0, batch_size: int = 2000
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    method: str = "draws",
+    sampling: str = "independent",
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    for index in range(num_samples):
-        with evaluating(net), pyro.get_param_store().scope():
-            conditioned = poutine.condition(net, data=guide.draw(index, seed=seed))
-            logits = torch.cat([conditioned(batch) for batch in x.split(batch_size)])
-        yield logits
+    blocks = _blocks(net, guide, x, seed, method, sampling, batch_size)
+    for first in range(0, num_samples, blocks.size):
+        yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
 
-def _check_labels(y: Tensor, classes: int) -> None:
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(y.min())} to {int(y.max())}")
+def _blocks(
+    net: nn.Module, guide: MeanFieldNormal, x: Tensor, seed: int, method: str, sampling: str, batch_size: int | None
+) -> Blocks:
+    if not len(x):
+        return Blocks(1, lambda block, sign: x)
+    size, logits = METHODS[method](net, guide, x, seed=seed, batch_size=batch_size)
+    if sampling == "independent":
+        return Blocks(size, logits)
+
+    def pairs(block: int, sign: float) -> Tensor:
+        return torch.stack([logits(block, sign), logits(block, -sign)], 1).flatten(0, 1)
+
+    return Blocks(2 * size, pairs)
+
+
+def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, tolerance: float | None) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    for name, value, known in (("method", method, ("auto", *METHODS)), ("sampling", sampling, SAMPLINGS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    if sampling == "antithetic" and num_samples % 2:
+        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
+    if x.is_floating_point() and not x.isfinite().all():
+        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten()
+        raise ValueError(
+            f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
+        )

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,29 @@ from torch import Tensor, nn
 from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
 from ppl_bnn.config import PredictConfig, PruningConfig
+from ppl_bnn.convergence import convergence
+from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render, site_priors
+from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.plots_pruning import draw_pruning
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
+from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.pruning import Pruned, finetune, sweep
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
+from ppl_bnn.resume import read_predictive
 from ppl_bnn.training import SETTINGS, fit
 
 STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
 # What all ranks do together; rank 0 does the others alone.
-SHARED = ("train",)
+SHARED = ("train", "predict")
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +109,66 @@ def posterior(run: Experiment) -> None:
 
 
 def predict(run: Experiment) -> None:
-    """Draw the posterior predictive of the test set and write predictive.nc."""
-    settings, path = run.config.predict, run.out / "predictive.nc"
-    state = run.restored(settings.checkpoint)
-    inputs = _inputs(run, state, settings)
-    if _up_to_date(path, inputs, "predict"):
+    """Draw the posterior predictive of the test set and write predictive.nc; draws that are there are kept."""
+    settings, ranks, path = run.config.predict, run.ranks, run.out / "predictive.nc"
+    partial = run.out / "predictive.partial.nc"
+    inputs: dict[str, Any] = {}
+    state, before, done = None, None, False
+    if ranks.is_main:
+        state = run.restored(settings.checkpoint)
+        inputs = _inputs(run, state, settings)
+        before = _draws_so_far((partial, path), inputs)
+        done = _up_to_date(path, inputs, "predict")
+    if ranks.any(done):
         return
+    share_state(ranks, None, run.model, run.guide)
     x, y = run.test_tensors()
-    draws = settings.num_samples if run.guide.sites else 1
+
+    def save(predictive: Predictive, to: Path = partial) -> None:
+        assert state is not None
+        count = len(predictive.log_likelihood)
+        of = {**inputs, "settings": {**inputs["settings"], "num_samples": count}} if to == partial else inputs
+        idata = inference_data.to_inference_data(
+            predictive, run.test_images, guide=run.guide, kl=kl_by_site(run.model, run.guide, *run.example()),
+            history=state.meta["history"], attrs={"run": run.name, "inputs": of, "step": state.step},
+        )  # fmt: skip
+        netcdf.save(idata, to)
+
     predictive = draw_predictive(
         run.model.net, run.guide, x, y,
-        num_samples=draws, seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
+        num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
+        method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
+        tolerance=settings.tolerance, progress=run.progress, should_stop=run.should_stop, communicator=ranks,
+        so_far=before, save=save,
     )  # fmt: skip
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
-    kl = kl_by_site(run.model, run.guide, *run.example())
-    idata = inference_data.to_inference_data(
-        predictive, run.test_images, guide=run.guide, kl=kl, history=state.meta["history"], attrs=attrs
-    )
-    netcdf.save(idata, path)
+    if not ranks.is_main:
+        return
+    save(predictive, path)
+    partial.unlink(missing_ok=True)
     found = predictive.summary()
     log.info(
-        "predict: %d draws of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, brier %.4f",
-        draws, len(x), found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
+        "predict: %d draws (%s, %s; on average %.0f) of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, "
+        "brier %.4f",
+        found["num_samples"], predictive.method, predictive.sampling, predictive.draws.double().mean(), len(x),
+        found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
     )  # fmt: skip
+
+
+def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:
+    """The result with the most draws, but no more than are asked for, among those that differ in nothing else."""
+    most, wanted = None, inputs["settings"]["num_samples"]
+    for path in (path for path in paths if path.exists()):
+        there = netcdf.read_attrs(path)
+        if "method" not in there or "inputs" not in there:
+            continue
+        count, of = there["num_samples"], there["inputs"]
+        alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
+        if count < wanted and configs.first_difference(inputs, alike) is None:
+            most = max(most or (0, path), (count, path))
+    if most is None:
+        return None
+    log.info("predict: going on from the %d draws in %s", most[0], most[1].name)
+    return read_predictive(most[1])
 
 
 def prune(run: Experiment) -> None:
@@ -228,6 +270,8 @@ def report(run: Experiment) -> None:
             "accuracy": float(history["accuracy"][-1]),
         }
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
+    metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
+    metrics["convergence"] = _convergence(run, predictive, attrs)
     metrics["pruning"] = []
     if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
@@ -241,6 +285,22 @@ def report(run: Experiment) -> None:
     if pruning.exists():
         figures += draw_pruning([pruning], run.out / "figures")
     log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")
+
+
+def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
+    """The predictive's error by the number of draws, as a figure and as rows for metrics.json."""
+    drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
+    assert drawn is not None
+    assert labels is not None
+    rows = convergence(
+        torch.from_numpy(drawn["probs"].values[0]),
+        torch.from_numpy(labels["y"].values)[drawn["obs_id"].values],
+        together=2 if attrs.get("sampling") == "antithetic" else 1,
+    )
+    if rows:
+        draw_convergence(rows, run.test_images.title, run.out / "figures" / "convergence.png")
+    # JSON has no NaN.
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: PredictConfig | PruningConfig) -> dict[str, Any]:

@@ -376,24 +376,38 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
 
 
 @pytest.mark.parametrize("stage", ["predict", "prune"])
-def test_a_signal_during_draws_exits_75_and_the_same_command_does_them(run_folder, stage):
-    base = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages"]
+def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder, tmp_path, stage):
+    base = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--predict.method", "draws", "--stages"]
     subprocess.run([*base, "train"], cwd=ROOT, check=True, capture_output=True)
     setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
     code = (
-        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive.draw_logits\n"
-        "def draws(*a, **k):\n"
-        "    for n, logits in enumerate(real(*a, **k)):\n"
-        "        if n == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        yield logits\n"
-        "predictive.draw_logits = draws; sys.exit(run.main(sys.argv[1:]))"
+        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive._blocks\n"
+        "def blocks(*a, **k):\n"
+        "    size, logits = real(*a, **k)\n"
+        "    def stopped(block, sign):\n"
+        "        if block == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return logits(block, sign)\n"
+        "    return predictive.Blocks(size, stopped)\n"
+        "predictive._blocks = blocks; sys.exit(run.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *base[3:], stage, setting, "6"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 75, result.stderr
     assert "stopped after draw 3 of 6" in result.stderr.splitlines()[-1]
-    assert not list((run_folder / "out").glob("*.nc"))
-    assert subprocess.run([*base, stage, setting, "6"], cwd=ROOT, capture_output=True).returncode == 0
+    out = run_folder / "out"
+    assert [path.name for path in out.glob("*.nc")] == {"predict": ["predictive.partial.nc"], "prune": []}[stage]
+    again = subprocess.run([*base, stage, setting, "6"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert ("going on from the 3 draws in predictive.partial.nc" in again.stderr) == (stage == "predict")
+    assert len(list(out.glob("*.nc"))) == 1
+    if stage == "predict":
+        whole = [*base, stage, setting, "6", "--out", str(tmp_path / "whole")]
+        (tmp_path / "whole").mkdir()
+        (tmp_path / "whole" / "checkpoints").symlink_to(out / "checkpoints")
+        subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
+        for group in ("posterior_predictive", "log_likelihood", "uncertainty", "monte_carlo", "sample_stats"):
+            one, other = (netcdf.read_group(path / "predictive.nc", group) for path in (out, tmp_path / "whole"))
+            assert one.identical(other), group
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import torch
@@ -100,14 +100,16 @@ class MeanFieldNormal(PyroModule):
     @torch.no_grad()
     def draw(self, index: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw number `index` of the weights, {site: [*shape]}: the same for the same (seed, index), in any order."""
-        weights: dict[str, Tensor] = {}
+        return {site: torch.addcmul(*self.loc_scale(site), noise) for site, noise in self.noise(index, seed=seed)}
+
+    @torch.no_grad()
+    def noise(self, index: int, *, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """Draw number `index` site by site as the standard normal numbers [*shape] it is made of."""
         generator: torch.Generator | None = None
-        for site in self._sites:
-            loc, scale = self.loc_scale(site)
-            generator = generator or torch.Generator(loc.device).manual_seed(draw_seed(seed, index))
-            noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-            weights[site] = torch.addcmul(loc, scale, noise)
-        return weights
+        for site, shape in self._sites.items():
+            like = _get(self.loc, site)
+            generator = generator or torch.Generator(like.device).manual_seed(draw_seed(seed, index))
+            yield site, torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
     def pruned(self, keep: Mapping[str, Tensor]) -> "MeanFieldNormal":
         """A copy whose weights outside `keep` ({site: bool [*shape]}) have loc 0 and scale 0 in every draw.

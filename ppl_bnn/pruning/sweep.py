@@ -68,6 +68,7 @@ def sweep(
             y,
             num_samples=num_samples,
             seed=seed,
+            method="draws",
             keep=keep,
             progress=progress,
             should_stop=should_stop,

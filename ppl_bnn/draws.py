@@ -1,0 +1,125 @@
+"""Coherent draws: draw s is one network, the same for every example, at the cost of a deterministic forward pass."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, fx, nn
+
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
+
+Noise = Iterable[tuple[str, Tensor]]
+
+
+class Blocks(NamedTuple):
+    """Logits of draws k * size to (k + 1) * size - 1, [size, N, C], by block number k: in any order, on any rank.
+
+    The second argument is what the standard normal noise is multiplied by: 1, or -1 for the draws' mirror images.
+    """
+
+    size: int
+    logits: Callable[[int, float], Tensor]
+
+
+def coherent(
+    net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, seed: int = 0, batch_size: int | None = None
+) -> Blocks:
+    """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
+
+    Weights are written into a plain torch network with batch norm folded, and what comes before the first random
+    layer is computed once. A network that ``torch.fx`` cannot trace goes through Pyro instead, several times slower.
+
+    Args:
+        batch_size: examples a forward pass; unless given, 200 where there are convolutions, else 2000.
+    """
+    try:
+        network = plain(net)
+    except NotTraceable:
+        return Blocks(1, _by_pyro(net, guide, x, seed, batch_size or 200))
+    x = laid_out(network, x)
+    with_noise = placed(network, guide)
+    layers = {site.rpartition(".")[0] for site in guide.sites}
+    parts = [constants(network.net, layers, part) for part in x.split(batch_size or default_batch(network))]
+
+    def logits(index: int, sign: float) -> Tensor:
+        module = with_noise((site, sign * noise) for site, noise in guide.noise(index, seed=seed))
+        with torch.inference_mode():
+            return torch.cat([fx.Interpreter(module).run(initial_env=dict(part)) for part in parts]).unsqueeze(0)
+
+    return Blocks(1, logits)
+
+
+def placed(network: PlainNetwork, guide: MeanFieldNormal) -> Callable[[Noise], fx.GraphModule]:
+    """A function from noise, (site, [*shape]) each, to the plain network with weights loc + scale * noise."""
+    where = {}
+    for site in guide.sites:
+        with torch.no_grad():
+            loc, scale = network.place(site, *guide.loc_scale(site))
+        if site in network.folded:
+            # A negative factor turns the noise around too: the draw stays the guide's own.
+            scale = scale * network.folded[site][0].sign()
+        weight = network.parameter(site)
+        where[site] = weight, *(torch.empty_like(weight).copy_(part) for part in (loc, scale))
+
+    @torch.no_grad()
+    def with_noise(noise: Noise) -> fx.GraphModule:
+        for site, values in noise:
+            weight, loc, scale = where[site]
+            torch.addcmul(loc, scale, values, out=weight)
+        return network.net
+
+    return with_noise
+
+
+def constants(module: fx.GraphModule, random: set[str], x: Tensor) -> dict[fx.Node, Tensor | None]:
+    """The values of a graph that do not depend on its `random` layers, for inputs x: an ``fx.Interpreter``'s start.
+
+    What nothing that depends on them reads is None.
+    """
+    depends: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "output" or node.target in random or depends.intersection(node.all_input_nodes):
+            depends.add(node)
+    runner = fx.Interpreter(module, garbage_collect_values=False)
+    runner.args_iter = iter([x])
+    with torch.inference_mode():
+        for node in module.graph.nodes:
+            if node not in depends:
+                runner.env[node] = runner.run_node(node)
+    return {node: value if depends.intersection(node.users) else None for node, value in runner.env.items()}
+
+
+def laid_out(network: PlainNetwork, x: Tensor) -> Tensor:
+    """The inputs, and the network with them, in the faster memory layout: channels_last for convolutions on a CPU."""
+    if _convolutions(network) and x.dim() == 4 and not x.is_cuda:
+        network.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def default_batch(network: PlainNetwork) -> int:
+    """Examples a forward pass: as many as keep activations in reach of the caches."""
+    return 200 if _convolutions(network) else 2000
+
+
+def _convolutions(network: PlainNetwork) -> bool:
+    return any(isinstance(layer, nn.Conv2d) for layer in network.net.modules())
+
+
+def _by_pyro(
+    net: nn.Module, guide: MeanFieldNormal, x: Tensor, seed: int, batch_size: int
+) -> Callable[[int, float], Tensor]:
+    def weights(index: int, sign: float) -> Iterator[tuple[str, Tensor]]:
+        for site, noise in guide.noise(index, seed=seed):
+            yield site, torch.addcmul(*guide.loc_scale(site), sign * noise)
+
+    def logits(index: int, sign: float) -> Tensor:
+        with evaluating(net), pyro.get_param_store().scope():
+            conditioned = poutine.condition(net, data=dict(weights(index, sign)))
+            return torch.cat([conditioned(part) for part in x.split(batch_size)]).unsqueeze(0)
+
+    return logits

@@ -1,0 +1,77 @@
+"""Draws that were made before: what a result keeps so that more can be added, bitwise as if made at once."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ppl_bnn import netcdf
+from ppl_bnn.files import FileError
+from ppl_bnn.tally import Predictive
+
+
+def monte_carlo(predictive: Predictive) -> xr.Dataset:
+    """The sums behind the averages in full precision, and how far the averages may be off.
+
+    Variables by obs_id: draws, mean_probs, mean_squares and mc_error (standard error of mean_probs) of each class, and
+    mean_entropy, nats.
+    """
+    by_class = ("obs_id", "class_id")
+    dataset = xr.Dataset(
+        {
+            "draws": ("obs_id", predictive.draws.numpy()),
+            "mean_probs": (by_class, predictive.mean_probs.numpy()),
+            "mean_squares": (by_class, predictive.mean_squares.numpy()),
+            "mean_entropy": ("obs_id", predictive.mean_entropy.numpy()),
+            "mc_error": (by_class, predictive.mc_error.float().numpy()),
+        },
+        coords={"obs_id": np.arange(len(predictive.labels))},
+    )
+    for name in ("mean_probs", "mean_squares", "mean_entropy"):
+        dataset[name].attrs["exact"] = "float64, to go on from"
+    return dataset
+
+
+def how_drawn(predictive: Predictive) -> dict[str, str | float]:
+    """method and sampling, mean_draws over examples, and mc_error: the mean standard error of the top probability."""
+    top = predictive.mc_error.gather(1, predictive.mean_probs.argmax(1, keepdim=True))
+    return {
+        "method": predictive.method,
+        "sampling": predictive.sampling,
+        "mean_draws": float(predictive.draws.double().mean()),
+        "mc_error": float(top.mean()),
+    }
+
+
+def read_predictive(path: Path) -> Predictive:
+    """A saved predictive, its kept probabilities in the file's steps of 1/65534 and all else in full precision.
+
+    Raises:
+        FileError: missing, damaged, or without the sums to go on from.
+    """
+    groups = {
+        name: netcdf.read_group(path, name)
+        for name in ("posterior_predictive", "log_likelihood", "observed_data", "sample_stats", "monte_carlo")
+    }
+    if missing := [name for name, group in groups.items() if group is None]:
+        raise FileError(f"{path} has no group {missing[0]!r}; delete it and run its stage again")
+    attrs = netcdf.read_attrs(path)
+
+    def tensor(group: str, name: str) -> torch.Tensor:
+        return torch.from_numpy(groups[group][name].values)  # type: ignore[index]
+
+    return Predictive(
+        probs=tensor("posterior_predictive", "probs")[0].float(),
+        kept=tensor("posterior_predictive", "obs_id"),
+        log_likelihood=tensor("log_likelihood", "y")[0].float(),
+        labels=tensor("observed_data", "y"),
+        mean_probs=tensor("monte_carlo", "mean_probs"),
+        mean_entropy=tensor("monte_carlo", "mean_entropy"),
+        accuracies=tensor("sample_stats", "accuracy")[0].float(),
+        seconds=attrs["seconds"],
+        mean_squares=tensor("monte_carlo", "mean_squares"),
+        draws=tensor("monte_carlo", "draws"),
+        method=attrs["method"],
+        sampling=attrs["sampling"],
+    )
