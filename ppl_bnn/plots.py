@@ -42,18 +42,21 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
         drawings["pruning_density"] = (density_under_pruning, swept)
     paths = []
     for name, (draw, idata) in drawings.items():
-        figure = draw(netcdf.groups_of(idata), str(idata.attrs["title"]))
-        path = folder / f"{name}.png"
-        with written_atomically(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130)
-        paths.append(path)
+        paths.append(save(draw(netcdf.groups_of(idata), str(idata.attrs["title"])), folder / f"{name}.png"))
     return paths
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, atomically."""
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+    return path
 
 
 def training_curves(groups: Groups, title: str) -> Figure:
     """Loss, NLL and weighted KL in nats per datum, and accuracy, against epoch."""
     history = groups["training"]
-    figure, (left, right) = _figure(f"Training on {title}", 10, 4, 1, 2)
+    figure, (left, right) = new_figure(f"Training on {title}", 10, 4, 1, 2)
     epochs = history["epoch"].values
     weighted = history["loss"] - history["nll"]
     for name, values in (("loss", history["loss"]), ("NLL", history["nll"]), ("kl_weight x KL", weighted)):
@@ -73,7 +76,7 @@ def reliability_diagram(groups: Groups, title: str) -> Figure:
     confidence, correct, count = (values.numpy() for values in metrics.reliability(probs, labels))
     bins = len(count)
     ece = metrics.ece(probs, labels)
-    figure, (above, below) = _figure(
+    figure, (above, below) = new_figure(
         f"Reliability on {title}: ECE {ece:.4f}", 5.5, 6.5, 2, 1, height_ratios=(3, 1), sharex=True
     )
     left = np.arange(bins) / bins
@@ -105,7 +108,7 @@ def most_and_least_certain(groups: Groups, title: str, *, count: int = 6) -> Fig
     order = np.argsort(total, kind="stable")
     chosen = [*order[:count], *order[::-1][:count]]
     split = str(groups["constant_data"]["split"].values[0])
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"{title}: the most certain (rows 1-2) and the least certain (rows 3-4) {split} images\n"
         "bars: averaged predictive (green: the true class); lines: 90% of the draws; "
         "uncertainty: total / epistemic, in nats",
@@ -121,7 +124,7 @@ def most_and_least_certain(groups: Groups, title: str, *, count: int = 6) -> Fig
         probs = groups["posterior_predictive"]["probs"].isel(obs_id=int(index)).stack(sample=("chain", "draw"))
         epistemic = float(groups["uncertainty"]["epistemic"][int(index)])
         label = int(groups["observed_data"]["y"][int(index)])
-        _show_image(axes[row, column], groups["constant_data"]["image"][int(index)].values)
+        show_image(axes[row, column], groups["constant_data"]["image"][int(index)].values)
         axes[row, column].set_title(f"#{index}: {classes[label]}\n{total[index]:.2g} / {epistemic:.2g}", fontsize=8)
         mean = groups["uncertainty"]["mean_probs"][int(index)].values
         low, high = np.quantile(probs.transpose("class", "sample").values, (0.05, 0.95), axis=1)
@@ -142,7 +145,7 @@ def snr_histograms(groups: Groups, title: str) -> Figure:
     panels.append(("whole network", layers["snr_histogram"].sum("layer")))
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"Signal-to-noise ratio of the weights ({title}); the first bar holds all below; dashed: the default threshold",
         3.4 * columns,
         2.8 * rows + 0.6,
@@ -178,7 +181,7 @@ def accuracy_against_pruning(groups: Groups, title: str) -> Figure:
     off = ", ".join(f"{pruned[at]:.4g}% ({accuracy[at]:.3f})" for at in np.flatnonzero(~shown))
     note = f"\noff the scale, pruned (accuracy): {off}" if off else ""
     draws = int(levels["num_samples"][0])
-    figure, axes = _figure(f"Pruning by signal-to-noise ratio on {title} ({draws} draws a level){note}", 12, 4, 1, 3)
+    figure, axes = new_figure(f"Pruning by signal-to-noise ratio on {title} ({draws} draws a level){note}", 12, 4, 1, 3)
     for axis, name, label in zip(
         axes, ("accuracy", "nll", "ece"), ("accuracy", "NLL (nats per datum)", "ECE"), strict=True
     ):
@@ -207,7 +210,7 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
         chosen.setdefault(int(labels[index]), int(index))
     columns = 5
     rows = math.ceil(len(chosen) / columns)
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"{title}: density of the true class's softmax over {probs.sizes['draw']} draws, by share of weights pruned\n"
         "(of each class the image with the most epistemic uncertainty; each density scaled to its peak)",
         2.7 * columns,
@@ -235,7 +238,7 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
         axis.tick_params(labelsize=7)
         axis.spines["left"].set_visible(False)
         above = 2 / (len(percent) + 2)
-        _show_image(
+        show_image(
             axis.inset_axes((0.3, 1 - 0.95 * above, 0.4, 0.95 * above)), groups["constant_data"]["image"][index].values
         )
     for axis in flat[len(chosen) :]:
@@ -243,7 +246,8 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
     return figure
 
 
-def _figure(title: str, width: float, height: float, rows: int, columns: int, **keywords: Any) -> tuple[Figure, Any]:
+def new_figure(title: str, width: float, height: float, rows: int, columns: int, **keywords: Any) -> tuple[Figure, Any]:
+    """A figure of this size (inches) with `rows` x `columns` axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=10)
     ratios = {"height_ratios": keywords.pop("height_ratios")} if "height_ratios" in keywords else {}
@@ -253,6 +257,7 @@ def _figure(title: str, width: float, height: float, rows: int, columns: int, **
     return figure, axes
 
 
-def _show_image(axis: Axes, image: np.ndarray) -> None:
+def show_image(axis: Axes, image: np.ndarray) -> None:
+    """Show one image [channels, height, width], a grey one dark on white."""
     axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r", interpolation="nearest")
     axis.set_axis_off()
