@@ -236,9 +236,18 @@ def load(path: Path) -> Any:
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density); a narrow peak where they are all equal."""
-    if np.ptp(values) < 1e-6:
-        return values[0] + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
+    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
+
+    A narrow peak where all the values are equal, or too close to each other for its grid.
+    """
+    if np.ptp(values) >= 1e-6:
+        grid, pdf = _kde(values)
+        if pdf.max() > 0:
+            return grid, pdf
+    return values.mean() + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
+
+
+def _kde(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(az, "kde"):
         return az.kde(values, bound_correction=True, custom_lims=(0, 1))
     from arviz_stats.base import array_stats

@@ -52,7 +52,7 @@ def density_by_draws(groups: Groups, title: str, *, image: int | None = None, la
 
     Args:
         image: position of the image (default: the one with the most epistemic uncertainty).
-        label: the class (default: the image's own).
+        label: the class (default: the one whose softmax the draws differ on the most).
 
     Raises:
         ValueError: no such image or class.
@@ -60,7 +60,7 @@ def density_by_draws(groups: Groups, title: str, *, image: int | None = None, la
     probs, labels = groups["posterior_predictive"]["probs"], groups["observed_data"]["y"].values
     image = int(groups["uncertainty"]["epistemic"].values.argmax()) if image is None else image
     _check_images([image], groups)
-    label = int(labels[image]) if label is None else label
+    label = int(probs.sel(obs_id=image).std(("chain", "draw")).values.argmax()) if label is None else label
     classes = [str(name) for name in probs["class"].values]
     if not 0 <= label < len(classes):
         raise ValueError(f"label must be from 0 to {len(classes) - 1}, got {label}")

@@ -33,7 +33,7 @@ def draw_shift_figures(path: Path, folder: Path) -> list[Path]:
 
 
 def metrics_under_shift(levels: xr.Dataset, title: str) -> Figure:
-    """Accuracy (with the mean confidence it should have), NLL, ECE and the uncertainties against severity, by shift."""
+    """Accuracy, NLL, ECE and the uncertainties against severity, by shift."""
     kinds = [kind for kind in dict.fromkeys(levels["kind"].values.tolist()) if kind != "none"]
     figure, axes = new_figure(
         f"{title}: the same test images, shifted further and further",
@@ -52,13 +52,15 @@ def metrics_under_shift(levels: xr.Dataset, title: str) -> Figure:
             for place, name in enumerate(names):
                 colour = f"C{place + 1}" if row == 3 else "C0"
                 axis.plot(severity, rows[name].values, "o-", color=colour, markersize=4, label=name)
-            axis.set_ylim(bottom=0)
             if row == 3:
                 axis.set_xlabel(_UNITS.get(kind, kind))
         axes[0, column].set_title(kind, fontsize=10)
     for row, label in enumerate(("accuracy", "NLL (nats per datum)", "ECE", "mean uncertainty (nats)")):
         axes[row, 0].set_ylabel(label)
-    axes[0, 0].set_ylim(0, 1.02)
+    # Last: a limit set while the axes share it would stop it from growing with the next shift.
+    for row in range(4):
+        axes[row, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylim(top=1.02)
     axes[3, 0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -93,8 +95,9 @@ def uncertainty_outside(inside: xr.Dataset, ood: xr.Dataset, title: str) -> Figu
                 np.quantile(here, 0.95), color="0.3", linewidth=1, linestyle="--", label="95% of the test images"
             )
             auroc, fpr95 = (float(ood[key].sel(set=name, score=score)) for key in ("auroc", "fpr95"))
-            axis.set_title(f"{score} uncertainty: AUROC {auroc:.4f}, FPR95 {fpr95:.4f}", fontsize=9)
+            axis.set_title(f"{name}, {score} uncertainty: AUROC {auroc:.4f}, FPR95 {fpr95:.4f}", fontsize=9)
             axis.set(xscale="log", xlabel=f"{score} uncertainty (nats)")
         axes[row, 0].set_ylabel("share of the images")
-        axes[row, 0].legend(frameon=False, fontsize=8, loc="upper left")
+        axes[row, 0].set_ylim(top=1.3 * axes[row, 0].get_ylim()[1])
+        axes[row, 0].legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
     return figure
