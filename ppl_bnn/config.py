@@ -155,6 +155,8 @@ class PredictConfig:
             (default: the same number of draws for all).
         checkpoint: which saved step to use: last, or a name such as step-00006000.
         seed: of the draws.
+        train_log_likelihood: write train_log_likelihood.nc too: each draw's log likelihood of every training example,
+            and its log prior and log posterior density, for leave-one-out cross-validation.
     """
 
     num_samples: int = 400
@@ -163,6 +165,43 @@ class PredictConfig:
     tolerance: float | None = None
     checkpoint: str = "last"
     seed: int = 0
+    train_log_likelihood: bool = False
+
+
+@dataclass
+class ShiftConfig:
+    """What the network was not trained for.
+
+    Args:
+        num_samples: Monte Carlo draws for each set of images.
+        rotation: degrees to turn the test images by.
+        noise: standard deviations of Gaussian noise added to the test images, whose pixels are in [0, 1].
+        blur: standard deviations of a Gaussian blur, in pixels.
+        ood: what lies out of distribution: names of data sets, or noise for the test images under the strongest noise
+            (default: fashion-mnist and digits100k for mnist, mnist for fashion-mnist and digits100k, noise for
+            cifar10).
+        temperature_on: fit a temperature on the first so many test images and measure it on the others (default: none).
+        checkpoint: which saved step to use: last, or a name such as step-00006000.
+        seed: of the draws.
+    """
+
+    num_samples: int = 100
+    rotation: list[float] = field(default_factory=lambda: [15.0, 30.0, 45.0, 60.0, 75.0])
+    noise: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5])
+    blur: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.5, 2.0, 3.0])
+    ood: list[str] | None = None
+    temperature_on: int = 0
+    checkpoint: str = "last"
+    seed: int = 0
+
+    def severities(self) -> dict[str, list[float]]:
+        """{kind of shift: its severities}."""
+        return {"rotation": self.rotation, "noise": self.noise, "blur": self.blur}
+
+    def sets(self, name: str) -> list[str]:
+        """What lies out of distribution for the data set `name`."""
+        usual = {"mnist": ["fashion-mnist", "digits100k"], "cifar10": ["noise"]}
+        return usual.get(name, ["mnist"]) if self.ood is None else self.ood
 
 
 @dataclass
@@ -216,6 +255,7 @@ class Config:
     guide: GuideConfig = field(default_factory=GuideConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
     device: str = "cpu"
     threads: int | None = None
@@ -238,6 +278,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     for name, count in (
         ("predict.num_samples", config.predict.num_samples),
+        ("shift.num_samples", config.shift.num_samples),
         ("pruning.num_samples", config.pruning.num_samples),
         ("data.num_train", data.num_train),
         ("data.num_test", data.num_test),
@@ -253,6 +294,8 @@ def check(config: Config) -> None:
     for name, least in (
         ("train.seed", train.seed),
         ("predict.seed", config.predict.seed),
+        ("shift.seed", config.shift.seed),
+        ("shift.temperature_on", config.shift.temperature_on),
         ("pruning.seed", config.pruning.seed),
         ("pruning.finetune_epochs", config.pruning.finetune_epochs),
         ("data.holdout", data.holdout),
@@ -263,6 +306,17 @@ def check(config: Config) -> None:
     finetune_lr = config.pruning.finetune_lr
     if finetune_lr is not None and not (math.isfinite(finetune_lr) and finetune_lr > 0):
         raise ValueError(f"pruning.finetune_lr must be positive and finite, got {finetune_lr}")
+    for name, levels in config.shift.severities().items():
+        if not all(math.isfinite(level) and (level > 0 or name == "rotation") for level in levels):
+            raise ValueError(f"shift.{name} must be positive and finite, got {levels}")
+    for name in config.shift.ood or []:
+        if name not in (*DATASETS, "noise") or name == data.name:
+            raise ValueError(
+                f"shift.ood must name other data than data.name, or noise: some of {', '.join(DATASETS)}, noise; "
+                f"got {name!r}"
+            )
+    if "noise" in config.shift.sets(data.name) and not config.shift.noise:
+        raise ValueError("shift.ood has noise, but shift.noise has no severity")
     relative = guide.init_relative_scale
     if relative is not None and not (math.isfinite(relative) and relative > 0):
         raise ValueError(f"guide.init_relative_scale must be positive and finite, got {relative}")

@@ -82,13 +82,14 @@ class Experiment:
 
     def test_tensors(self) -> tuple[Tensor, Tensor]:
         """The test inputs and labels on the run's device."""
-        return self._tensors(self.test_images)
+        return self.tensors(self.test_images)
 
     def train_tensors(self) -> tuple[Tensor, Tensor]:
         """The training inputs and labels on the run's device."""
-        return self._tensors(self.train_images)
+        return self.tensors(self.train_images)
 
-    def _tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+    def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of any images on the run's device."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return images.inputs().to(self.device).contiguous(memory_format=layout), images.labels.to(self.device)
 

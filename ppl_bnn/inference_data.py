@@ -13,13 +13,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppl_bnn import metrics
 from ppl_bnn.data import Images
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.log_density import TrainLogLikelihood
 from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.pruning.snr import snr, snr_histogram
 from ppl_bnn.pruning.sweep import Level
 from ppl_bnn.resume import how_drawn, monte_carlo
+from ppl_bnn.shift import Shifted, shift_metrics
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its own refactoring at every import.
@@ -27,6 +30,7 @@ with warnings.catch_warnings():
     import arviz as az
 
 _QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
+_INTERVAL = np.array([0.05, 0.95])
 
 
 def to_inference_data(
@@ -43,9 +47,11 @@ def to_inference_data(
 
     Groups: `posterior_predictive` (probs [chain, draw, obs_id, class] and sampled labels y [chain, draw, obs_id]),
     `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
-    (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs and the total, aleatoric
-    and epistemic uncertainty of each image, nats), `monte_carlo` (`ppl_bnn.resume`), `layers` (snr quantiles and
-    histogram, KL) and `training` (one entry an epoch). chain is the training run, draw the Monte Carlo draw.
+    (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs, their standard deviation
+    std_probs and 90% interval over the draws, and the total, aleatoric and epistemic uncertainty of each image, nats),
+    `monte_carlo` (`ppl_bnn.resume`), `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch).
+    The interval is equal-tailed: the draws' 5% and 95% quantiles. chain is the training run, draw the Monte Carlo
+    draw.
 
     Args:
         images: the images `predictive` was made of, in its order.
@@ -76,11 +82,13 @@ def to_inference_data(
         "uncertainty": _dataset(
             {
                 "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
+                **_spread(predictive),
                 "total": (by_image, total),
                 "aleatoric": (by_image, aleatoric),
                 "epistemic": (by_image, epistemic),
             },
             **coords,
+            quantile=_INTERVAL,
         ),
         "monte_carlo": monte_carlo(predictive),
     }
@@ -148,6 +156,81 @@ def sweep_to_inference_data(
     return assemble(groups, {"title": images.title, **(attrs or {})})
 
 
+def train_to_inference_data(
+    likelihood: TrainLogLikelihood, images: Images, *, attrs: Mapping[str, Any] | None = None
+) -> Any:
+    """Return what leave-one-out cross-validation needs as InferenceData, all in nats.
+
+    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training images), `sample_stats` (each draw's log_prior
+    and log_q, the densities of its weights, and lp: log_prior + the sum of its log likelihoods), `observed_data` (y).
+    """
+    obs = np.arange(len(images))
+    by_draw = ("chain", "draw")
+    log_joint = likelihood.log_prior + likelihood.log_likelihood.double().sum(1)
+    groups = {
+        "log_likelihood": _dataset({"y": ((*by_draw, "obs_id"), likelihood.log_likelihood[None])}, obs_id=obs),
+        "sample_stats": _dataset(
+            {
+                "log_prior": (by_draw, likelihood.log_prior[None]),
+                "log_q": (by_draw, likelihood.log_q[None]),
+                "lp": (by_draw, log_joint[None]),
+            }
+        ),
+        "observed_data": _dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
+    }
+    return assemble(groups, {"title": images.title, **(attrs or {})})
+
+
+def shift_to_inference_data(
+    shifted: Sequence[Shifted],
+    outside: Mapping[str, Predictive],
+    images: Images,
+    *,
+    temperature: Mapping[str, float] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a test set's predictives under shifts, and those of other data, as InferenceData of custom groups.
+
+    Groups: `shift` (per condition its kind and severity, and `ppl_bnn.shift.shift_metrics`), `in_distribution` (the
+    uncertainties of the test images as they are and their top_prob, [obs_id]), `ood` (the same of the images of each
+    set [set, image], NaN beyond a set's last, and auroc and fpr95 by the total and by the epistemic uncertainty
+    [set, score]) and, where it was asked for, `temperature`.
+
+    Args:
+        shifted: the first of them is the test set as it is.
+        outside: {name of the set: its predictive}.
+        temperature: what `ppl_bnn.shift.temperature_metrics` returned.
+    """
+    rows = [shift_metrics(one.predictive) for one in shifted]
+    clean = _by_image(shifted[0].predictive, "obs_id")
+    groups = {
+        "shift": _dataset(
+            {name: (("condition",), np.array([row[name] for row in rows])) for name in rows[0]},
+            kind=("condition", [one.kind for one in shifted]),
+            severity=("condition", np.array([one.severity for one in shifted])),
+        ),
+        "in_distribution": clean,
+    }
+    if outside:
+        sets = xr.concat([_by_image(found, "image") for found in outside.values()], dim="set", join="outer")
+        scores = ("total", "epistemic")
+        for name, measure in (("auroc", metrics.auroc), ("fpr95", metrics.fpr95)):
+            found = [
+                [
+                    measure(torch.from_numpy(clean[score].values), _finite(sets[score].isel(set=at).values))
+                    for score in scores
+                ]
+                for at in range(len(outside))
+            ]
+            sets[name] = (("set", "score"), np.array(found))
+        groups["ood"] = sets.assign_coords({"set": list(outside), "score": list(scores)})
+    if temperature:
+        groups["temperature"] = _dataset({name: ((), np.array(value)) for name, value in temperature.items()})
+    return assemble(
+        groups, {"title": images.title, "num_samples": len(shifted[0].predictive.log_likelihood), **(attrs or {})}
+    )
+
+
 def load(path: Path) -> Any:
     """Open a result as ArviZ does, whole and in memory.
 
@@ -163,9 +246,18 @@ def load(path: Path) -> Any:
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density); a narrow peak where they are all equal."""
-    if np.ptp(values) < 1e-6:
-        return values[0] + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
+    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
+
+    A narrow peak where all the values are equal, or too close to each other for its grid.
+    """
+    if np.ptp(values) >= 1e-6:
+        grid, pdf = _kde(values)
+        if pdf.max() > 0:
+            return grid, pdf
+    return values.mean() + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
+
+
+def _kde(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(az, "kde"):
         return az.kde(values, bound_correction=True, custom_lims=(0, 1))
     from arviz_stats.base import array_stats
@@ -192,6 +284,30 @@ def _sampled_labels(probs: Tensor, seed: int) -> Tensor:
         # An example that has no such draw has no label of it.
         sampled[s][draw.isnan().any(1)] = -1
     return sampled
+
+
+def _spread(predictive: Predictive) -> dict[str, Any]:
+    """Standard deviation and interval over the draws; NaN for images whose draws were not kept."""
+    std = np.full(predictive.mean_probs.shape, np.nan, np.float32)
+    interval = np.full((*std.shape, 2), np.nan, np.float32)
+    probs, kept = predictive.probs.numpy(), predictive.kept.numpy()
+    # In parts: the quantiles sort a copy of the draws.
+    for part in np.array_split(np.arange(len(kept)), max(1, probs.size // 10_000_000)):
+        std[kept[part]] = probs[:, part].std(0)
+        interval[kept[part]] = np.moveaxis(np.quantile(probs[:, part], _INTERVAL, axis=0), 0, -1)
+    return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
+
+
+def _by_image(predictive: Predictive, dimension: str) -> xr.Dataset:
+    parts = dict(zip(("total", "aleatoric", "epistemic"), predictive.uncertainties(), strict=True))
+    parts["top_prob"] = predictive.mean_probs.amax(1)
+    return _dataset({name: ((dimension,), values) for name, values in parts.items()}).assign_coords(
+        {dimension: np.arange(len(predictive.labels))}
+    )
+
+
+def _finite(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values[np.isfinite(values)])
 
 
 def _data_groups(images: Images) -> dict[str, xr.Dataset]:

@@ -66,3 +66,82 @@ def uncertainties(mean_probs: Tensor, mean_entropy: Tensor) -> tuple[Tensor, Ten
     """
     total = entropy(mean_probs)
     return total, mean_entropy, (total - mean_entropy).clamp_min(0)
+
+
+def adaptive_ece(probs: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Calibration error of the top probability over bins that hold equally many examples (Nixon et al. 2019, sec. 3).
+
+    Equal-width bins leave a confident network with one full bin; these follow its confidences. With fewer examples
+    than `bins` each has a bin of its own.
+    """
+    top, choice = probs.double().max(1)
+    gap = (choice == labels).double() - top
+    return float(sum(part.sum().abs() for part in gap[top.argsort(stable=True)].tensor_split(bins)) / len(labels))
+
+
+def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Error rate among the k most certain examples against k / N, k = 1 .. N: (coverage [N], risk [N]).
+
+    Examples of equal certainty count with their mean error, so that their order does not matter. The area under the
+    curve is the mean of `risk` (AURC; Geifman and El-Yaniv 2017).
+
+    Args:
+        certainty: the higher, the sooner an example is kept: a top probability or a negative uncertainty, [N].
+        correct: whether the prediction was right, [N].
+    """
+    _, group, size = certainty.neg().unique(return_inverse=True, return_counts=True)
+    wrong = torch.zeros(len(size), dtype=torch.double).index_add_(0, group, 1 - correct.double()) / size
+    kept = torch.arange(1, len(certainty) + 1, dtype=torch.double)
+    return kept / len(certainty), wrong.repeat_interleave(size).cumsum(0) / kept
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Probability that an example from outside is the more uncertain of a pair, ties counting half.
+
+    Args:
+        inside, outside: uncertainties of examples the network was made for, [N], and of others, [M].
+    """
+    from torchmetrics.functional.classification import binary_auroc
+
+    # By rank: torchmetrics takes scores outside [0, 1] for logits, and its sigmoid would tie small ones.
+    _, rank = torch.cat([inside, outside]).unique(return_inverse=True)
+    is_outside = torch.arange(len(rank)) >= len(inside)
+    return float(binary_auroc(rank / rank.max().clamp_min(1), is_outside.long()))
+
+
+def fpr95(inside: Tensor, outside: Tensor) -> float:
+    """Share of the examples from outside that pass for inside at the threshold that lets 95% of the inside pass."""
+    threshold = torch.quantile(inside, 0.95, interpolation="higher")
+    return float((outside <= threshold).double().mean())
+
+
+def tempered(probs: Tensor, temperature: float) -> Tensor:
+    """Probabilities [N, C] with log p / temperature in place of log p, normalized (Guo et al. 2017, eq. 9)."""
+    return (_log(probs) / temperature).softmax(1)
+
+
+def fit_temperature(probs: Tensor, labels: Tensor) -> float:
+    """The temperature between 0.01 and 100 with the least NLL on these examples, which must be held out from training.
+
+    The averaged predictive is scaled, not each draw. The NLL is convex in 1 / temperature, so the minimum is the only
+    one.
+
+    Raises:
+        ValueError: no examples, or labels out of range.
+    """
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= probs.shape[1]:
+        raise ValueError(f"a temperature needs held-out labels from 0 to {probs.shape[1] - 1}, got {labels.tolist()}")
+    from scipy.optimize import minimize_scalar
+
+    log_probs = _log(probs)
+
+    def held_out_nll(inverse: float) -> float:
+        return float(torch.nn.functional.cross_entropy(inverse * log_probs, labels))
+
+    # Brent's method goes by the logarithm, in which the minimum is as unique.
+    found = minimize_scalar(lambda log_inverse: held_out_nll(math.exp(log_inverse)), bounds=(-4.605, 4.605))
+    return math.exp(-found.x)
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -79,7 +79,8 @@ def _encoding(variable: xr.DataArray) -> dict[str, Any]:
     if variable.dtype.kind in "OU" or variable.size < 1000:
         return {}
     encoding: dict[str, Any] = {"zlib": True, "complevel": 1}
-    if variable.dtype.kind == "f" and "exact" not in variable.attrs:
+    # Sums over all weights of a draw, or over all draws, stay in double precision: their differences count.
+    if variable.dtype.kind == "f" and "exact" not in variable.attrs and variable.dims != ("chain", "draw"):
         encoding["dtype"] = "float32"
     return encoding
 

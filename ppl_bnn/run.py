@@ -211,7 +211,7 @@ def _parser() -> ArgumentParser:
         "--stages",
         type=str,
         default="train,posterior,predict,prune,report",
-        help="which of summary, train, posterior, predict, prune, report",
+        help="which of summary, train, posterior, predict, shift, prune, report",
     )
     parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
     parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")

@@ -1,4 +1,4 @@
-"""The stages of a run: summary, train, posterior, predict, prune, report. Each works in the run's out folder."""
+"""The stages of a run: summary, train, posterior, predict, shift, prune, report; each works in the run's out folder."""
 
 import copy
 import dataclasses
@@ -13,17 +13,22 @@ from torch import Tensor, nn
 
 from ppl_bnn import checkpoint, inference_data, netcdf, plots
 from ppl_bnn import config as configs
-from ppl_bnn.config import PredictConfig, PruningConfig
+from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.convergence import convergence
+from ppl_bnn.data import load
 from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
+from ppl_bnn.gallery import write_gallery
+from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render, site_priors
 from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_posterior import draw_posterior
+from ppl_bnn.plots_predictive import draw_predictive_figures
 from ppl_bnn.plots_pruning import draw_pruning
+from ppl_bnn.plots_shift import draw_shift_figures
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import Predictive
@@ -32,11 +37,14 @@ from ppl_bnn.pruning import Pruned, finetune, sweep
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.resume import read_predictive
+from ppl_bnn.shift import SHIFTS, predict_shifted, reliance, temperature_metrics
 from ppl_bnn.training import SETTINGS, fit
 
-STAGES = ("summary", "train", "posterior", "predict", "prune", "report")
+STAGES = ("summary", "train", "posterior", "predict", "shift", "prune", "report")
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")
+
+Settings = PredictConfig | ShiftConfig | PruningConfig
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +127,8 @@ def predict(run: Experiment) -> None:
         inputs = _inputs(run, state, settings)
         before = _draws_so_far((partial, path), inputs)
         done = _up_to_date(path, inputs, "predict")
+        if settings.train_log_likelihood:
+            _predict_training(run, state)
     if ranks.any(done):
         return
     share_state(ranks, None, run.model, run.guide)
@@ -169,6 +179,63 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
         return None
     log.info("predict: going on from the %d draws in %s", most[0], most[1].name)
     return read_predictive(most[1])
+
+
+def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
+    settings, path = run.config.predict, run.out / "train_log_likelihood.nc"
+    inputs = _inputs(run, state, settings) | {"data": run.origin["trained on"]}
+    if _up_to_date(path, inputs, "predict"):
+        return
+    found = train_log_likelihood(
+        run.model, run.guide, *run.train_tensors(),
+        num_samples=settings.num_samples, seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
+    )  # fmt: skip
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "kl_weight": run.config.train.kl_weight}
+    netcdf.save(inference_data.train_to_inference_data(found, run.train_images, attrs=attrs), path)
+    log.info("predict: log likelihood of %d training images under %d draws", *reversed(found.log_likelihood.shape))
+
+
+def shift(run: Experiment) -> None:
+    """Predict the test set under graded shifts, and data sets the network was not made for; write shift.nc."""
+    settings, path = run.config.shift, run.out / "shift.nc"
+    state = run.restored(settings.checkpoint)
+    inputs = _inputs(run, state, settings)
+    if _up_to_date(path, inputs, "shift"):
+        return
+    x, y = run.test_tensors()
+    shifted, outside = predict_shifted(
+        run.model.net, run.guide, x, y,
+        severities=settings.severities(), outside=_outside(run, x),
+        num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
+        progress=run.progress, should_stop=run.should_stop,
+    )  # fmt: skip
+    clean, temperature = shifted[0].predictive, None
+    if settings.temperature_on:
+        temperature = temperature_metrics(clean.mean_probs, clean.labels, num_held_out=settings.temperature_on)
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
+    idata = inference_data.shift_to_inference_data(
+        shifted, outside, run.test_images, temperature=temperature, attrs=attrs
+    )
+    netcdf.save(idata, path)
+    found = _shift_metrics(path)
+    for row in found["shift"]:
+        log.info("shift: %(kind)s %(severity)g: accuracy %(accuracy).4f, nll %(nll).4f, ece %(ece).4f", row)
+    for row in found["ood"]:
+        log.info("shift: %(set)s by %(score)s uncertainty: auroc %(auroc).4f, fpr95 %(fpr95).4f", row)
+
+
+def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
+    sets, settings, data = {}, run.config.shift, run.config.data
+    for name in settings.sets(data.name):
+        if name == "noise":
+            strongest = max(settings.noise)
+            sets[f"{run.test_images.title} with noise of {strongest:g}"] = SHIFTS["noise"](x, strongest)
+            continue
+        train, test = load(name, data.dir, progress=run.progress)
+        # The test set of the transformed digits is MNIST's own.
+        images = (train if name == "digits100k" else test).first(len(x))
+        sets[images.title] = run.tensors(images)[0]
+    return sets
 
 
 def prune(run: Experiment) -> None:
@@ -236,13 +303,18 @@ def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]
 
 
 def report(run: Experiment) -> None:
-    """Write metrics.json and every figure from predictive.nc and pruning.nc.
+    """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
 
     Raises:
         FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
     """
-    predictive, pruning = run.out / "predictive.nc", run.out / "pruning.nc"
-    for path, settings in ((predictive, run.config.predict), (pruning, run.config.pruning)):
+    predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
+    stages: tuple[tuple[Path, Settings], ...] = (
+        (predictive, run.config.predict),
+        (shifted, run.config.shift),
+        (pruning, run.config.pruning),
+    )
+    for path, settings in stages:
         if path == predictive or path.exists():
             state = run.saved(settings.checkpoint)
             if difference := _difference(path, _inputs(run, state, settings)):
@@ -272,6 +344,12 @@ def report(run: Experiment) -> None:
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
     metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
     metrics["convergence"] = _convergence(run, predictive, attrs)
+    uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
+    if uncertainty is not None and observed is not None:
+        probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
+        metrics["test"] |= reliance(probs, labels)
+    if shifted.exists():
+        metrics |= _shift_metrics(shifted)
     metrics["pruning"] = []
     if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
@@ -284,7 +362,13 @@ def report(run: Experiment) -> None:
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
     if pruning.exists():
         figures += draw_pruning([pruning], run.out / "figures")
-    log.info("report: %s and %d figures in %s", run.out / "metrics.json", len(figures), run.out / "figures")
+    figures += draw_predictive_figures(predictive, run.out / "figures")
+    if shifted.exists():
+        figures += draw_shift_figures(shifted, run.out / "figures")
+    write_gallery(predictive, run.out / "figures" / "gallery.html")
+    log.info(
+        "report: %s, %d figures and gallery.html in %s", run.out / "metrics.json", len(figures), run.out / "figures"
+    )
 
 
 def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
@@ -303,13 +387,39 @@ def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dic
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: PredictConfig | PruningConfig) -> dict[str, Any]:
+def _shift_metrics(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"shift": [], "ood": []}
+    if (levels := netcdf.read_group(path, "shift")) is not None:
+        rows = levels.reset_coords()
+        found["shift"] = [
+            {name: rows[name].values[at].item() for name in ("kind", "severity", *levels)}
+            for at in range(rows.sizes["condition"])
+        ]
+    if (ood := netcdf.read_group(path, "ood")) is not None:
+        found["ood"] = [
+            {
+                "set": str(name),
+                "score": str(score),
+                **{key: float(ood[key].sel(set=name, score=score)) for key in ("auroc", "fpr95")},
+            }
+            for name in ood["set"].values
+            for score in ood["score"].values
+        ]
+    if (temperature := netcdf.read_group(path, "temperature")) is not None:
+        found["temperature"] = {name: value.item() for name, value in temperature.items()}
+    return found
+
+
+def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: Settings) -> dict[str, Any]:
     inputs = {
         "checkpoint": state.step,
         "crc32": state.meta["crc32"],
         "settings": dataclasses.asdict(settings),
         "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
     }
+    if isinstance(settings, PredictConfig):
+        # It has a file of its own.
+        del inputs["settings"]["train_log_likelihood"]
     if isinstance(settings, PruningConfig):
         # It has a file of its own.
         del inputs["settings"]["save_fraction"]

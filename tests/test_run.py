@@ -75,7 +75,9 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert metrics["data"] == {"title": "MNIST", "train": 600, "test": 200}
     assert metrics["model"] == {"parameters": 538_122, "trainable": 538_122}
     assert set(metrics["train"]) == {"epochs", "seconds", "samples_per_second", "accuracy"}
-    assert set(metrics["test"]) == {"num_samples", "seconds", "accuracy", "nll", "ece", "brier"}
+    assert set(metrics["test"]) == {
+        "num_samples", "seconds", "accuracy", "nll", "ece", "brier", "adaptive_ece", "aurc",
+    }  # fmt: skip
     assert metrics["test"]["accuracy"] > 0.5
     assert len(metrics["pruning"]) == 5
     assert set(metrics["pruning"][0]) == {
@@ -84,7 +86,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert [row["pruned_fraction"] for row in metrics["pruning"]] == sorted(
         row["pruned_fraction"] for row in metrics["pruning"]
     )
-    assert len(list((out / "figures").glob("*.png"))) == 8
+    assert len(list((out / "figures").glob("*.png"))) == 12
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
 
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}

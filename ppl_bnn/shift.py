@@ -1,0 +1,145 @@
+"""How a posterior predictive fares where its data have shifted, and whether it notices what is none of its data."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn import metrics
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.predictive import Predictive, predict
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The predictive of a test set after one shift (kind ``none``: before any)."""
+
+    kind: str
+    severity: float
+    predictive: Predictive
+
+
+def rotation(x: Tensor, degrees: float) -> Tensor:
+    """Images [N, channels, height, width] turned counter-clockwise; the corners that come in are 0."""
+    # Imported here: torchvision takes 3 seconds that training should not wait for.
+    from torchvision.transforms.v2 import functional as transforms
+
+    return transforms.rotate(x, degrees, interpolation=transforms.InterpolationMode.BILINEAR)
+
+
+def noise(x: Tensor, scale: float) -> Tensor:
+    """Images in [0, 1] with Gaussian noise of this standard deviation, the same noise for every call, clamped."""
+    generator = torch.Generator().manual_seed(0)
+    return (x + scale * torch.randn(x.shape, generator=generator).to(x.device)).clamp(0, 1)
+
+
+def blur(x: Tensor, scale: float) -> Tensor:
+    """Images blurred by a Gaussian whose standard deviation is `scale` pixels."""
+    from torchvision.transforms.v2 import functional as transforms
+
+    return transforms.gaussian_blur(x, [2 * math.ceil(3 * scale) + 1] * 2, [scale] * 2)
+
+
+SHIFTS: dict[str, Callable[[Tensor, float], Tensor]] = {"rotation": rotation, "noise": noise, "blur": blur}
+
+
+def predict_shifted(
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    y: Tensor,
+    *,
+    severities: Mapping[str, Sequence[float]],
+    outside: Mapping[str, Tensor],
+    num_samples: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[list[Shifted], dict[str, Predictive]]:
+    """Predict a test set as it is, under every shift at every severity, and other data, with the same draws each time.
+
+    Args:
+        x, y: images [N, channels, height, width] in [0, 1] and labels [N].
+        severities: {kind of shift in `SHIFTS`: its severities}.
+        outside: {name of a set: its images [M, channels, height, width]}. It has no labels among the classes; those in
+            its predictive mean nothing.
+
+    Raises:
+        ValueError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
+            prediction is made.
+        Interrupted: `should_stop` said so.
+    """
+    if unknown := severities.keys() - SHIFTS.keys():
+        raise ValueError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(SHIFTS)}")
+    for name, images in {"the test set": x, **outside}.items():
+        if images.shape[1:] != x.shape[1:]:
+            raise ValueError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
+        check_images(images, name)
+
+    def predictive(images: Tensor, labels: Tensor) -> Predictive:
+        # The single draws of so many sets would fill the memory.
+        return predict(
+            net, guide, images, labels,
+            num_samples=num_samples, seed=seed, keep=torch.arange(0), progress=progress, should_stop=should_stop,
+        )  # fmt: skip
+
+    shifted = [Shifted("none", 0.0, predictive(x, y))]
+    for kind, levels in severities.items():
+        shifted += [Shifted(kind, level, predictive(SHIFTS[kind](x, level), y)) for level in levels]
+    unlabelled = {name: torch.zeros(len(images), dtype=y.dtype, device=y.device) for name, images in outside.items()}
+    return shifted, {name: predictive(images, unlabelled[name]) for name, images in outside.items()}
+
+
+def shift_metrics(predictive: Predictive) -> dict[str, float]:
+    """Accuracy, nll, ece, adaptive_ece, brier and aurc, and the three uncertainties' means over the images (nats)."""
+    found = predictive.summary()
+    del found["num_samples"], found["seconds"]
+    parts = dict(zip(("total", "aleatoric", "epistemic"), predictive.uncertainties(), strict=True))
+    return {
+        **found,
+        **reliance(predictive.mean_probs, predictive.labels),
+        **{name: float(values.mean()) for name, values in parts.items()},
+    }
+
+
+def reliance(mean_probs: Tensor, labels: Tensor) -> dict[str, float]:
+    """adaptive_ece and aurc (examples ranked by their top probability) of an averaged predictive [N, C]."""
+    top, choice = mean_probs.max(1)
+    return {
+        "adaptive_ece": metrics.adaptive_ece(mean_probs, labels),
+        "aurc": float(metrics.risk_coverage(top, choice == labels)[1].mean()),
+    }
+
+
+def temperature_metrics(mean_probs: Tensor, labels: Tensor, *, num_held_out: int) -> dict[str, float]:
+    """Fit a temperature on the first `num_held_out` examples; measure the others, as they were and scaled.
+
+    Returns temperature, held_out and measured (numbers of examples), and nll, ece and adaptive_ece of the others with
+    the suffixes ``_plain`` and ``_scaled``.
+
+    Raises:
+        ValueError: `num_held_out` leaves no examples to fit on or to measure.
+    """
+    if not 0 < num_held_out < len(labels):
+        raise ValueError(f"a temperature can be fitted on 1 to {len(labels) - 1} of the images, got {num_held_out}")
+    temperature = metrics.fit_temperature(mean_probs[:num_held_out], labels[:num_held_out])
+    plain, truth = mean_probs[num_held_out:], labels[num_held_out:]
+    found = {"temperature": temperature, "held_out": num_held_out, "measured": len(truth)}
+    for suffix, probs in (("plain", plain), ("scaled", metrics.tempered(plain, temperature))):
+        found[f"nll_{suffix}"] = metrics.nll(probs.gather(1, truth.unsqueeze(1)).log().T)
+        found[f"ece_{suffix}"] = metrics.ece(probs, truth)
+        found[f"adaptive_ece_{suffix}"] = metrics.adaptive_ece(probs, truth)
+    return found
+
+
+def check_images(x: Tensor, name: str) -> None:
+    """Raise ValueError for pixels that are not finite or lie outside [0, 1]."""
+    bad = ~((x >= 0) & (x <= 1)).flatten(1).all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"pixels must be finite and in [0, 1]: {int(bad.sum())} of {len(x)} images of {name} have others, "
+            f"the first is image {first} ({float(x[first].min()):.4g} to {float(x[first].max()):.4g})"
+        )
