@@ -148,7 +148,8 @@ class PredictConfig:
 
     Args:
         num_samples: Monte Carlo draws of the weights; the most, where there is a tolerance.
-        method: draws (each is one network), layerwise (pre-activations of dense layers) or auto (the one that needs
+        method: draws (each is one network), layerwise (pre-activations of dense layers), moments (an approximation
+            without draws: epistemic uncertainty comes out too small) or auto (of the first two, the one that needs
             fewer random numbers).
         sampling: independent, or antithetic (mirrored pairs).
         tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
@@ -271,7 +272,7 @@ def check(config: Config) -> None:
         ("pruning.scope", config.pruning.scope, SCOPES),
         ("pruning.criterion", config.pruning.criterion, tuple(CRITERIA)),
         ("pruning.structure", config.pruning.structure, STRUCTURES),
-        ("predict.method", config.predict.method, ("auto", *METHODS)),
+        ("predict.method", config.predict.method, METHODS),
         ("predict.sampling", config.predict.sampling, SAMPLINGS),
     ):
         if value not in known:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
     config = Config()
     for name, value in configs.read(out / "config.yaml").items():
         part: Any = getattr(config, name)
-        setattr(config, name, replace(part, **value) if is_dataclass(part) else value)
+        setattr(config, name, replace(part, **value) if isinstance(value, dict) else value)
     config.device, config.data.dir = "cpu", data_dir or config.data.dir
     configs.check(config)
     return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)

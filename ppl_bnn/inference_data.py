@@ -287,14 +287,18 @@ def _sampled_labels(probs: Tensor, seed: int) -> Tensor:
 
 
 def _spread(predictive: Predictive) -> dict[str, Any]:
-    """Standard deviation and interval over the draws; NaN for images whose draws were not kept."""
+    """Standard deviation and interval over the draws; NaN for images whose draws were not kept, or without draws."""
     std = np.full(predictive.mean_probs.shape, np.nan, np.float32)
     interval = np.full((*std.shape, 2), np.nan, np.float32)
     probs, kept = predictive.probs.numpy(), predictive.kept.numpy()
+    if predictive.method == "moments":
+        kept = kept[:0]
+    # Where images have draws of their own number, the missing ones are NaN.
+    std_of, quantile_of = (np.nanstd, np.nanquantile) if np.isnan(probs[-1]).any() else (np.std, np.quantile)
     # In parts: the quantiles sort a copy of the draws.
     for part in np.array_split(np.arange(len(kept)), max(1, probs.size // 10_000_000)):
-        std[kept[part]] = probs[:, part].std(0)
-        interval[kept[part]] = np.moveaxis(np.quantile(probs[:, part], _INTERVAL, axis=0), 0, -1)
+        std[kept[part]] = std_of(probs[:, part], axis=0)
+        interval[kept[part]] = np.moveaxis(quantile_of(probs[:, part], _INTERVAL, axis=0), 0, -1)
     return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
 
 

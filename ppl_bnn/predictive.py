@@ -1,4 +1,4 @@
-"""The posterior predictive by Monte Carlo: p(y | x) = (1/S) sum_s softmax(logits_s)."""
+"""The posterior predictive: by Monte Carlo, p(y | x) = (1/S) sum_s softmax(logits_s), or by moments without a draw."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +12,13 @@ from ppl_bnn.draws import Blocks, coherent
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.layerwise import fewer_numbers, layerwise
 from ppl_bnn.models.plain import NotTraceable, plain
+from ppl_bnn.moments import moment_predictive
 from ppl_bnn.stopping import is_look, precise
-from ppl_bnn.tally import Predictive, Tally
+from ppl_bnn.tally import Predictive, Tally, check_labels
 from ppl_bnn.training import Interrupted
 
-METHODS: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
+DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
+METHODS = ("auto", *DRAWN, "moments")
 SAMPLINGS = ("independent", "antithetic")
 
 __all__ = ["METHODS", "SAMPLINGS", "Predictive", "cheapest", "draw_logits", "predict"]
@@ -52,8 +54,10 @@ def predict(
         guide: its posterior, pruned or not; a guide without sites (a deterministic network) gives S equal draws.
         x, y: inputs [N, ...] and labels [N].
         num_samples: S; the most, where there is a tolerance.
-        method: ``draws`` (`ppl_bnn.draws`), ``layerwise`` (`ppl_bnn.layerwise`) or ``auto``: layerwise where that
-            needs fewer random numbers, which is for few examples of a network whose weights are all in dense layers.
+        method: ``draws`` (`ppl_bnn.draws`), ``layerwise`` (`ppl_bnn.layerwise`), ``moments`` (`ppl_bnn.moments`: an
+            approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
+            fewer random numbers than draws, which is for few examples of a network whose weights are all in dense
+            layers.
         sampling: ``independent`` or ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative.
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
             (`ppl_bnn.stopping`).
@@ -74,6 +78,8 @@ def predict(
     if method == "auto":
         method = cheapest(net, guide, x)
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
+    if method == "moments":
+        return _without_draws(net, guide, x, y, kept)
     tally = Tally(num_samples, kept if ranks.is_main else kept[:0], y, sampling, method)
     tally.go_on_from(so_far, ranks)
 
@@ -143,7 +149,7 @@ def _blocks(
 ) -> Blocks:
     if not len(x):
         return Blocks(1, lambda block, sign: x)
-    size, logits = METHODS[method](net, guide, x, seed=seed, batch_size=batch_size)
+    size, logits = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size)
     if sampling == "independent":
         return Blocks(size, logits)
 
@@ -153,10 +159,31 @@ def _blocks(
     return Blocks(2 * size, pairs)
 
 
+def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor, kept: Tensor) -> Predictive:
+    started = time.perf_counter()
+    mean, entropy = (part.cpu().double() for part in moment_predictive(net, guide, x))
+    seconds = time.perf_counter() - started
+    labels = y.cpu()
+    check_labels(labels, mean.shape[1])
+    return Predictive(
+        probs=mean[kept].float().unsqueeze(0),
+        kept=kept,
+        log_likelihood=mean.gather(1, labels.unsqueeze(1)).log().float().T,
+        labels=labels,
+        mean_probs=mean,
+        mean_entropy=entropy,
+        accuracies=(mean.argmax(1) == labels).float().mean().unsqueeze(0),
+        seconds=seconds,
+        mean_squares=mean.square(),
+        draws=torch.zeros(len(x), dtype=torch.long),
+        method="moments",
+    )
+
+
 def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, tolerance: float | None) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    for name, value, known in (("method", method, ("auto", *METHODS)), ("sampling", sampling, SAMPLINGS)):
+    for name, value, known in (("method", method, METHODS), ("sampling", sampling, SAMPLINGS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     if sampling == "antithetic" and num_samples % 2:

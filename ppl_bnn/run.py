@@ -164,7 +164,7 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
     if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
         log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
     for name in names if ranks.is_main else [name for name in names if name in stages.SHARED]:
-        getattr(stages, name)(run)
+        stages.STAGES[name](run)
         if stop() and name != names[-1]:
             raise Interrupted(f"stopped after the {name} stage")
 

@@ -11,40 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import checkpoint, inference_data, netcdf, plots
+from ppl_bnn import checkpoint, inference_data, netcdf
 from ppl_bnn import config as configs
-from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
-from ppl_bnn.convergence import convergence
 from ppl_bnn.data import load
 from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
-from ppl_bnn.files import FileError, write_text
-from ppl_bnn.gallery import write_gallery
+from ppl_bnn.files import write_text
 from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render, site_priors
-from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_posterior import draw_posterior
-from ppl_bnn.plots_predictive import draw_predictive_figures
-from ppl_bnn.plots_pruning import draw_pruning
-from ppl_bnn.plots_shift import draw_shift_figures
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
+from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.pruning import Pruned, finetune, sweep
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
+from ppl_bnn.report import report, shift_metrics
 from ppl_bnn.resume import read_predictive
-from ppl_bnn.shift import SHIFTS, predict_shifted, reliance, temperature_metrics
+from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.training import SETTINGS, fit
 
-STAGES = ("summary", "train", "posterior", "predict", "shift", "prune", "report")
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")
-
-Settings = PredictConfig | ShiftConfig | PruningConfig
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +116,9 @@ def predict(run: Experiment) -> None:
     state, before, done = None, None, False
     if ranks.is_main:
         state = run.restored(settings.checkpoint)
-        inputs = _inputs(run, state, settings)
+        inputs = inputs_of(run, state, settings)
         before = _draws_so_far((partial, path), inputs)
-        done = _up_to_date(path, inputs, "predict")
+        done = up_to_date(path, inputs, "predict")
         if settings.train_log_likelihood:
             _predict_training(run, state)
     if ranks.any(done):
@@ -183,8 +175,8 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
 
 def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
     settings, path = run.config.predict, run.out / "train_log_likelihood.nc"
-    inputs = _inputs(run, state, settings) | {"data": run.origin["trained on"]}
-    if _up_to_date(path, inputs, "predict"):
+    inputs = inputs_of(run, state, settings) | {"data": run.origin["trained on"]}
+    if up_to_date(path, inputs, "predict"):
         return
     found = train_log_likelihood(
         run.model, run.guide, *run.train_tensors(),
@@ -199,8 +191,8 @@ def shift(run: Experiment) -> None:
     """Predict the test set under graded shifts, and data sets the network was not made for; write shift.nc."""
     settings, path = run.config.shift, run.out / "shift.nc"
     state = run.restored(settings.checkpoint)
-    inputs = _inputs(run, state, settings)
-    if _up_to_date(path, inputs, "shift"):
+    inputs = inputs_of(run, state, settings)
+    if up_to_date(path, inputs, "shift"):
         return
     x, y = run.test_tensors()
     shifted, outside = predict_shifted(
@@ -217,7 +209,7 @@ def shift(run: Experiment) -> None:
         shifted, outside, run.test_images, temperature=temperature, attrs=attrs
     )
     netcdf.save(idata, path)
-    found = _shift_metrics(path)
+    found = shift_metrics(path)
     for row in found["shift"]:
         log.info("shift: %(kind)s %(severity)g: accuracy %(accuracy).4f, nll %(nll).4f, ece %(ece).4f", row)
     for row in found["ood"]:
@@ -253,8 +245,8 @@ def prune(run: Experiment) -> None:
         save_pruned(run.out / "pruned.safetensors", model=run.model, guide=pruned.guide)
         size = (run.out / "pruned.safetensors").stat().st_size
         log.info("prune: pruned.safetensors, %d weights, %d bytes", sum(pruned.nonzero.values()), size)
-    inputs = _inputs(run, state, settings)
-    if _up_to_date(path, inputs, "prune"):
+    inputs = inputs_of(run, state, settings)
+    if up_to_date(path, inputs, "prune"):
         return
     x, y = run.test_tensors()
     levels = sweep(
@@ -302,145 +294,6 @@ def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]
     return tuned
 
 
-def report(run: Experiment) -> None:
-    """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
-
-    Raises:
-        FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
-    """
-    predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
-    stages: tuple[tuple[Path, Settings], ...] = (
-        (predictive, run.config.predict),
-        (shifted, run.config.shift),
-        (pruning, run.config.pruning),
-    )
-    for path, settings in stages:
-        if path == predictive or path.exists():
-            state = run.saved(settings.checkpoint)
-            if difference := _difference(path, _inputs(run, state, settings)):
-                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
-    attrs = netcdf.read_attrs(predictive)
-    metrics: dict[str, Any] = {
-        "run": run.name,
-        "data": {
-            "title": run.test_images.title,
-            "train": len(run.train_images),
-            run.test_images.split: len(run.test_images),
-        },
-        "model": {
-            "parameters": sum(row.trainable + row.non_trainable for row in run.rows),
-            "trainable": sum(row.trainable for row in run.rows),
-        },
-    }
-    history = netcdf.read_group(predictive, "training")
-    if history is not None:
-        seconds = float(history["seconds"].sum())
-        metrics["train"] = {
-            "epochs": history.sizes["epoch"],
-            "seconds": seconds,
-            "samples_per_second": len(run.train_images) * history.sizes["epoch"] / seconds,
-            "accuracy": float(history["accuracy"][-1]),
-        }
-    metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
-    metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
-    metrics["convergence"] = _convergence(run, predictive, attrs)
-    uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
-    if uncertainty is not None and observed is not None:
-        probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
-        metrics["test"] |= reliance(probs, labels)
-    if shifted.exists():
-        metrics |= _shift_metrics(shifted)
-    metrics["pruning"] = []
-    if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
-        names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
-        metrics["pruning"] = [
-            {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
-        ]
-    if (run.out / "posterior.json").exists():
-        metrics["posterior"] = json.loads((run.out / "posterior.json").read_text(encoding="utf-8"))
-    write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
-    if pruning.exists():
-        figures += draw_pruning([pruning], run.out / "figures")
-    figures += draw_predictive_figures(predictive, run.out / "figures")
-    if shifted.exists():
-        figures += draw_shift_figures(shifted, run.out / "figures")
-    write_gallery(predictive, run.out / "figures" / "gallery.html")
-    log.info(
-        "report: %s, %d figures and gallery.html in %s", run.out / "metrics.json", len(figures), run.out / "figures"
-    )
-
-
-def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
-    """The predictive's error by the number of draws, as a figure and as rows for metrics.json."""
-    drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
-    assert drawn is not None
-    assert labels is not None
-    rows = convergence(
-        torch.from_numpy(drawn["probs"].values[0]),
-        torch.from_numpy(labels["y"].values)[drawn["obs_id"].values],
-        together=2 if attrs.get("sampling") == "antithetic" else 1,
-    )
-    if rows:
-        draw_convergence(rows, run.test_images.title, run.out / "figures" / "convergence.png")
-    # JSON has no NaN.
-    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
-
-
-def _shift_metrics(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"shift": [], "ood": []}
-    if (levels := netcdf.read_group(path, "shift")) is not None:
-        rows = levels.reset_coords()
-        found["shift"] = [
-            {name: rows[name].values[at].item() for name in ("kind", "severity", *levels)}
-            for at in range(rows.sizes["condition"])
-        ]
-    if (ood := netcdf.read_group(path, "ood")) is not None:
-        found["ood"] = [
-            {
-                "set": str(name),
-                "score": str(score),
-                **{key: float(ood[key].sel(set=name, score=score)) for key in ("auroc", "fpr95")},
-            }
-            for name in ood["set"].values
-            for score in ood["score"].values
-        ]
-    if (temperature := netcdf.read_group(path, "temperature")) is not None:
-        found["temperature"] = {name: value.item() for name, value in temperature.items()}
-    return found
-
-
-def _inputs(run: Experiment, state: checkpoint.Checkpoint, settings: Settings) -> dict[str, Any]:
-    inputs = {
-        "checkpoint": state.step,
-        "crc32": state.meta["crc32"],
-        "settings": dataclasses.asdict(settings),
-        "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
-    }
-    if isinstance(settings, PredictConfig):
-        # It has a file of its own.
-        del inputs["settings"]["train_log_likelihood"]
-    if isinstance(settings, PruningConfig):
-        # It has a file of its own.
-        del inputs["settings"]["save_fraction"]
-        inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
-    return inputs
-
-
-def _up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
-    if not path.exists():
-        return False
-    if difference := _difference(path, inputs):
-        log.info("%s: doing %s again, because %s", stage, path.name, difference)
-        return False
-    log.info("%s: %s is up to date", stage, path.name)
-    return True
-
-
-def _difference(path: Path, inputs: dict[str, Any]) -> str | None:
-    return configs.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))
-
-
 def _images_to_keep(run: Experiment) -> Tensor:
     # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
     labels = run.test_images.labels
@@ -456,3 +309,14 @@ def _images_to_keep(run: Experiment) -> Tensor:
         kept.add(int((labels == label).nonzero()[0]))
         kept.update(order[labels[order] == label][:10].tolist())
     return torch.tensor(sorted(kept))
+
+
+STAGES: dict[str, Callable[[Experiment], None]] = {
+    "summary": summary,
+    "train": train,
+    "posterior": posterior,
+    "predict": predict,
+    "shift": shift,
+    "prune": prune,
+    "report": report,
+}

@@ -154,9 +154,7 @@ class Tally:
         self.leave_out(self.draws < self.done)
 
     def _begin(self, classes: int) -> None:
-        if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes:
-            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
-            raise ValueError(f"labels must be from 0 to {classes - 1}, got {found}")
+        check_labels(self.labels, classes)
         self.probs = torch.full((self.num_samples, len(self.kept), classes), math.nan)
         self.sums = torch.zeros(len(self.labels), classes, dtype=torch.float64)
         self.squares = torch.zeros_like(self.sums)
@@ -172,3 +170,9 @@ class Tally:
 
 def _exact(values: Tensor) -> Tensor:
     return (values.double() * 2**36).round() / 2**36
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ValueError for labels outside 0 .. classes - 1."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")

@@ -134,7 +134,7 @@ def compact(plain: PlainNetwork, guide: MeanFieldNormal) -> CompactNetwork:
     for layer in layers:
         module = net.get_submodule(layer.path)
         if _is_full(layer, module):  # its weights are those of the flat vector, not a copy
-            module.weight.data = found.weights[layer.matrix].view_as(module.weight)  # type: ignore[union-attr]
+            module.weight.data = found.weights[layer.matrix].view_as(module.weight)  # type: ignore[union-attr,arg-type]
     found.refresh()
     return found
 

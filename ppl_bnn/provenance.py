@@ -1,0 +1,52 @@
+"""What a result was made of, kept in its file: it is made again where that changed, and never mixed."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from ppl_bnn import config as configs
+from ppl_bnn import netcdf
+from ppl_bnn.checkpoint import Checkpoint
+from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
+from ppl_bnn.experiment import Experiment
+
+Settings = PredictConfig | ShiftConfig | PruningConfig
+
+log = logging.getLogger(__name__)
+
+
+def inputs_of(
+    run: Experiment, state: Checkpoint, settings: PredictConfig | ShiftConfig | PruningConfig
+) -> dict[str, Any]:
+    """The checkpoint, settings and data that a result of this run is made of, as JSON."""
+    inputs = {
+        "checkpoint": state.step,
+        "crc32": state.meta["crc32"],
+        "settings": dataclasses.asdict(settings),
+        "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
+    }
+    if isinstance(settings, PredictConfig):
+        # It has a file of its own.
+        del inputs["settings"]["train_log_likelihood"]
+    if isinstance(settings, PruningConfig):
+        # It has a file of its own.
+        del inputs["settings"]["save_fraction"]
+        inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
+    return inputs
+
+
+def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
+    """Whether a result is there and made of `inputs`; the log says why it is made again."""
+    if not path.exists():
+        return False
+    if found := difference_from(path, inputs):
+        log.info("%s: doing %s again, because %s", stage, path.name, found)
+        return False
+    log.info("%s: %s is up to date", stage, path.name)
+    return True
+
+
+def difference_from(path: Path, inputs: dict[str, Any]) -> str | None:
+    """In what a result is not made of `inputs`, or None."""
+    return configs.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))

@@ -1,0 +1,131 @@
+"""The report stage: metrics.json, the figures and the gallery, from the results alone."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_bnn import netcdf, plots
+from ppl_bnn.convergence import convergence
+from ppl_bnn.experiment import Experiment
+from ppl_bnn.files import FileError, write_text
+from ppl_bnn.gallery import write_gallery
+from ppl_bnn.plots_convergence import draw_convergence
+from ppl_bnn.plots_predictive import draw_predictive_figures
+from ppl_bnn.plots_pruning import draw_pruning
+from ppl_bnn.plots_shift import draw_shift_figures
+from ppl_bnn.provenance import Settings, difference_from, inputs_of
+from ppl_bnn.shift import reliance
+
+log = logging.getLogger(__name__)
+
+
+def report(run: Experiment) -> None:
+    """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
+
+    Raises:
+        FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
+    """
+    predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
+    stages: tuple[tuple[Path, Settings], ...] = (
+        (predictive, run.config.predict),
+        (shifted, run.config.shift),
+        (pruning, run.config.pruning),
+    )
+    for path, settings in stages:
+        if path == predictive or path.exists():
+            state = run.saved(settings.checkpoint)
+            if difference := difference_from(path, inputs_of(run, state, settings)):
+                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
+    attrs = netcdf.read_attrs(predictive)
+    metrics: dict[str, Any] = {
+        "run": run.name,
+        "data": {
+            "title": run.test_images.title,
+            "train": len(run.train_images),
+            run.test_images.split: len(run.test_images),
+        },
+        "model": {
+            "parameters": sum(row.trainable + row.non_trainable for row in run.rows),
+            "trainable": sum(row.trainable for row in run.rows),
+        },
+    }
+    history = netcdf.read_group(predictive, "training")
+    if history is not None:
+        seconds = float(history["seconds"].sum())
+        metrics["train"] = {
+            "epochs": history.sizes["epoch"],
+            "seconds": seconds,
+            "samples_per_second": len(run.train_images) * history.sizes["epoch"] / seconds,
+            "accuracy": float(history["accuracy"][-1]),
+        }
+    metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
+    metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
+    metrics["convergence"] = _convergence(run, predictive, attrs)
+    uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
+    if uncertainty is not None and observed is not None:
+        probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
+        metrics["test"] |= reliance(probs, labels)
+    if shifted.exists():
+        metrics |= shift_metrics(shifted)
+    metrics["pruning"] = []
+    if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
+        names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
+        metrics["pruning"] = [
+            {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
+        ]
+    if (run.out / "posterior.json").exists():
+        metrics["posterior"] = json.loads((run.out / "posterior.json").read_text(encoding="utf-8"))
+    write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
+    if pruning.exists():
+        figures += draw_pruning([pruning], run.out / "figures")
+    figures += draw_predictive_figures(predictive, run.out / "figures")
+    if shifted.exists():
+        figures += draw_shift_figures(shifted, run.out / "figures")
+    write_gallery(predictive, run.out / "figures" / "gallery.html")
+    log.info(
+        "report: %s, %d figures and gallery.html in %s", run.out / "metrics.json", len(figures), run.out / "figures"
+    )
+
+
+def shift_metrics(path: Path) -> dict[str, Any]:
+    """What shift.nc adds to metrics.json."""
+    found: dict[str, Any] = {"shift": [], "ood": []}
+    if (levels := netcdf.read_group(path, "shift")) is not None:
+        rows = levels.reset_coords()
+        found["shift"] = [
+            {name: rows[name].values[at].item() for name in ("kind", "severity", *levels)}
+            for at in range(rows.sizes["condition"])
+        ]
+    if (ood := netcdf.read_group(path, "ood")) is not None:
+        found["ood"] = [
+            {
+                "set": str(name),
+                "score": str(score),
+                **{key: float(ood[key].sel(set=name, score=score)) for key in ("auroc", "fpr95")},
+            }
+            for name in ood["set"].values
+            for score in ood["score"].values
+        ]
+    if (temperature := netcdf.read_group(path, "temperature")) is not None:
+        found["temperature"] = {name: value.item() for name, value in temperature.items()}
+    return found
+
+
+def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
+    """The predictive's error by the number of draws, as a figure and as rows for metrics.json."""
+    drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
+    assert drawn is not None
+    assert labels is not None
+    rows = convergence(
+        torch.from_numpy(drawn["probs"].values[0]),
+        torch.from_numpy(labels["y"].values)[drawn["obs_id"].values],
+        together=2 if attrs.get("sampling") == "antithetic" else 1,
+    )
+    if rows:
+        draw_convergence(rows, run.test_images.title, run.out / "figures" / "convergence.png")
+    # JSON has no NaN.
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
