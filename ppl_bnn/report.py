@@ -122,7 +122,7 @@ def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dic
     assert labels is not None
     rows = convergence(
         torch.from_numpy(drawn["probs"].values[0]),
-        torch.from_numpy(labels["y"].values)[drawn["obs_id"].values],
+        torch.from_numpy(labels["y"].values[drawn["obs_id"].values]),
         together=2 if attrs.get("sampling") == "antithetic" else 1,
     )
     if rows:

@@ -30,6 +30,7 @@ def predictive_file(path, seed=0, scale=1.5):
     found = Predictive(
         probs, torch.arange(30), log_likelihood, labels, probs.double().mean(0),
         torch.special.entr(probs).sum(-1).mean(0).double(), (probs.argmax(2) == labels).float().mean(1), 0.1,
+        probs.double().square().mean(0), torch.full((30,), 60),
     )  # fmt: skip
     pixels = torch.randint(0, 256, (30, 1, 12, 12), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
     images = Images(pixels, labels, CLASSES, "things", "test")

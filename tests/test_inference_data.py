@@ -56,6 +56,7 @@ def test_arviz_opens_every_group(results):
         "observed_data",
         "constant_data",
         "uncertainty",
+        "monte_carlo",
         "layers",
         "training",
     }
@@ -99,6 +100,8 @@ def test_sampled_labels_follow_the_probabilities(results):
             "mean_probs": torch.full((400, 3), 1 / 3),
             "mean_entropy": torch.zeros(400),
             "accuracies": torch.zeros(50),
+            "mean_squares": torch.full((400, 3), 1 / 9),
+            "draws": torch.full((400,), 50),
         }
     )
     some = Images(images.pixels[:1].expand(400, -1, -1, -1), many.labels, ("a", "b", "c"), "x", "test")

@@ -167,11 +167,11 @@ def test_the_method_is_chosen_by_random_numbers():
 @pytest.mark.parametrize("method", ["draws", "layerwise"])
 def test_antithetic_pairs_are_mirror_images_and_average_better(method):
     net, guide = dense(0.1)
-    linear = bayesian(nn.Linear(5, 3))
+    linear = bayesian(nn.Sequential(nn.Linear(5, 3)))
     linear_guide = MeanFieldNormal(Classifier(linear, 30), X[:1], Y[:1], init_loc=1.0)
     pair = list(draw_logits(linear, linear_guide, X, num_samples=2, method=method, sampling="antithetic"))
     with torch.no_grad():
-        mean = X @ linear_guide.loc_scale("weight")[0].T + linear.bias
+        mean = X @ linear_guide.loc_scale("0.weight")[0].T + linear[0].bias
     torch.testing.assert_close((pair[0] + pair[1]) / 2, mean, rtol=1e-4, atol=1e-4)
     independent, antithetic = (
         predict(net, guide, X, Y, num_samples=1200, method=method, sampling=sampling, progress=False)
@@ -185,7 +185,8 @@ def test_antithetic_pairs_are_mirror_images_and_average_better(method):
     spread = runs.softmax(-1).unflatten(0, (30, 40)).mean(1).std(0)
     ratio = (spread * math.sqrt(40 / 1200) / antithetic.mc_error)[antithetic.mc_error > 1e-4]
     assert 0.8 < ratio.median() < 1.25
-    assert (antithetic.mc_error / independent.mc_error).square().median() < 0.5
+    noisy = independent.mc_error > 1e-4
+    assert (antithetic.mc_error / independent.mc_error)[noisy].square().median() < 0.5
 
 
 @pytest.mark.parametrize("sampling", ["independent", "antithetic"])
