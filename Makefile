@@ -10,7 +10,7 @@ run: $(VENV)/installed
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

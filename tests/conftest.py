@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
-import pyro
-import pytest
-import torch
+# Workers side by side share the cores: threads of each would wait for the others'.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ppl_bnn.data import Images, load
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from ppl_bnn.data import Images, load  # noqa: E402
 
 DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
 

@@ -201,7 +201,10 @@ def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
         (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, groups, local"]),
         (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
         (["--guide.init_loc", "xavier"], ["guide.init_loc must be a finite number or 'he'"]),
-        (["--stages", "train,dance"], ["unknown stage 'dance'", "summary, train, posterior, predict, prune, report"]),
+        (
+            ["--stages", "train,dance"],
+            ["unknown stage 'dance'", "summary, train, posterior, predict, shift, prune, report"],
+        ),
         (["--device", "tpu9"], ["device 'tpu9' cannot be used"]),
         (["--stages", "predict"], ["no checkpoint", "run the train stage first"]),
         (["--stages", "report"], ["no checkpoint", "run the train stage first"]),
@@ -409,7 +412,11 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
         subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
         for group in ("posterior_predictive", "log_likelihood", "uncertainty", "monte_carlo", "sample_stats"):
             one, other = (netcdf.read_group(path / "predictive.nc", group) for path in (out, tmp_path / "whole"))
-            assert one.identical(other), group
+            # Kept probabilities are stored in steps of 1/65534, and what is made of them again with them.
+            made_again = [name for name in ("std_probs", "interval") if name in one]
+            assert one.drop_vars(made_again).identical(other.drop_vars(made_again)), group
+            for name in made_again:
+                np.testing.assert_allclose(one[name], other[name], atol=1.6e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
