@@ -7,11 +7,11 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pyro  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pyro
+import pytest
+import torch
 
-from ppl_bnn.data import Images, load  # noqa: E402
+from ppl_bnn.data import Images, load
 
 DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
 
