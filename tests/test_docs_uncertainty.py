@@ -58,10 +58,13 @@ def results(tmp_path_factory):
     return folder
 
 
-# ArviZ 0.23 announces its refactoring and calls matplotlib 3.11 in a way that is to go in 3.13. LOO warns of its k: the
-# page says why.
+# ArviZ 0.23 announces its refactoring and calls matplotlib 3.11 and pandas 3.1 in ways that are to go. LOO warns of its
+# k: the page says why.
 @pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::matplotlib.MatplotlibDeprecationWarning", "ignore:Estimated shape:UserWarning"
+    "ignore::FutureWarning",
+    "ignore::matplotlib.MatplotlibDeprecationWarning",
+    "ignore:The inplace keyword:DeprecationWarning",
+    "ignore:Estimated shape:UserWarning",
 )
 @pytest.mark.skipif(not hasattr(az, "InferenceData"), reason="ArviZ 1.x is installed, and this is of 0.23")
 def test_the_page_runs(results, monkeypatch, capsys):
