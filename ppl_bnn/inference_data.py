@@ -248,11 +248,13 @@ def load(path: Path) -> Any:
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
 
-    A narrow peak where all the values are equal, or too close to each other for its grid.
+    A narrow peak at their mean where all or most of the values are equal, or too close to each other for its grid.
     """
     if np.ptp(values) >= 1e-6:
-        grid, pdf = _kde(values)
-        if pdf.max() > 0:
+        # Where most values are equal, ArviZ's bandwidth is 0.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            grid, pdf = _kde(values)
+        if np.isfinite(pdf).all() and pdf.max() > 0:
             return grid, pdf
     return values.mean() + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
 

@@ -96,6 +96,16 @@ def test_figure_4_and_5_for_one_run_and_two(tmp_path):
     assert len(draw_predictive_figures(tmp_path / "a.nc", tmp_path)) == 3
 
 
+@pytest.mark.parametrize(
+    "values", [[0.3] * 5, [0.9] * 4 + [0.1], [0.5, 0.5, 0.5, 0.500002], [1.0] * 50 + [1 - 2e-6], [0.1, 0.2, 0.7]]
+)
+def test_a_density_of_few_or_equal_values_is_finite(values):
+    grid, height = inference_data.density(np.array(values))
+    assert np.isfinite(grid).all()
+    assert np.isfinite(height).all()
+    assert height.max() > 0
+
+
 def test_refusals(tmp_path):
     predictive_file(tmp_path / "a.nc")
     groups = netcdf.groups_of(inference_data.load(tmp_path / "a.nc"))
