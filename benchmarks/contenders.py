@@ -114,19 +114,11 @@ def tyxe_flipout(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_form
     """TyXe's own `fit` in its flipout context; batch norm is no part of the prior, biases must be, for its flipout."""
     import tyxe
 
-    class Guide(tyxe.guides.AutoNormal):
-        # TyXe 0.0.2 reads these by pyro.util.deep_getattr, which Pyro 1.9 no longer has.
-        def get_loc(self, site_name: str) -> Tensor:
-            return attrgetter(f"{site_name}.loc")(self)
-
-        def get_scale(self, site_name: str) -> Tensor:
-            return attrgetter(f"{site_name}.scale")(self)
-
     normal = pyro.distributions.Normal(0.0, 1.0)
     prior = tyxe.priors.IIDPrior(normal, expose_all=False, hide_module_types=(nn.BatchNorm2d,))
     likelihood = tyxe.likelihoods.Categorical(NUM_DATA)
     loc = tyxe.guides.PretrainedInitializer.from_net(net)
-    bnn = tyxe.VariationalBNN(net, prior, likelihood, partial(Guide, init_loc_fn=loc, init_scale=1.2e-4))
+    bnn = tyxe.VariationalBNN(net, prior, likelihood, partial(tyxe_guide(), init_loc_fn=loc, init_scale=1.2e-4))
     optimizer = pyro.optim.Adam({"lr": 1e-4, "fused": True})
     parameters: dict = {"params": {}, "constraints": {}}
 
@@ -135,6 +127,21 @@ def tyxe_flipout(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_form
             bnn.fit([(x, y)], optimizer, num_epochs=1)
 
     return Contender(step, lambda: sum(map(_bytes, optimizer.optim_objs.values())))
+
+
+def tyxe_guide() -> Any:
+    """TyXe's Normal guide, for Pyro 1.9."""
+    import tyxe
+
+    class Guide(tyxe.guides.AutoNormal):
+        # TyXe 0.0.2 reads these by pyro.util.deep_getattr, which Pyro 1.9 no longer has.
+        def get_loc(self, site_name: str) -> Tensor:
+            return attrgetter(f"{site_name}.loc")(self)
+
+        def get_scale(self, site_name: str) -> Tensor:
+            return attrgetter(f"{site_name}.scale")(self)
+
+    return Guide
 
 
 def tensorflow_probability(

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from contenders import NUM_DATA, package, why_absent
+from contenders import NUM_DATA, package, tyxe_guide, why_absent
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
 from ppl_bnn.draws import coherent, default_batch, laid_out
 from ppl_bnn.layerwise import layerwise
@@ -161,7 +161,7 @@ def tyxe(net: nn.Module, x: Tensor) -> Callable[[int], object]:
 
     normal = pyro.distributions.Normal(0.0, 1.0)
     prior = tyxe.priors.IIDPrior(normal, expose_all=False, hide_module_types=(nn.BatchNorm2d,))
-    guide = partial(tyxe.guides.AutoNormal, init_scale=0.01)
+    guide = partial(tyxe_guide(), init_scale=0.01)
     bnn = tyxe.VariationalBNN(net, prior, tyxe.likelihoods.Categorical(NUM_DATA), guide)
 
     def run(draws: int) -> Tensor:
