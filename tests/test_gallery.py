@@ -11,7 +11,7 @@ import torch
 
 from ppl_bnn import Images, inference_data, netcdf
 from ppl_bnn.files import FileError
-from ppl_bnn.gallery import write_gallery
+from ppl_bnn.gallery import _ridge, write_gallery
 from ppl_bnn.plots_predictive import compare_densities, density_by_class, density_by_draws, draw_predictive_figures
 from ppl_bnn.predictive import Predictive
 
@@ -45,6 +45,14 @@ def test_each_image_has_the_spread_of_its_draws(tmp_path):
     np.testing.assert_allclose(group["std_probs"], probs.std(0), atol=1e-6)
     np.testing.assert_allclose(group["interval"].sel(quantile=0.05), np.quantile(probs, 0.05, axis=0), atol=1e-6)
     np.testing.assert_allclose(group["interval"].sel(quantile=0.95), np.quantile(probs, 0.95, axis=0), atol=1e-6)
+
+
+def test_a_narrow_density_keeps_its_peak():
+    values = np.random.default_rng(0).normal(0.4216, 2e-4, 200)
+    rows = _ridge("frog", values, 0, "#888")
+    assert "nan" not in rows
+    heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', rows)[1].split()]
+    assert min(heights) == pytest.approx(7.0)
 
 
 def test_the_gallery_loads_nothing_and_holds_every_image(tmp_path):
