@@ -119,7 +119,7 @@ def _links(rows: xr.Dataset) -> Figure:
         axes.errorbar(
             series["mbit"], middle, (middle - low, high - middle), fmt="_", capsize=4, color=line.get_color(), alpha=0.6
         )
-    axes.set(xlabel="Mbit/s", ylabel="seconds a step", xscale="log")
+    axes.set(xlabel="Mbit/s", ylabel="seconds a step", xscale="log", yscale="log")
     axes.legend(frameon=False, fontsize="small")
     return figure
 

@@ -69,7 +69,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     out = run_folder / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "log.csv", "checkpoints", "posterior.json", "predictive.nc", "pruning.nc", "metrics.json",
-        "figures", "manifest.json",
+        "figures", "manifest.json", "performance.json",
     }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["run"] == "tiny"
@@ -77,7 +77,8 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert metrics["model"] == {"parameters": 538_122, "trainable": 538_122}
     assert set(metrics["train"]) == {"epochs", "seconds", "samples_per_second", "accuracy"}
     assert set(metrics["test"]) == {
-        "num_samples", "seconds", "accuracy", "nll", "ece", "brier", "adaptive_ece", "aurc",
+        "num_samples", "seconds", "accuracy", "nll", "ece", "brier", "adaptive_ece", "aurc", "method", "sampling",
+        "mean_draws",
     }  # fmt: skip
     assert metrics["test"]["accuracy"] > 0.5
     assert len(metrics["pruning"]) == 5
@@ -87,7 +88,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert [row["pruned_fraction"] for row in metrics["pruning"]] == sorted(
         row["pruned_fraction"] for row in metrics["pruning"]
     )
-    assert len(list((out / "figures").glob("*.png"))) == 12
+    assert len(list((out / "figures").glob("*.png"))) == 11
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
 
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}
