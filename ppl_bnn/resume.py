@@ -59,7 +59,8 @@ def read_predictive(path: Path) -> Predictive:
     attrs = netcdf.read_attrs(path)
 
     def tensor(group: str, name: str) -> torch.Tensor:
-        return torch.from_numpy(groups[group][name].values)  # type: ignore[index]
+        # xarray may give memory that cannot be written to.
+        return torch.from_numpy(np.require(groups[group][name].values, requirements="W"))  # type: ignore[index]
 
     return Predictive(
         probs=tensor("posterior_predictive", "probs")[0].float(),
