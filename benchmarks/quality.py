@@ -9,6 +9,7 @@ share them. The whole test set; accuracy, NLL (nats per datum), ECE, and epistem
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from ppl_bnn.training import SETTINGS
 
 METHODS = ("vi", "twin", "dropout", "ensemble")
 MEMBERS = 5
+_PROGRESS = sys.stderr.isatty()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,9 +77,20 @@ def _vi(run: dict, data: tuple[Tensor, Tensor], x: Tensor, y: Tensor, draws: int
     guide = MeanFieldNormal(model, data[0][:1], data[1][:1], **start)
     weight = kl_schedule(settings.kl_schedule, settings.kl_weight, ramp=settings.kl_ramp, cycles=settings.kl_cycles)
     began = time.process_time()
-    fit(model, guide, *data, **{name: getattr(settings, name) for name in SETTINGS}, kl_weight=weight)
+    fit(
+        model,
+        guide,
+        *data,
+        **{name: getattr(settings, name) for name in SETTINGS},
+        kl_weight=weight,
+        progress=_PROGRESS,
+    )
     seconds = time.process_time() - began
-    return predict(model.net, guide, x, y, num_samples=draws).probs.double(), settings.epochs, seconds
+    return (
+        predict(model.net, guide, x, y, num_samples=draws, progress=_PROGRESS).probs.double(),
+        settings.epochs,
+        seconds,
+    )
 
 
 def _point_estimates(
@@ -108,7 +121,17 @@ def _trained(run: dict, data: tuple[Tensor, Tensor], rate: float, *, epochs: int
         net = nn.Sequential(*layers)
     model = Classifier(net, len(data[0]))
     guide = MeanFieldNormal(model, data[0][:1], data[1][:1])
-    fit(model, guide, *data, epochs=epochs, lr=lr, lr_schedule="cosine", estimator="plain", seed=seed)
+    fit(
+        model,
+        guide,
+        *data,
+        epochs=epochs,
+        lr=lr,
+        lr_schedule="cosine",
+        estimator="plain",
+        seed=seed,
+        progress=_PROGRESS,
+    )
     return net
 
 
