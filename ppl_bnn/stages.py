@@ -148,10 +148,11 @@ def predict(run: Experiment) -> None:
     save(predictive, path)
     partial.unlink(missing_ok=True)
     found = predictive.summary()
+    how = f"{found['num_samples']} draws ({predictive.method}, {predictive.sampling}; on average "
+    how += f"{predictive.draws.double().mean():.0f})"
     log.info(
-        "predict: %d draws (%s, %s; on average %.0f) of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, "
-        "brier %.4f",
-        found["num_samples"], predictive.method, predictive.sampling, predictive.draws.double().mean(), len(x),
+        "predict: %s of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, brier %.4f",
+        "moments, no draws," if predictive.method == "moments" else how, len(x),
         found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
     )  # fmt: skip
 

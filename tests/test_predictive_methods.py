@@ -10,6 +10,7 @@ from torch import nn
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.draws import coherent
 from ppl_bnn.layerwise import layerwise
+from ppl_bnn.moments import moment_predictive
 from ppl_bnn.predictive import cheapest, draw_logits
 from ppl_bnn.stopping import is_look
 from ppl_bnn.training import Interrupted
@@ -309,3 +310,18 @@ def test_the_networks_predict_by_either_method(name):
         found = predict(net, guide, x, Y[:2], num_samples=2, method=method, progress=False)
         assert found.probs.isfinite().all()
         assert found.method == method
+
+
+def test_moments_are_a_predictive_without_draws():
+    net, guide = dense(0.1)
+    found = predict(net, guide, X, Y, num_samples=50, method="moments", keep=torch.tensor([3]), progress=False)
+    probs, entropy = moment_predictive(net, guide, X)
+    torch.testing.assert_close(found.mean_probs, probs.double())
+    torch.testing.assert_close(found.mean_entropy, entropy.double())
+    torch.testing.assert_close(found.probs, probs[None, [3]])
+    assert found.method == "moments"
+    assert found.draws.tolist() == [0] * len(X)
+    assert found.mc_error.isnan().all()
+    assert found.summary()["nll"] == pytest.approx(-probs[range(len(X)), Y].log().mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="labels must be from 0 to 2"):
+        predict(net, guide, X, Y + 3, method="moments", progress=False)
