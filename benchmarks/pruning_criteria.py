@@ -14,16 +14,10 @@ import torch
 from jsonargparse import auto_cli
 from torchmetrics.functional.classification import binary_auroc
 
-from ppl_bnn import config as configs
 from ppl_bnn import load, predict, prune
-from ppl_bnn.config import Config, DataConfig, GuideConfig, ModelConfig, PredictConfig, PruningConfig, TrainConfig
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment import opened
 from ppl_bnn.models import site_priors
 
-PARTS = {
-    "data": DataConfig, "model": ModelConfig, "guide": GuideConfig, "train": TrainConfig, "predict": PredictConfig,
-    "pruning": PruningConfig,
-}  # fmt: skip
 # Name, criterion, structure, scope.
 WAYS = (
     ("SNR", "snr", "weights", "global"),
@@ -56,12 +50,10 @@ def main(
         data_dir: where data sets are kept.
     """
     folder = Path(out) if out else Path(run) / "out"
-    saved = configs.read(folder / "config.yaml")
-    config = Config(**{name: PARTS[name](**value) if name in PARTS else value for name, value in saved.items()})
-    config.data.dir, config.data.num_test = data_dir, num_test
-    experiment = Experiment(Path(run).name, config, folder, lambda: False, False)
+    experiment = opened(folder, data_dir=data_dir)
     experiment.restored("last")
-    guide, net, (x, y) = experiment.guide, experiment.model.net, experiment.test_tensors()
+    guide, net = experiment.guide, experiment.model.net
+    x, y = (part[:num_test] for part in experiment.test_tensors())
     priors = site_priors(experiment.model, *experiment.example())
     strange = load("fashion-mnist", data_dir)[1].first(num_test)
 

@@ -6,20 +6,12 @@ python benchmarks/time_to_accuracy.py runs/cifar10-vgg16-cnn/out runs/cifar10-vg
 import argparse
 import csv
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from ppl_bnn import checkpoint, predict
-from ppl_bnn import config as configs
-from ppl_bnn.config import Config, DataConfig, GuideConfig, ModelConfig, PredictConfig, PruningConfig, TrainConfig
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment import opened
 from ppl_bnn.memory import keep_freed_memory
-
-_PARTS = {
-    "data": DataConfig, "model": ModelConfig, "guide": GuideConfig, "train": TrainConfig, "predict": PredictConfig,
-    "pruning": PruningConfig,
-}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,9 +56,7 @@ def _steps(folder: Path) -> list[dict[str, float]]:
 
 
 def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Namespace) -> list[dict[str, float]]:
-    settings = configs.read(folder / "config.yaml")
-    parts: dict[str, Any] = {name: kind(**settings.pop(name)) for name, kind in _PARTS.items()}
-    run = Experiment(folder.name, Config(**parts, **settings), folder, lambda: False, progress=False)
+    run = opened(folder)
     x, y = (part[: options.num_test] for part in run.test_tensors())
     found = []
     for path in checkpoint.saved(folder / "checkpoints")[1:]:

@@ -1,18 +1,17 @@
 """What importance sampling needs of each draw: its log likelihood of the training data, its log prior and its log q."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import pyro
 import torch
 import torch.nn.functional as F
-from pyro import poutine
 from torch import Tensor
+from torch.distributions import Distribution
 from tqdm import tqdm
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models import Classifier
-from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models import Classifier, site_priors
+from ppl_bnn.predictive import draw_logits
 from ppl_bnn.training import Interrupted
 
 
@@ -40,7 +39,7 @@ def train_log_likelihood(
     *,
     num_samples: int = 400,
     seed: int = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainLogLikelihood:
@@ -62,17 +61,17 @@ def train_log_likelihood(
         raise ValueError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
     log_likelihood = torch.empty(num_samples, len(x))
     densities = torch.empty(2, num_samples, dtype=torch.double)
-    for s in tqdm(range(num_samples), disable=not progress, unit="draw", dynamic_ncols=True):
-        with evaluating(model), pyro.get_param_store().scope():
-            draw = guide.draw(s, seed=seed)
-            network = poutine.condition(model.net, data=draw)
-            logits = torch.cat([network(batch) for batch in x.split(batch_size)])
-            priors = poutine.trace(network).get_trace(x[:1]).nodes
+    p_and_q: list[Mapping[str, Distribution]] = [
+        site_priors(model, x[:1], y[:1]),
+        {site: guide.distribution(site) for site in guide.sites},
+    ]
+    draws = draw_logits(model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size)
+    for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
         log_likelihood[s] = -F.cross_entropy(logits.float(), y, reduction="none")
-        prior = {site: priors[site]["fn"] for site in guide.sites}
-        for row, density in enumerate((prior.__getitem__, guide.distribution)):
+        draw = guide.draw(s, seed=seed)
+        for row, density in enumerate(p_and_q):
             # In double precision: the sum runs over all the weights, and only the differences between draws count.
-            densities[row, s] = sum(float(density(site).log_prob(draw[site].double())) for site in guide.sites)
+            densities[row, s] = sum(float(density[site].log_prob(draw[site].double())) for site in guide.sites)
         if should_stop() and s + 1 < num_samples:
             raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")
     return TrainLogLikelihood(log_likelihood, *densities)

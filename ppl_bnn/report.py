@@ -69,7 +69,7 @@ def report(run: Experiment) -> None:
         probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
         metrics["test"] |= reliance(probs, labels)
     if shifted.exists():
-        metrics |= shift_metrics(shifted)
+        metrics |= read_shift(shifted)
     metrics["pruning"] = []
     if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
         names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
@@ -91,7 +91,7 @@ def report(run: Experiment) -> None:
     )
 
 
-def shift_metrics(path: Path) -> dict[str, Any]:
+def read_shift(path: Path) -> dict[str, Any]:
     """What shift.nc adds to metrics.json."""
     found: dict[str, Any] = {"shift": [], "ood": []}
     if (levels := netcdf.read_group(path, "shift")) is not None:

@@ -30,7 +30,7 @@ from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.pruning import Pruned, finetune, sweep
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
-from ppl_bnn.report import report, shift_metrics
+from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
 from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.training import SETTINGS, fit
@@ -210,7 +210,7 @@ def shift(run: Experiment) -> None:
         shifted, outside, run.test_images, temperature=temperature, attrs=attrs
     )
     netcdf.save(idata, path)
-    found = shift_metrics(path)
+    found = read_shift(path)
     for row in found["shift"]:
         log.info("shift: %(kind)s %(severity)g: accuracy %(accuracy).4f, nll %(nll).4f, ece %(ece).4f", row)
     for row in found["ood"]:
