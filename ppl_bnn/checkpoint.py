@@ -90,26 +90,21 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise FileError(f"checkpoint {path} is not there; {_available(path.parent)}")
-    try:
-        path.open("rb").close()
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            text, crc32 = metadata["ppl_bnn"], int(metadata["crc32"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-        content = json.loads(text)
-    except PermissionError:
-        raise FileError(f"checkpoint {path} cannot be read: permission denied") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FileError(
-            f"checkpoint {path} is truncated or not a checkpoint ({error}); delete it to go on from the one before it"
-        ) from None
-    if crc32 != checksum(tensors, text):
-        raise FileError(
-            f"checkpoint {path} is altered: its checksum differs; delete it to go on from the one before it"
-        )
+    tensors, content = read_verified(
+        path,
+        "ppl_bnn",
+        name=f"checkpoint {path}",
+        kind="checkpoint",
+        advice="delete it to go on from the one before it",
+    )
     if content["format"] != FORMAT:
         raise FileError(f"checkpoint {path} has format {content['format']}; this version of ppl_bnn reads {FORMAT}")
-    meta = {**content["meta"], "groups": content["groups"], "priors": content.get("priors", {}), "crc32": crc32}
+    meta = {
+        **content["meta"],
+        "groups": content["groups"],
+        "priors": content.get("priors", {}),
+        "crc32": content["crc32"],
+    }
     return Checkpoint(content["step"], tensors, meta)
 
 
@@ -190,6 +185,33 @@ def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) 
     torch.set_rng_state(checkpoint.tensors[f"random.cpu{end}"])
     if f"random.cuda{end}" in checkpoint.tensors and device.type == "cuda":
         torch.cuda.set_rng_state(checkpoint.tensors[f"random.cuda{end}"], device)
+
+
+def read_verified(
+    path: Path, key: str, *, name: str, kind: str, advice: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, and the JSON under `key` in its metadata with the verified checksum (crc32).
+
+    Args:
+        name, kind, advice: for the message: what the file is called, what it should be, and what to do.
+
+    Raises:
+        FileError: it cannot be read, is truncated, altered, or of another kind.
+    """
+    try:
+        path.open("rb").close()
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            text, crc32 = metadata[key], int(metadata["crc32"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+        content = json.loads(text)
+    except PermissionError:
+        raise FileError(f"{name} cannot be read: permission denied") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FileError(f"{name} is truncated or not a {kind} ({error}); {advice}") from None
+    if crc32 != checksum(tensors, text):
+        raise FileError(f"{name} is altered: its checksum differs; {advice}")
+    return tensors, {**content, "crc32": crc32}
 
 
 def checksum(tensors: dict[str, Tensor], text: str) -> int:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppl_bnn.checkpoint import checksum
+from ppl_bnn.checkpoint import checksum, read_verified
 from ppl_bnn.files import FileError, written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 
@@ -53,18 +53,9 @@ def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> Mean
     Raises:
         FileError: missing, truncated, altered, of another kind, or of another network (naming the site and shapes).
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            text, crc32 = metadata["pruned"], int(metadata["crc32"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-        content = json.loads(text)
-    except FileNotFoundError:
-        raise FileError(f"{path} is not there; pruning.save_fraction writes one") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FileError(f"{path} is truncated or not a pruned posterior ({error}); write it again") from None
-    if crc32 != checksum(tensors, text):
-        raise FileError(f"{path} is altered: its checksum differs; write it again")
+    if not path.exists():
+        raise FileError(f"{path} is not there; pruning.save_fraction writes one")
+    tensors, content = read_verified(path, "pruned", name=str(path), kind="pruned posterior", advice="write it again")
     if content["format"] != FORMAT:
         raise FileError(f"{path} is a {content['format']!r}; this version reads {FORMAT!r}")
     sites = content["sites"]
