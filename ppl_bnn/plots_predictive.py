@@ -186,7 +186,7 @@ def risk_coverage(groups: Groups, title: str) -> Figure:
     )
     axis.set(xlabel="coverage: images kept (%)", ylabel="risk: errors among them (%)", xlim=(0, 100))
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(frameon=False, fontsize=8, loc="center left")
     return figure
 
 
