@@ -12,7 +12,8 @@ from ppl_bnn.inference_data import sweep_to_inference_data, to_inference_data
 from ppl_bnn.ivon import IVON
 from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
 from ppl_bnn.predictive import Predictive, predict
-from ppl_bnn.pruning import prune, snr, sweep
+from ppl_bnn.pruning import prune, snr
+from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.training import fit
 from ppl_bnn.version import __version__
 

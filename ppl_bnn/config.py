@@ -217,11 +217,12 @@ class PruningConfig:
         criterion: snr (|loc| / scale), kl (nats) or evidence (nats of log evidence that fixing it at zero costs).
         structure: weights, or whole units (dense units, filters) or inputs (pixels, units, channels).
         finetune_epochs: train what is left of each level for so many epochs before it is measured.
-        finetune_lr: learning rate of that (default: a tenth of train.lr).
+        finetune_lr: learning rate of that (default: train.lr).
         num_samples: Monte Carlo draws at each level.
         checkpoint: which saved step to prune: last, or a name such as step-00006000.
         seed: of the draws.
-        save_fraction: write pruned.safetensors with this share of the weights pruned (default: no such file).
+        save_fraction: write pruned.safetensors with this share of the weights pruned (default: no such file), and
+            fine-tuned where finetune_epochs is set: it is then a level of its own.
     """
 
     threshold: float | list[float] | dict[str, float] = 10.0

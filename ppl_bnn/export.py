@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 # A tensor with fewer non-zeros than this share is stored sparse: 12 bytes a non-zero instead of 4 a weight.
 SPARSE_BELOW = 1 / 3
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ppl_bnn")
 
 
 def export(
@@ -183,7 +183,9 @@ def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 bad command, settings or data."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    # The exporter under torch's tells every step of its own.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    log.setLevel(logging.INFO)
     try:
         _run(_parser().parse_args(arguments))
     except (ValueError, ArgumentError) as error:

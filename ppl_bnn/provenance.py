@@ -30,8 +30,9 @@ def inputs_of(
         # It has a file of its own.
         del inputs["settings"]["train_log_likelihood"]
     if isinstance(settings, PruningConfig):
-        # It has a file of its own.
-        del inputs["settings"]["save_fraction"]
+        if not settings.finetune_epochs:
+            # It has a file of its own; fine-tuned, it is one of the levels.
+            del inputs["settings"]["save_fraction"]
         inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
     return inputs
 

@@ -20,16 +20,17 @@ from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import write_text
 from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.manifest import manifest
-from ppl_bnn.models import render, site_priors
+from ppl_bnn.models import Classifier, render, site_priors
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.provenance import inputs_of, up_to_date
-from ppl_bnn.pruning import Pruned, finetune, sweep
+from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
+from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
 from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
@@ -238,23 +239,21 @@ def prune(run: Experiment) -> None:
         log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
         return
     state = run.restored(settings.checkpoint)
-    if settings.save_fraction is not None:
-        pruned = prune_guide(
-            run.guide, fraction=settings.save_fraction, scope=settings.scope, criterion=settings.criterion,
-            structure=settings.structure, priors=site_priors(run.model, *run.example()),
-        )  # fmt: skip
-        save_pruned(run.out / "pruned.safetensors", model=run.model, guide=pruned.guide)
-        size = (run.out / "pruned.safetensors").stat().st_size
-        log.info("prune: pruned.safetensors, %d weights, %d bytes", sum(pruned.nonzero.values()), size)
+    saved = run.out / "pruned.safetensors"
+    how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
+    how["priors"] = site_priors(run.model, *run.example())
+    save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
+    if save is not None and not tune:
+        _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
     inputs = inputs_of(run, state, settings)
-    if up_to_date(path, inputs, "prune"):
+    if (save is None or saved.exists()) and up_to_date(path, inputs, "prune"):
         return
     x, y = run.test_tensors()
     levels = sweep(
-        run.model.net, run.guide, x, y,
-        thresholds=settings.thresholds(), fractions=settings.fractions, scope=settings.scope,
-        criterion=settings.criterion, structure=settings.structure, priors=site_priors(run.model, *run.example()),
-        tuned=_finetuning(run) if settings.finetune_epochs else None,
+        run.model.net, run.guide, x, y, **how,
+        thresholds=settings.thresholds(),
+        fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
+        tuned=_finetuning(run) if tune else None,
         num_samples=settings.num_samples, seed=settings.seed, keep=_images_to_keep(run),
         progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
@@ -266,6 +265,9 @@ def prune(run: Experiment) -> None:
                     "comes after it alone",
                     100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, site,
                 )  # fmt: skip
+    if tune and save is not None:
+        level = next(level for level in levels if level.fraction == save)
+        _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
     idata = inference_data.sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
@@ -278,11 +280,17 @@ def prune(run: Experiment) -> None:
         )  # fmt: skip
 
 
+def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
+    save_pruned(path, model=model, guide=pruned.guide)
+    count = sum(pruned.nonzero.values())
+    log.info("prune: %s, %d weights, %d bytes", path.name, count, path.stat().st_size)
+
+
 def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
     train, settings = run.config.train, run.config.pruning
     x, y = run.train_tensors()
     how = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
-    how |= {"lr": settings.finetune_lr or 0.1 * train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0}
+    how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0}
 
     def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
         log.info("prune: fine-tuning what %.4g%% pruned left", 100 * pruned.fraction)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, prune
 from ppl_bnn.export import export, main
+from ppl_bnn.models.resnet import Block
 from ppl_bnn.moments import moment_predictive
 from ppl_bnn.predictive import draw_logits
 from ppl_bnn.run import main as run
@@ -47,6 +48,20 @@ def test_frozen_draws_of_a_pruned_posterior(posterior, tmp_path):
     graph = onnx.load(tmp_path / "pruned.onnx").graph
     assert sum(tensor.values.dims[0] for tensor in graph.sparse_initializer) == 3 * sum(found.nonzero.values())
     assert str(ROOT) not in (tmp_path / "pruned.onnx").read_bytes().decode(errors="replace")
+
+
+def test_a_residual_block_with_batch_norm(tmp_path):
+    net = nn.Sequential(Block(2, 4, stride=2), nn.AvgPool2d(5), nn.Flatten(), nn.Linear(4, 3))
+    for norm in (net[0].norm1, net[0].norm2):
+        for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor.add_(torch.rand_like(tensor))
+    net = bayesian(net).eval()
+    guide = MeanFieldNormal(Classifier(net, 6), X[:1], torch.zeros(1).long(), init_loc="he", init_scale=0.2)
+    export(tmp_path / "block.onnx", net, guide, X[:2], num_samples=3, each_draw=True)
+    _, each = run_file(tmp_path / "block.onnx", X)
+    expected = torch.stack(list(draw_logits(net, guide, X, num_samples=3))).softmax(-1)
+    assert float((expected[0] - expected[1]).abs().max()) > 0.01
+    torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
 
 
 def test_the_moments_without_torch(posterior, tmp_path):
@@ -92,7 +107,9 @@ def test_a_run_is_exported_and_the_example_predicts_with_it(tmp_path, data_dir, 
     out, data = tmp_path / "out", str(data_dir)
     arguments = ["--data.dir", data, "--data.num_train", "200", "--data.num_test", "20", "--train.epochs", "1"]
     assert run([str(ROOT / "runs" / "mnist-fc"), "--stages", "train", "--out", str(out), "--quiet", *arguments]) == 0
+    capsys.readouterr()
     assert main([str(out), "--draws", "2", "--fraction", "0.9"]) == 0
+    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["export:"]
     images = next(data_dir.glob("mnist/**/t10k-images*ubyte"))
     command = [sys.executable, ROOT / "examples" / "predict_onnx.py", out / "predictive.onnx", images]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -7,11 +7,13 @@ import torch
 from test_distributed import Ranks
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, draws, metrics, predict, prune
 from ppl_bnn.draws import coherent
 from ppl_bnn.layerwise import layerwise
+from ppl_bnn.models.plain import plain
 from ppl_bnn.moments import moment_predictive
 from ppl_bnn.predictive import cheapest, draw_logits
+from ppl_bnn.pruning.fastest import choose_layers
 from ppl_bnn.stopping import is_look
 from ppl_bnn.training import Interrupted
 
@@ -93,6 +95,27 @@ def residual():
     torch.manual_seed(0)
     net = bayesian(Residual()).eval()
     return net, MeanFieldNormal(Classifier(net, 30), X[:1], Y[:1], init_scale=0.5), X
+
+
+@pytest.mark.parametrize("make", [lambda: (*dense(bayesian_bias=True), X), convolutional])
+def test_a_pruned_guides_draws_are_the_same_in_its_compact_network(make, monkeypatch):
+    net, guide, x = make()
+    pruned = prune(guide, fraction=0.7).guide
+    tried = []
+    monkeypatch.setattr(draws, "choose_layers", lambda small, x: tried.append(choose_layers(small, x)))
+    monkeypatch.setattr(draws, "_WAIT", 0.0)
+    blocks = coherent(net, pruned, x, seed=4, batch_size=4)
+    for index, expected in enumerate(by_pyro(net, pruned, x, 4, seed=4)):
+        torch.testing.assert_close(blocks.logits(index, 1.0)[0], expected, rtol=1e-4, atol=1e-5)
+        assert len(tried) == 1
+    network = plain(net)
+    by_compact = draws.compact_passes(network, pruned, draws.laid_out(network, x), 4)
+    mirrored = draws.placed(network, pruned)
+    for index in range(2):
+        mirrored((site, -noise) for site, noise in pruned.noise(index, seed=4))
+        torch.testing.assert_close(by_compact(), blocks.logits(index, -1.0)[0], rtol=1e-4, atol=1e-5)
+    coherent(net, guide, x).logits(0, 1.0)
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize(

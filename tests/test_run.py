@@ -15,7 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ppl_bnn import checkpoint, netcdf
+from ppl_bnn import checkpoint, netcdf, predict, stages
+from ppl_bnn.experiment import opened
+from ppl_bnn.pruning import finetune
+from ppl_bnn.pruning.storage import load_pruned
 from ppl_bnn.run import main
 
 ROOT = Path(__file__).parent.parent
@@ -367,6 +370,37 @@ def test_criteria_structures_and_finetuning_from_the_command_line(call, run_fold
     tuned = netcdf.read_group(run_folder / "out" / "pruning.nc", "pruning")
     assert tuned["accuracy"].values[tuned["pruned_fraction"].values > 0.85].max() > plain["accuracy"].values[-2]
     assert {path.name for path in (run_folder / "out" / "figures").iterdir()} >= {"pruning.png", "pruning_answers.png"}
+
+
+def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run_folder, monkeypatch):
+    call("--stages", "train")
+    tuned = []
+    monkeypatch.setattr(
+        stages, "finetune", lambda *args, **settings: tuned.append(args[1].fraction) or finetune(*args, **settings)
+    )
+    choice = ["--pruning.finetune_epochs", 1, "--pruning.save_fraction", "0.9", "--pruning.threshold", "0"]
+    assert call("--stages", "prune", *choice)[0] == 0
+    assert tuned == pytest.approx([0.5, 0.9], abs=1e-5)
+    out = run_folder / "out"
+    run = opened(out)
+    run.restored("last")
+    untouched = {name: value.clone() for name, value in run.model.state_dict().items()}
+    guide = load_pruned(out / "pruned.safetensors", model=run.model, guide=run.guide)
+    assert any(not torch.equal(value, untouched[name]) for name, value in run.model.state_dict().items())
+    x, y = run.test_tensors()
+    found = predict(run.model.net, guide, x, y, num_samples=3, method="draws", progress=False)
+    there = netcdf.read_group(out / "pruning.nc", "pruning")
+    torch.testing.assert_close(
+        found.mean_probs.float(), torch.from_numpy(there["mean_probs"].values[-1]).float(), rtol=0, atol=1e-4
+    )
+    call("--stages", "prune", *choice)
+    assert len(tuned) == 2
+    (out / "pruned.safetensors").unlink()
+    call("--stages", "prune", *choice)
+    assert len(tuned) == 4
+    choice[3] = "0.8"
+    call("--stages", "prune", *choice)
+    assert tuned[4:] == pytest.approx([0.5, 0.8, 0.9], abs=1e-5)
 
 
 def test_a_full_disk_costs_nothing_that_was_there(run_folder):

@@ -1,11 +1,13 @@
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
+from ppl_bnn.checkpoint import read_verified
 from ppl_bnn.files import FileError
 from ppl_bnn.pruning.storage import load_pruned, save_pruned
 
@@ -67,6 +69,15 @@ def test_a_truncated_altered_or_foreign_file_is_one_clear_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(FileError, match="not there"):
         load_pruned(tmp_path / "q", model=model, guide=guide)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_what_is_read_lies_in_the_mapped_file_and_is_not_copied(tmp_path):
+    saved(tmp_path)
+    tensors, _ = read_verified(tmp_path / "p", "pruned", name="p", kind="pruned posterior", advice="")
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(tmp_path / "p"))]
+    first, last = (int(end, 16) for end in lines[0].split()[0].split("-"))
+    assert all(first <= value.data_ptr() < last for value in tensors.values())
 
 
 def test_another_network_is_refused_by_site_and_shapes(tmp_path):

@@ -4,6 +4,5 @@ from ppl_bnn.pruning.criteria import scores
 from ppl_bnn.pruning.finetune import finetune
 from ppl_bnn.pruning.prune import Pruned, prune
 from ppl_bnn.pruning.snr import snr, snr_histogram
-from ppl_bnn.pruning.sweep import Level, sweep
 
-__all__ = ["Level", "Pruned", "finetune", "prune", "scores", "snr", "snr_histogram", "sweep"]
+__all__ = ["Pruned", "finetune", "prune", "scores", "snr", "snr_histogram"]

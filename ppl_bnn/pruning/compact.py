@@ -1,7 +1,6 @@
 """A pruned network made smaller: units, filters and pixels that do not matter are gone, its outputs are the same."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,14 +78,13 @@ class CompactNetwork:
         torch.addcmul(self.loc, self.scale, noise, out=self.weights)
         self.refresh()
 
-    def set_weights(self, plain: PlainNetwork, draw: Mapping[str, Tensor]) -> None:
-        """Set the weights to a draw of the guide, {site: [*shape]}."""
+    def set_weights(self, plain: PlainNetwork) -> None:
+        """Set the weights to those that the plain network, of which this is the smaller form, has now."""
         for layer in self.layers:
             entries, parts = layer.entries, []
             for name, index in (("weight", entries.source), ("bias", entries.bias_source)):
                 if len(index):
-                    value = draw[f"{layer.path}.{name}"]
-                    parts.append(plain.place(f"{layer.path}.{name}", value, value)[0].flatten()[index])
+                    parts.append(plain.parameter(f"{layer.path}.{name}").flatten()[index])
             if parts:
                 torch.cat(parts, out=self.weights[layer.start : layer.shifts.stop])
         self.refresh()

@@ -14,10 +14,17 @@ from ppl_bnn.pruning.prune import Pruned, Threshold, prune
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a sweep: what was pruned, and the predictive of what is left."""
+    """One level of a sweep: what was pruned, and the predictive of what is left.
+
+    Attributes:
+        net: what predicted: the network that was passed in, or the fine-tuned one.
+        fraction: that was asked for; None where it was a threshold.
+    """
 
     pruned: Pruned
     predictive: Predictive
+    net: nn.Module
+    fraction: float | None = None
 
 
 def sweep(
@@ -54,16 +61,17 @@ def sweep(
         Interrupted: `should_stop` said so.
     """
     how: dict[str, Any] = {"criterion": criterion, "structure": structure, "priors": priors}
-    levels = [prune(guide, threshold=threshold, **how) for threshold in thresholds]
-    levels += [prune(guide, fraction=fraction, scope=scope, **how) for fraction in fractions]
+    levels: list[tuple[Pruned, float | None]]
+    levels = [(prune(guide, threshold=threshold, **how), None) for threshold in thresholds]
+    levels += [(prune(guide, fraction=fraction, scope=scope, **how), fraction) for fraction in fractions]
     if not levels:
         raise ValueError("a pruning sweep needs at least one threshold or fraction")
     found = []
-    for level in sorted(levels, key=lambda level: level.fraction):
-        own_net, tuned_level = tuned(level) if tuned is not None and level.fraction > 0 else (net, level)
+    for level, fraction in sorted(levels, key=lambda level: level[0].fraction):
+        own_net, level = tuned(level) if tuned is not None and level.fraction > 0 else (net, level)
         predictive = predict(
             own_net,
-            tuned_level.guide,
+            level.guide,
             x,
             y,
             num_samples=num_samples,
@@ -73,5 +81,5 @@ def sweep(
             progress=progress,
             should_stop=should_stop,
         )
-        found.append(Level(tuned_level, predictive))
+        found.append(Level(level, predictive, own_net, fraction))
     return found
