@@ -14,6 +14,7 @@ from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
 from ppl_bnn.predictive import Predictive, predict
 from ppl_bnn.pruning import prune, snr
 from ppl_bnn.pruning.sweep import sweep
+from ppl_bnn.serving import predictor
 from ppl_bnn.training import fit
 from ppl_bnn.version import __version__
 
@@ -36,6 +37,7 @@ __all__ = [
     "kl_schedule",
     "load",
     "predict",
+    "predictor",
     "prune",
     "snr",
     "sweep",

@@ -151,7 +151,7 @@ class PredictConfig:
         method: draws (each is one network), layerwise (pre-activations of dense layers), moments (an approximation
             without draws: epistemic uncertainty comes out too small) or auto (of the first two, the one that needs
             fewer random numbers).
-        sampling: independent, or antithetic (mirrored pairs).
+        sampling: independent, antithetic (mirrored pairs) or sobol (quasi-random, with the method layerwise).
         tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
             (default: the same number of draws for all).
         checkpoint: which saved step to use: last, or a name such as step-00006000.
@@ -326,6 +326,10 @@ def check(config: Config) -> None:
         raise ValueError(f"guide.init_loc must be a finite number or 'he', got {guide.init_loc!r}")
     if config.predict.sampling == "antithetic" and config.predict.num_samples % 2:
         raise ValueError(f"predict.num_samples must be even for antithetic pairs, got {config.predict.num_samples}")
+    if config.predict.sampling == "sobol" and (
+        config.predict.method == "draws" or config.predict.tolerance is not None
+    ):
+        raise ValueError("predict.sampling sobol goes with predict.method layerwise and without predict.tolerance")
     if config.predict.tolerance is not None and not 0 < config.predict.tolerance < 1:
         raise ValueError(f"predict.tolerance must be above 0 and below 1, got {config.predict.tolerance}")
     if not config.pruning.thresholds() and not config.pruning.fractions:

@@ -33,7 +33,13 @@ class Blocks(NamedTuple):
 
 
 def coherent(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, seed: int = 0, batch_size: int | None = None
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    network: PlainNetwork | None = None,
 ) -> Blocks:
     """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
 
@@ -43,13 +49,14 @@ def coherent(
 
     Args:
         batch_size: examples a forward pass; unless given, 200 where there are convolutions, else 2000.
+        network: ``plain(net)``, where it is there already.
     """
     try:
-        network = plain(net)
+        network = network or plain(net)
     except NotTraceable:
         return Blocks(1, _by_pyro(net, guide, x, seed, batch_size or 200))
     x = laid_out(network, x)
-    with_noise = placed(network, guide)
+    with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
     waiting = not x.is_cuda and any(bool((guide.loc_scale(site)[1] == 0).any()) for site in guide.sites)
@@ -96,10 +103,10 @@ def compact_passes(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, lim
     return run
 
 
-def placed(network: PlainNetwork, guide: MeanFieldNormal) -> Callable[[Noise], fx.GraphModule]:
+def placed(network: PlainNetwork, guide: MeanFieldNormal, sites: Iterable[str]) -> Callable[[Noise], fx.GraphModule]:
     """A function from noise, (site, [*shape]) each, to the plain network with weights loc + scale * noise."""
     where = {}
-    for site in guide.sites:
+    for site in sites:
         with torch.no_grad():
             loc, scale = network.place(site, *guide.loc_scale(site))
         if site in network.folded:

@@ -6,23 +6,36 @@ random number a unit and example, where weights take one each. Draw s is then no
 independently of each other.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from ppl_bnn.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.sobol import sobol_normals_by_image
 
 # As many rows of activations at once as stay in the caches, and no more draws than a small request can use.
-_ROWS, _DRAWS = 2000, 200
+_ROWS, _DRAWS = 2000, 400
+
+# Block number -> the noise of each shared site [*shape] and of each dense layer [size, N, out].
+Numbers = Callable[[int], dict[str, Tensor]]
 
 
 def layerwise(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, seed: int = 0, batch_size: int | None = None
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    network: PlainNetwork | None = None,
+    sobol: bool = False,
 ) -> Blocks:
     """Blocks of draws whose dense layers are drawn by pre-activation, the same for the same (seed, block, x).
 
@@ -30,37 +43,65 @@ def layerwise(
     are random convolutions too, their weights are drawn once a draw for all examples, and only the dense layers
     behind them as said; blocks are then of one draw.
 
+    Args:
+        batch_size: examples a forward pass.
+        network: ``plain(net)``, where it is there already.
+        sobol: noise from the points of `ppl_bnn.sobol` in place of independent numbers.
+
     Raises:
-        ValueError: no random layer is dense with one vector an example, or the network cannot be traced.
+        ValueError: no random layer is dense with one vector an example, the network cannot be traced, or it has more
+            units than Sobol points have dimensions.
+    """
+    return prepared(net, guide, x, network=network, sobol=sobol)(x, seed, batch_size)
+
+
+def prepared(
+    net: nn.Module, guide: MeanFieldNormal, like: Tensor, *, network: PlainNetwork | None = None, sobol: bool = False
+) -> Callable[..., Blocks]:
+    """Return `layerwise` as a function of x, of the shape of `like` but for N, seed and batch size: the rest is done.
+
+    A fourth argument may wrap the function from block number to noise, to keep noise from one call to the next.
     """
     try:
-        network = plain(net)
+        traced = network or plain(net)
     except NotTraceable as error:
         raise ValueError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
-    x = laid_out(network, x)
-    dense = dense_layers(network, guide, x)
+    dense = dense_layers(traced, guide, like)
     if not dense:
         raise ValueError("the method layerwise needs a dense random layer, and there is none; use the method draws")
     shared = [site for site in guide.sites if site.rpartition(".")[0] not in dense]
-    size = 1 if shared else max(1, min(_DRAWS, _ROWS // len(x)))
-    limit = batch_size or (default_batch(network) if shared else _ROWS)
-    with_noise = placed(network, guide)
-    normals = {path: _normal(network, guide, path) for path in dense}
+    with_noise = placed(traced, guide, shared)
+    normals = {path: _normal(traced, guide, path) for path in dense}
     layers = {site.rpartition(".")[0] for site in guide.sites}
-    parts = [_start(network.net, layers, normals, part, size) for part in x.split(limit)]
 
-    def logits(block: int, sign: float) -> Tensor:
-        generator = torch.Generator(x.device).manual_seed(draw_seed(seed, block))
+    def blocks(
+        x: Tensor, seed: int, batch_size: int | None, wrap: Callable[[Numbers], Numbers] = lambda numbers: numbers
+    ) -> Blocks:
+        x = laid_out(traced, x)
+        size = 1 if shared else max(1, min(_DRAWS, _ROWS // len(x)))
+        shapes = {site: traced.parameter(site).shape for site in shared}
+        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in normals.items()}
+        numbers = wrap((_sobol if sobol else _independent)(shapes, seed, len(shared), x))
+        limit = batch_size or (default_batch(traced) if shared else _ROWS)
+        parts = [_start(traced.net, layers, normals, part, size) for part in x.split(limit)]
 
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device).mul_(sign)
+        def logits(block: int, sign: float) -> Tensor:
+            noise = numbers(block)
+            if sign != 1:
+                noise = {name: sign * values for name, values in noise.items()}
+            module = with_noise((site, noise[site]) for site in shared)
+            with torch.inference_mode():
+                found = [
+                    _Sampling(module, normals, moments, {path: noise[path][:, first : first + limit] for path in dense})
+                    .run(initial_env=dict(env))
+                    .unflatten(0, (size, -1))
+                    for first, (env, moments) in zip(range(0, len(x), limit), parts, strict=True)
+                ]
+                return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-        module = with_noise((site, noise(network.parameter(site))) for site in shared)
-        with torch.inference_mode():
-            found = [_Sampling(module, normals, moments, noise).run(initial_env=dict(env)) for env, moments in parts]
-            return torch.cat([part.view(size, -1, part.shape[-1]) for part in found], 1)
+        return Blocks(size, logits)
 
-    return Blocks(size, logits)
+    return blocks
 
 
 def fewer_numbers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> bool:
@@ -74,18 +115,57 @@ def dense_layers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> li
     """Paths of the random dense layers that see each example once, as one vector."""
     # With two examples: a layer whose input has other rows shares its weights among parts of an example.
     two = torch.cat([x[:1], x[:1]])
-    with torch.inference_mode():
-        ShapeProp(network.net).propagate(two)
     random = {site.rpartition(".")[0] for site in guide.sites}
     shapes: dict[str, list[torch.Size]] = {}
-    for node in network.net.graph.nodes:
-        if node.target in random and isinstance(network.net.get_submodule(node.target), nn.Linear):
-            shapes.setdefault(node.target, []).append(node.args[0].meta["tensor_meta"].shape)
+
+    def shape_seen(path: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes.setdefault(path, []).append(inputs[0].shape)
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(shape_seen, path))
+        for path, layer in network.net.named_modules()
+        if path in random and isinstance(layer, nn.Linear)
+    ]
+    with torch.inference_mode():
+        network.net(two)
+    for hook in hooks:
+        hook.remove()
     return [path for path, found in shapes.items() if len(found) == 1 and len(found[0]) == 2 and found[0][0] == 2]
 
 
+def _independent(shapes: dict[str, torch.Size], seed: int, shared: int, x: Tensor) -> Numbers:
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    generator = torch.Generator(x.device)
+
+    def numbers(block: int) -> dict[str, Tensor]:
+        generator.manual_seed(draw_seed(seed, block))
+        # All at once: between serial stretches the other threads would fall asleep.
+        flat = torch.randn(sum(sizes), generator=generator, dtype=x.dtype, device=x.device)
+        return {name: part.view(shapes[name]) for name, part in zip(shapes, flat.split(sizes), strict=True)}
+
+    return numbers
+
+
+def _sobol(shapes: dict[str, torch.Size], seed: int, shared: int, x: Tensor) -> Numbers:
+    by_draw = {name: math.prod(shape) for name, shape in list(shapes.items())[:shared]}
+    by_image = {name: shape[2] for name, shape in list(shapes.items())[shared:]}
+    size = next(reversed(shapes.values()))[0]
+    points = sobol_normals_by_image(
+        sum(by_draw.values()), sum(by_image.values()), len(x), seed=seed, what="weights and units"
+    )
+
+    def numbers(block: int) -> dict[str, Tensor]:
+        both = points(block * size, size)
+        found: dict[str, Tensor] = {}
+        for part, sizes in zip(both, (by_draw, by_image), strict=True):
+            found |= dict(zip(sizes, part.to(x).split(list(sizes.values()), -1), strict=True))
+        return {name: values.reshape(shapes[name]) for name, values in found.items()}
+
+    return numbers
+
+
 class _Normal(NamedTuple):
-    """A dense layer's weights and bias, [in, out] and [out], as mean and variance."""
+    """A dense layer's weights and bias, [out, in] and [out], as mean and variance."""
 
     loc: Tensor
     variance: Tensor
@@ -94,9 +174,8 @@ class _Normal(NamedTuple):
 
     def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [N, out] of the pre-activations of h [N, in]."""
-        variance = torch.addmm(self.bias_variance, h.square(), self.variance)
-        # Rounding alone could take a variance of 0 below it.
-        return torch.addmm(self.bias, h, self.loc), variance.clamp_min_(0).sqrt_()
+        # A sum of products of numbers from 0 up: its root is always a number.
+        return F.linear(h, self.loc, self.bias), F.linear(h.square(), self.variance, self.bias_variance).sqrt_()
 
 
 @torch.no_grad()
@@ -110,13 +189,13 @@ def _normal(network: PlainNetwork, guide: MeanFieldNormal, path: str) -> _Normal
         random = site in guide.sites
         both += network.place(site, *guide.loc_scale(site)) if random else (values, torch.zeros_like(values))
     loc, scale, bias, bias_scale = both
-    return _Normal(loc.T.contiguous(), scale.square().T.contiguous(), bias, bias_scale.square())
+    return _Normal(loc, scale.square(), bias, bias_scale.square())
 
 
 def _start(
     module: fx.GraphModule, random: set[str], normals: dict[str, _Normal], x: Tensor, size: int
 ) -> tuple[dict[fx.Node, Tensor | None], dict[str, tuple[Tensor, Tensor]]]:
-    """What does not depend on the draw: values, once for each of a block's draws, and moments [size, N, out]."""
+    """What does not depend on the draw: values, once for each of a block's draws, and moments [1, N, out]."""
     values, moments = constants(module, random, x), {}
     env: dict[fx.Node, Tensor | None] = {}
     with torch.inference_mode():
@@ -127,7 +206,7 @@ def _start(
             for user in node.users:
                 if user.target in normals:
                     of = normals[user.target].moments(value)
-                    moments[user.target] = tuple(part.expand(size, *part.shape) for part in of)
+                    moments[user.target] = tuple(part.unsqueeze(0) for part in of)
                 else:
                     env[node] = value.expand(size, *value.shape).flatten(0, 1) if size > 1 else value
     return env, moments  # type: ignore[return-value]
@@ -136,7 +215,7 @@ def _start(
 class _Sampling(fx.Interpreter):
     """Runs the network on the rows of all draws of a block, [size * N, ...], dense layers by pre-activation."""
 
-    def __init__(self, module: fx.GraphModule, normals: dict, moments: dict, noise) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, module: fx.GraphModule, normals: dict, moments: dict, noise: dict) -> None:  # type: ignore[type-arg]
         super().__init__(module)
         self._normals, self._moments, self._noise = normals, moments, noise
 
@@ -144,7 +223,6 @@ class _Sampling(fx.Interpreter):
         """A dense random layer's pre-activations, or what the layer itself computes."""
         if target not in self._normals:
             return super().call_module(target, tuple(args), kwargs)
-        known = self._moments.get(target)
-        mean, std = known or self._normals[target].moments(*args)
-        sampled = torch.addcmul(mean, std, self._noise(mean))
-        return sampled.flatten(0, 1) if known else sampled
+        mean, std = self._moments.get(target) or self._normals[target].moments(*args)
+        noise = self._noise[target]
+        return torch.addcmul(mean.view(-1, *noise.shape[1:]), std.view(-1, *noise.shape[1:]), noise).flatten(0, 1)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.draws import Blocks, coherent
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.layerwise import fewer_numbers, layerwise
-from ppl_bnn.models.plain import NotTraceable, plain
+from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
 from ppl_bnn.moments import moment_predictive
 from ppl_bnn.stopping import is_look, precise
 from ppl_bnn.tally import Predictive, Tally, check_labels
@@ -19,7 +20,7 @@ from ppl_bnn.training import Interrupted
 
 DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
 METHODS = ("auto", *DRAWN, "moments")
-SAMPLINGS = ("independent", "antithetic")
+SAMPLINGS = ("independent", "antithetic", "sobol")
 
 __all__ = ["METHODS", "SAMPLINGS", "Predictive", "cheapest", "draw_logits", "predict"]
 
@@ -58,7 +59,8 @@ def predict(
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
             fewer random numbers than draws, which is for few examples of a network whose weights are all in dense
             layers.
-        sampling: ``independent`` or ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative.
+        sampling: ``independent``, ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative, or
+            ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (`ppl_bnn.sobol`).
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
             (`ppl_bnn.stopping`).
         batch_size: examples a forward pass.
@@ -75,8 +77,9 @@ def predict(
     """
     _check(x, y, num_samples, method, sampling, tolerance)
     ranks = communicator or Alone()
+    network = traced(net)
     if method == "auto":
-        method = cheapest(net, guide, x)
+        method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     if method == "moments":
         return _without_draws(net, guide, x, y, kept)
@@ -86,7 +89,7 @@ def predict(
     def blocks_of_the_rest() -> Blocks:
         if tolerance is not None and is_look(tally.done):
             tally.leave_out(precise(tally.result(), tolerance))
-        return _blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size)
+        return drawn_blocks(net, guide, x[tally.active.to(x.device)], seed, method, sampling, batch_size, network)
 
     blocks = blocks_of_the_rest()
     bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
@@ -119,12 +122,26 @@ def predict(
     return tally.result()
 
 
-def cheapest(net: nn.Module, guide: MeanFieldNormal, x: Tensor) -> str:
-    """What the method ``auto`` is for these examples."""
+def mirrored(blocks: Blocks) -> Blocks:
+    """Each draw followed by its mirror image."""
+
+    def pairs(block: int, sign: float) -> Tensor:
+        return torch.stack([blocks.logits(block, sign), blocks.logits(block, -sign)], 1).flatten(0, 1)
+
+    return Blocks(2 * blocks.size, pairs)
+
+
+def traced(net: nn.Module) -> PlainNetwork | None:
+    """``plain(net)``, or None where there is no such thing."""
     try:
-        return "layerwise" if guide.sites and fewer_numbers(plain(net), guide, x) else "draws"
+        return plain(net)
     except NotTraceable:
-        return "draws"
+        return None
+
+
+def cheapest(network: PlainNetwork | None, guide: MeanFieldNormal, x: Tensor) -> str:
+    """What the method ``auto`` is for these examples."""
+    return "layerwise" if network and guide.sites and fewer_numbers(network, guide, x) else "draws"
 
 
 def draw_logits(
@@ -139,24 +156,27 @@ def draw_logits(
     sampling: str = "independent",
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    blocks = _blocks(net, guide, x, seed, method, sampling, batch_size)
+    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size)
     for first in range(0, num_samples, blocks.size):
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
 
-def _blocks(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, seed: int, method: str, sampling: str, batch_size: int | None
+def drawn_blocks(
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    seed: int,
+    method: str,
+    sampling: str,
+    batch_size: int | None,
+    network: PlainNetwork | None = None,
 ) -> Blocks:
+    """Blocks of draws by a method and a sampling; of no examples, empty ones."""
     if not len(x):
         return Blocks(1, lambda block, sign: x)
-    size, logits = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size)
-    if sampling == "independent":
-        return Blocks(size, logits)
-
-    def pairs(block: int, sign: float) -> Tensor:
-        return torch.stack([logits(block, sign), logits(block, -sign)], 1).flatten(0, 1)
-
-    return Blocks(2 * size, pairs)
+    how: dict[str, Any] = {"sobol": True} if sampling == "sobol" else {}
+    blocks = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size, network=network, **how)
+    return mirrored(blocks) if sampling == "antithetic" else blocks
 
 
 def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor, kept: Tensor) -> Predictive:
@@ -181,17 +201,35 @@ def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor,
 
 
 def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, tolerance: float | None) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    for name, value, known in (("method", method, METHODS), ("sampling", sampling, SAMPLINGS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    if sampling == "antithetic" and num_samples % 2:
-        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    check_draws(num_samples, sampling)
+    if sampling == "sobol" and method == "draws":
+        raise ValueError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
+    if tolerance is not None and sampling == "sobol":
+        raise ValueError(
+            "a tolerance needs draws that tell their own error, which Sobol points, made to fit each other, do not; "
+            "use sampling antithetic with it"
+        )
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
+    check_finite(x)
+
+
+def check_draws(num_samples: int, sampling: str) -> None:
+    """Raise ValueError for a number of draws below 1, or odd where they come in pairs, or an unknown sampling."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
+    if sampling == "antithetic" and num_samples % 2:
+        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise ValueError for inputs [N, ...] that are not all finite."""
     if x.is_floating_point() and not x.isfinite().all():
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten()
         raise ValueError(

@@ -32,7 +32,7 @@ class Predictive:
         draws: how many draws each example has, int64 [N].
         method: ``draws``: draw s is one network, the same for every example; ``layerwise``: examples are drawn
             independently of each other.
-        sampling: ``independent``, or ``antithetic``: draws 2k and 2k + 1 are mirror images.
+        sampling: ``independent``, ``antithetic``: draws 2k and 2k + 1 are mirror images, or ``sobol``.
     """
 
     probs: Tensor
@@ -50,7 +50,10 @@ class Predictive:
 
     @property
     def mc_error(self) -> Tensor:
-        """Standard error of `mean_probs`, [N, C]: sqrt(variance / independent draws); NaN below two of them."""
+        """Standard error of `mean_probs`, [N, C]: sqrt(variance / independent draws); NaN below two of them.
+
+        Of Sobol points it is what independent draws would have: too large.
+        """
         independent = (self.draws // (2 if self.sampling == "antithetic" else 1)).double().unsqueeze(1)
         variance = (self.mean_squares - self.mean_probs.square()).clamp_min(0)
         return (variance / (independent - 1)).sqrt().masked_fill(independent < 2, math.nan)

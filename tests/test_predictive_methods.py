@@ -7,12 +7,12 @@ import torch
 from test_distributed import Ranks
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, draws, metrics, predict, prune
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, draws, metrics, predict, predictor, prune
 from ppl_bnn.draws import coherent
 from ppl_bnn.layerwise import layerwise
 from ppl_bnn.models.plain import plain
 from ppl_bnn.moments import moment_predictive
-from ppl_bnn.predictive import cheapest, draw_logits
+from ppl_bnn.predictive import cheapest, draw_logits, traced
 from ppl_bnn.pruning.fastest import choose_layers
 from ppl_bnn.stopping import is_look
 from ppl_bnn.training import Interrupted
@@ -175,10 +175,10 @@ def test_a_dense_layer_that_sees_parts_of_an_example_is_not_drawn_layerwise():
 def test_the_method_is_chosen_by_random_numbers():
     net, guide = dense()
     # 64 weights, 11 units.
-    assert [cheapest(net, guide, X[:count]) for count in (1, 5, 6)] == ["layerwise", "layerwise", "draws"]
+    assert [cheapest(plain(net), guide, X[:count]) for count in (1, 5, 6)] == ["layerwise", "layerwise", "draws"]
     net = bayesian(Branches())
     guide = MeanFieldNormal(Classifier(net, 30), X[:1], Y[:1])
-    assert cheapest(net, guide, X[:1]) == "draws"
+    assert cheapest(traced(net), guide, X[:1]) == "draws"
     with pytest.raises(ValueError, match=r"layerwise needs a traced network.*use the method draws"):
         predict(net, guide, X, Y, method="layerwise", progress=False)
     net = bayesian(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))
@@ -311,7 +311,9 @@ def test_the_monte_carlo_error_is_the_standard_error():
     ("changes", "message"),
     [
         ({"method": "exact"}, "method must be one of auto, draws, layerwise"),
-        ({"sampling": "sobol"}, "sampling must be one of independent, antithetic"),
+        ({"sampling": "halton"}, "sampling must be one of independent, antithetic, sobol"),
+        ({"sampling": "sobol", "method": "draws"}, "sobol is for the method layerwise"),
+        ({"sampling": "sobol", "tolerance": 0.1}, "a tolerance needs draws that tell their own error"),
         ({"sampling": "antithetic", "num_samples": 3}, "must be even, got 3"),
         ({"tolerance": 0.0}, "tolerance must be above 0"),
         ({"x": X.clone().index_fill(0, torch.tensor([4, 7]), math.nan)}, r"2 examples have NaN.*the first is 4"),
@@ -348,3 +350,49 @@ def test_moments_are_a_predictive_without_draws():
     assert found.summary()["nll"] == pytest.approx(-probs[range(len(X)), Y].log().mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match="labels must be from 0 to 2"):
         predict(net, guide, X, Y + 3, method="moments", progress=False)
+
+
+def test_sobol_points_are_unbiased_and_average_better():
+    net, guide = dense()
+    reference = predict(net, guide, X[:4], Y[:4], num_samples=20_000, method="layerwise", progress=False).mean_probs
+    errors = {}
+    for sampling in ("independent", "sobol"):
+        found = [
+            predict(net, guide, X[:4], Y[:4], num_samples=64, seed=seed, method="layerwise", sampling=sampling,
+                    progress=False).mean_probs - reference
+            for seed in range(1, 41)
+        ]  # fmt: skip
+        errors[sampling] = torch.stack(found)
+    spread = {name: part.square().mean().sqrt() for name, part in errors.items()}
+    assert spread["sobol"] < 0.75 * spread["independent"]
+    bias = errors["sobol"].mean(0)
+    assert (bias.abs() < 4.5 * errors["sobol"].std(0) / 40**0.5 + 0.004).all()
+
+
+def test_sobol_points_can_be_added_to_and_differ_between_images():
+    net, guide = dense()
+    same = X[:1].expand(3, *X.shape[1:])
+    arguments = {"method": "layerwise", "sampling": "sobol", "progress": False}
+    whole = predict(net, guide, same, Y[:3], num_samples=64, **arguments)
+    part = predict(net, guide, same, Y[:3], num_samples=24, **arguments)
+    assert torch.equal(predict(net, guide, same, Y[:3], num_samples=64, so_far=part, **arguments).probs, whole.probs)
+    assert torch.equal(
+        predict(net, guide, same, Y[:3], num_samples=64, sampling="sobol", progress=False).probs, whole.probs
+    )
+    assert not torch.isclose(whole.probs[:, 0], whole.probs[:, 1]).all(-1).any()
+
+
+@pytest.mark.parametrize("sampling", ["independent", "antithetic", "sobol"])
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_predictor_answers_as_predict_does(sampling, count):
+    net, guide = dense()
+    answer = predictor(net, guide, X[:count], num_samples=50, seed=3, sampling=sampling)
+    for x in (X[:count], X[-count:], X[:count]):
+        probs, entropy = answer(x)
+        expected = predict(
+            net, guide, x, torch.zeros(len(x)).long(), num_samples=50, seed=3, sampling=sampling, progress=False
+        )
+        torch.testing.assert_close(probs.double(), expected.mean_probs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="1 examples have NaN"):
+        answer(X[:count].index_fill(0, torch.tensor([0]), math.nan))

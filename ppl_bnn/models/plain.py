@@ -59,18 +59,15 @@ def plain(net: nn.Module) -> PlainNetwork:
             leaves[node.target] = _plain_layer(net.get_submodule(node.target))
         elif node.op == "get_attr":
             raise NotTraceable(f"{type(net).__name__} uses {node.target!r} outside of a layer")
-    module = fx.GraphModule(leaves, graph, type(net).__name__)
-    module.eval().requires_grad_(False)
     random = {
         f"{path}.{name}"
         for path, layer in net.named_modules()
         if path in leaves and isinstance(layer, BayesianConv2d | BayesianLinear)
         for name in layer._pyro_samples  # type: ignore[union-attr]
     }
-    folded = _fold_batch_norm(module, random)
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return PlainNetwork(module, folded)
+    folded = _fold_batch_norm(graph, leaves, random)
+    module = fx.GraphModule(leaves, graph, type(net).__name__)
+    return PlainNetwork(module.eval().requires_grad_(False), folded)
 
 
 class _LayersAsLeaves(fx.Tracer):
@@ -93,12 +90,12 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
     new: nn.Module
     bias = layer.bias is not None
     if isinstance(layer, BayesianConv2d):
-        new = nn.Conv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,  # type: ignore[arg-type]
-            layer.padding, layer.dilation, layer.groups, bias,  # type: ignore[arg-type]
+        new = nn.utils.skip_init(
+            nn.Conv2d, layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,
+            layer.padding, layer.dilation, layer.groups, bias,
         )  # fmt: skip
     else:
-        new = nn.Linear(layer.in_features, layer.out_features, bias)
+        new = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
     like = next(layer.parameters(), None)
     new.to(like)
     nn.init.zeros_(new.weight)  # type: ignore[arg-type]
@@ -109,26 +106,28 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
     return new
 
 
-def _fold_batch_norm(module: fx.GraphModule, random: set[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def _fold_batch_norm(
+    graph: fx.Graph, layers: dict[str, nn.Module], random: set[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
     folded: dict[str, tuple[Tensor, Tensor]] = {}
     uses: dict[str, int] = {}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "call_module":
             uses[node.target] = uses.get(node.target, 0) + 1
-    for node in list(module.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_module":
             continue
-        norm, source = module.get_submodule(node.target), node.args[0]
+        norm, source = layers[node.target], node.args[0]
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
             continue
         if source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
             continue
-        layer = module.get_submodule(source.target)
+        layer = layers[source.target]
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         _fold(layer, norm, source.target, random, folded)
         node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
+        graph.erase_node(node)
     return folded
 
 

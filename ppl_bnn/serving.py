@@ -1,0 +1,68 @@
+"""Answers to many small requests: the network is prepared once, and each request pays for its draws alone."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn import metrics
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.layerwise import Numbers, prepared
+from ppl_bnn.predictive import cheapest, check_draws, check_finite, drawn_blocks, mirrored, traced
+
+# Noise is kept from one request to the next up to so many rows of it (examples times draws).
+_KEPT_ROWS = 4000
+
+
+def predictor(
+    net: nn.Module,
+    guide: MeanFieldNormal,
+    x: Tensor,
+    *,
+    num_samples: int = 400,
+    seed: int = 0,
+    sampling: str = "independent",
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
+
+    `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
+    `ppl_bnn.predict` gives with the same settings. It holds the posterior as it was when it was made.
+
+    Args:
+        net, guide: as `ppl_bnn.predict` takes them.
+        x: a request like those to come, [N, ...]; how draws are made is chosen by it (`predict`'s method ``auto``).
+        num_samples, seed, sampling: as `ppl_bnn.predict` takes them.
+
+    Raises:
+        ValueError: settings that do not fit; values that are not finite, by the function too.
+    """
+    check_draws(num_samples, sampling)
+    network = traced(net)
+    method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
+    layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol") if method == "layerwise" else None
+    known: dict[int, Numbers] = {}
+
+    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
+        check_finite(x)
+
+        def kept(numbers: Numbers) -> Numbers:
+            if len(x) * num_samples > _KEPT_ROWS:
+                return numbers
+            if len(x) not in known:
+                known.clear()
+                known[len(x)] = cache(numbers)
+            return known[len(x)]
+
+        if layerwise:
+            blocks = layerwise(x, seed, None, kept)
+            blocks = mirrored(blocks) if sampling == "antithetic" else blocks
+        else:
+            blocks = drawn_blocks(net, guide, x, seed, method, sampling, None, network)
+        probs, entropy = torch.zeros(()), torch.zeros(())
+        for first in range(0, num_samples, blocks.size):
+            some = blocks.logits(first // blocks.size, 1.0)[: num_samples - first].softmax(-1)
+            probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
+        return probs / num_samples, entropy / num_samples
+
+    return answer
