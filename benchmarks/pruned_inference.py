@@ -5,9 +5,10 @@ python benchmarks/pruned_inference.py fc-all runs/mnist-fc/out
 python benchmarks/pruned_inference.py conv runs/mnist-conv/out
 
 fc-one: one image, 400 draws by layer outputs; fc-all: a draw of the weights for all test images; conv: the same for 100
-images. The unpruned network runs on its fastest path of those here: layer outputs for one image, for draws of weights
-noise by all threads, and for convolutions the faster of both memory layouts. "zeros" is the pruned posterior computed
-on that same path, as BPrune does it. Of 400 draws bayesian-torch takes 20, and its time counts 20 times. All of them
+images. The unpruned network runs on its fastest path of those here, noise by all threads (`normals`; for one image also
+`torch.randn`): layer outputs for one image, for draws of weights the batch size, and for convolutions the layout, that
+is fastest. "zeros" is the pruned posterior computed on that same path, as BPrune does it. Of 400 draws bayesian-torch
+takes 20, and its time counts 20 times. All of them
 take turns in one process; ratios are medians of the rounds' ratios.
 """
 
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, build, checkpoint, prune
 from ppl_bnn.data import load
-from ppl_bnn.guides.normal import standard_normal
 from ppl_bnn.models.plain import plain
+from ppl_bnn.normals import normals
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.fastest import choose_layers
 from ppl_bnn.pruning.layerwise import layer_noise, layerwise
@@ -35,7 +36,10 @@ from ppl_bnn.pruning.layerwise import layer_noise, layerwise
 FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 DRAWS, FEWER = 400, 20
 IMAGES = {"fc-one": 1, "fc-all": 10_000, "conv": 100}
-BATCH = {"fc-one": 1, "fc-all": 2000, "conv": 50}
+BATCHES = {"fc-one": (1,), "fc-all": (500, 1000, 2000, 5000), "conv": (50, 100)}
+RATIOS = (
+    ("ours", "dense"), ("ours", "dense, torch noise"), ("ours, noise kept", "dense, noise kept"), ("ours", "zeros"),
+)  # fmt: skip
 Step = Callable[[], object]
 
 
@@ -61,8 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         row = {name: 1e3 * median(times[name] for times in rounds) for name in steps}
         if options.task == "fc-one" and "bayesian-torch" in row:
             row["bayesian-torch"] *= DRAWS / FEWER
-        for name, rival in (("ours", "dense"), ("ours, noise kept", "dense, noise kept"), ("ours", "zeros")):
-            if name in steps:
+        for name, rival in RATIOS:
+            if name in steps and rival in steps:
                 row[f"{rival} / {name}"] = median(times[rival] / times[name] for times in rounds)
         found.append({"fraction": fraction, **row})
         if fraction == float(options.fractions.split(",")[0]):
@@ -92,23 +96,24 @@ def _contenders(
     if task == "fc-one":
         function, noise = layerwise(small, inputs), layer_noise(small, DRAWS)
         shapes = [(DRAWS, len(guide.loc_scale(site)[0])) for site in guide.sites]
-        kept = [torch.randn(shape) for shape in shapes]
+        kept = _noise(shapes)
 
         def dense(guide: MeanFieldNormal) -> Callable[[list[Tensor]], Tensor]:
             return _dense_layerwise(net, guide, x)
 
         unpruned, zeros = dense(guide), dense(pruned)
         steps: dict[str, Step] = {
-            "dense": lambda: unpruned([torch.randn(shape) for shape in shapes]),
+            "dense": lambda: unpruned(_noise(shapes)),
+            "dense, torch noise": lambda: unpruned([torch.randn(shape) for shape in shapes]),
             "dense, noise kept": lambda: unpruned(kept),
-            "zeros": lambda: zeros([torch.randn(shape) for shape in shapes]),
+            "zeros": lambda: zeros(_noise(shapes)),
             "ours": lambda: function(inputs, layer_noise(small, DRAWS)),
             "ours, noise kept": lambda: function(inputs, noise),
         }
         return steps | _bayesian_torch(pruned, x, FEWER), {}
-    batches = list(inputs.split(BATCH[task]))
+    layout, batch_size = _fastest_pass(net, x, task)
+    batches = list((inputs.contiguous(memory_format=layout) if task == "conv" else inputs).split(batch_size))
     chosen = choose_layers(small, batches[0])
-    layout = _faster_layout(net, x[: BATCH[task]]) if task == "conv" else torch.contiguous_format
 
     def ours() -> None:
         small.draw(0)
@@ -116,8 +121,8 @@ def _contenders(
             small.net(batch)
 
     steps = {
-        "dense": _dense_draw(net, guide, x, layout, BATCH[task]),
-        "zeros": _dense_draw(net, pruned, x, layout, BATCH[task]),
+        "dense": _dense_draw(net, guide, x, layout, batch_size),
+        "zeros": _dense_draw(net, pruned, x, layout, batch_size),
         "ours": ours,
     }
     return steps | _bayesian_torch(pruned, x, 1), chosen
@@ -133,7 +138,7 @@ def _dense_draw(
 
     def step() -> None:
         for site, (loc, scale) in placed.items():
-            network.parameter(site).copy_(torch.addcmul(loc, scale, standard_normal(loc)))
+            network.parameter(site).copy_(torch.addcmul(loc, scale, normals(0, loc.numel(), loc).view_as(loc)))
         for batch in batches:
             network.net(batch)
 
@@ -155,12 +160,24 @@ def _dense_layerwise(net: nn.Module, guide: MeanFieldNormal, x: Tensor) -> Calla
     return step
 
 
-def _faster_layout(net: nn.Module, x: Tensor) -> torch.memory_format:
-    layouts = (torch.contiguous_format, torch.channels_last)
-    networks = {layout: plain(net).net.to(memory_format=layout) for layout in layouts}
-    inputs = {layout: x.contiguous(memory_format=layout) for layout in layouts}
-    rounds = list(_rounds({str(at): lambda at=at: networks[at](inputs[at]) for at in layouts}, 3))
-    return min(layouts, key=lambda layout: median(times[str(layout)] for times in rounds))
+def _noise(shapes: list[tuple[int, int]]) -> list[Tensor]:
+    sizes = [rows * units for rows, units in shapes]
+    return [
+        part.view(shape)
+        for part, shape in zip(normals(0, sum(sizes), torch.empty(0)).split(sizes), shapes, strict=True)
+    ]
+
+
+def _fastest_pass(net: nn.Module, x: Tensor, task: str) -> tuple[torch.memory_format, int]:
+    layouts = (torch.contiguous_format, torch.channels_last)[: 1 + (task == "conv")]
+    choices = [(layout, size) for layout in layouts for size in BATCHES[task]]
+
+    def passing(layout: torch.memory_format, size: int) -> Step:
+        network, batches = plain(net).net.to(memory_format=layout), x.contiguous(memory_format=layout).split(size)
+        return lambda: [network(batch) for batch in batches]
+
+    rounds = list(_rounds({str(choice): passing(*choice) for choice in choices}, 5))
+    return min(choices, key=lambda choice: median(times[str(choice)] for times in rounds))
 
 
 def _bayesian_torch(guide: MeanFieldNormal, x: Tensor, draws: int) -> dict[str, Step]:
@@ -180,7 +197,7 @@ def _bayesian_torch(guide: MeanFieldNormal, x: Tensor, draws: int) -> dict[str, 
 
     def step() -> None:
         for _ in range(draws):
-            for batch in x.split(BATCH["conv"] if len(x) == IMAGES["conv"] else BATCH["fc-all"]):
+            for batch in x.split(50 if len(x) == IMAGES["conv"] else 2000):
                 twin(batch)
 
     return {"bayesian-torch": step}

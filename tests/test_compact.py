@@ -170,6 +170,68 @@ def test_either_form_may_be_chosen_and_the_outputs_stay():
     torch.testing.assert_close(small.net(small.select(x)), before, rtol=1e-4, atol=1e-5)
 
 
+def forced(monkeypatch, sparse):
+    monkeypatch.setattr("ppl_bnn.pruning.fastest.faster", lambda one, other: sparse)
+    monkeypatch.setattr("ppl_bnn.pruning.layerwise.faster", lambda one, other: sparse)
+
+
+@pytest.mark.parametrize("architecture", [dense, convolutional])
+def test_chains_of_sparse_layers_compute_what_the_dense_ones_do(architecture, monkeypatch):
+    chained = 0
+    for seed in range(15):
+        torch.manual_seed(seed)
+        draws = np.random.default_rng(seed)
+        net, shape = architecture(draws)
+        guide = randomly_pruned(guided(bayesian(net).eval(), shape), draws)
+        expected, small = compact(plain(net), guide), compact(plain(net), guide)
+        x = small.select(torch.rand(int(draws.choice([1, 7, 33, 150])), *shape))
+        forced(monkeypatch, True)
+        assert "sparse" in choose_layers(small, x).values()
+        chained += len(small.net.graph.nodes) < len(expected.net.graph.nodes)
+        for index in range(2):
+            small.draw(index)
+            expected.draw(index)
+            torch.testing.assert_close(small.net(x), expected.net(x), rtol=1e-4, atol=1e-5)
+    assert chained > 10
+
+
+def test_blocks_of_columns_add_up(monkeypatch):
+    net = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(900, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU()))
+    guide = prune(guided(net, (900,)), fraction=0.3).guide
+    small, expected, x = compact(plain(net), guide), compact(plain(net), guide), torch.randn(70, 900)
+    forced(monkeypatch, True)
+    choose_layers(small, small.select(x))
+    assert small.net.get_submodule("1").blocks > 2
+    torch.testing.assert_close(small.net(small.select(x)), expected.net(expected.select(x)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"need float32 on a CPU, got torch\.float64"):
+        small.net(small.select(x).double())
+
+
+def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkeypatch):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        draws = np.random.default_rng(seed)
+        net, shape = dense(draws)
+        small = compact(plain(net), randomly_pruned(guided(bayesian(net).eval(), shape, init_scale=0.3), draws))
+        x, noise = small.select(torch.randn(int(draws.integers(1, 4)), *shape)), layer_noise(small, 37, seed=seed)
+        found = []
+        for sparse in (True, False):
+            forced(monkeypatch, sparse)
+            found.append(layerwise(small, x)(x, noise))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_layers_stay_dense(monkeypatch):
+    for module in ("normals", "pruning.sparse_layers"):
+        monkeypatch.setattr(f"ppl_bnn.{module}.library", lambda source: None)
+    forced(monkeypatch, True)
+    net = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)))
+    small, x = compact(plain(net), prune(guided(net, (9,)), fraction=0.5).guide), torch.rand(5, 9)
+    small.draw(0)
+    assert set(choose_layers(small, small.select(x)).values()) == {"dense"}
+    assert layerwise(small, small.select(x))(small.select(x), layer_noise(small, 6)).shape == (6, 5, 3)
+
+
 def test_layerwise_draws_have_the_distribution_of_weight_draws():
     net = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))
     guide = guided(net, (6,), init_scale=0.3)

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.models.plain import PlainNetwork
+from ppl_bnn.normals import normals
 from ppl_bnn.pruning.units import Entries, remaining
 
 
@@ -73,8 +74,7 @@ class CompactNetwork:
         The same (seed, index) gives the same weights in any order of the draws, however the layers are computed. They
         are not those of ``guide.draw(index, seed=seed)``, which draws for pruned weights too.
         """
-        generator = torch.Generator(self.loc.device).manual_seed(draw_seed(seed, index))
-        noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+        noise = normals(draw_seed(seed, index), len(self.loc), self.loc)
         torch.addcmul(self.loc, self.scale, noise, out=self.weights)
         self.refresh()
 

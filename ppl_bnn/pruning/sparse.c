@@ -1,79 +1,168 @@
-/* Products with a sparse matrix whose pattern is fixed: rows in CSR form, `offset` instead of a column. */
+/* Layers with few weights: rows in CSR form, and in place of a column the `offset` at which its numbers start. */
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define LANES 8
-#define PANEL 64
+#define PANEL 32 /* rows of a batch that are worked on together; a column is then two lines of the cache */
+#define DRAWS (PANEL / 2)
+#define AHEAD 12 /* rows of noise */
 #define MOST 12 /* accumulators: as many as 16 vector registers leave room for */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* y[0 .. n * LANES) = bias + sum_k value[k] * x[offset[k] ..]; n is a constant where it is inlined. */
-static inline __attribute__((always_inline)) void span(int n, long from, long to, const int *offset, const float *value,
-                                                       float bias, const float *x, float *y) {
-    vector sum[MOST];
+/* The columns fall into blocks, each of which fits in the nearest cache: row r has its weights in block b from
+   start[r * blocks + b] up to the next start. With a variance the layer gives each unit's mean and variance. */
+typedef struct {
+    long rows, columns, blocks, relu;
+    const int *start, *offset;
+    const float *value, *bias, *variance, *bias_variance;
+} layer;
+
+/* n vectors of row r, from x to y, over block b. u weights at once, where n sums alone would wait for each other.
+   n, u and two are constants where it is inlined: with two, the first half of the vectors is h, the other h^2. */
+static inline __attribute__((always_inline)) void span(int n, int u, int two, const layer *l, long r, long b,
+                                                       const float *x, float *y) {
+    vector sum[MOST], *to = (vector *)y;
+#define VALUE(i, a) (two && i >= n / 2 ? l->variance a : l->value a)
 #pragma GCC unroll 12
-    for (int i = 0; i < n; i++) sum[i] = bias - (vector){0};
-    for (long k = from; k < to; k++) {
-        const vector *at = (const vector *)(x + offset[k]);
-        const float v = value[k];
+    for (int i = 0; i < n * u; i++)
+        sum[i] = i >= n ? (vector){0} : b ? to[i] : (two && i >= n / 2 ? l->bias_variance : l->bias)[r] - (vector){0};
+    long k = l->start[r * l->blocks + b];
+    const long end = l->start[r * l->blocks + b + 1];
+    for (; k + u <= end; k += u)
 #pragma GCC unroll 12
-        for (int i = 0; i < n; i++) sum[i] += v * at[i];
-    }
+        for (int i = 0; i < n * u; i++)
+            sum[i] += VALUE(i % n, [k + i / n]) * ((const vector *)(x + l->offset[k + i / n]))[i % n];
+    for (; u > 1 && k < end; k++)
 #pragma GCC unroll 12
-    for (int i = 0; i < n; i++) ((vector *)y)[i] = sum[i];
+        for (int i = 0; i < n; i++) sum[i] += VALUE(i, [k]) * ((const vector *)(x + l->offset[k]))[i];
+#pragma GCC unroll 12
+    for (int i = n; i < n * u; i++) sum[i % n] += sum[i];
+    const int relu = !two && l->relu && b == l->blocks - 1;
+#pragma GCC unroll 12
+    for (int i = 0; i < n; i++) to[i] = relu ? (vector)((mask)sum[i] & ~(sum[i] < 0)) : sum[i];
 }
 
-static void spans(int n, long from, long to, const int *offset, const float *value, float bias, const float *x,
-                  float *y) {
-#define CASE(c) case c: span(c, from, to, offset, value, bias, x, y); break;
-    switch (n) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-    }
-}
-
-/* y[r * stride + t] = bias[r] + sum over row r of value * x[offset + t], for t < length. */
-static void product(long rows, long length, long stride, const int *start, const int *offset, const float *value,
-                    const float *bias, const float *x, float *y) {
+/* y[r * stride + t] = bias[r] + sum over row r of value * x[offset + t], for t < length, and its ReLU. */
+static void product(const layer *l, long length, long stride, const float *x, float *y) {
     const long vectors = length / LANES, pieces = (vectors + MOST - 1) / MOST;
-    /* Piece by piece, so that what a piece reads of x stays in the cache over all rows. */
     for (long piece = 0, at = 0; piece < pieces; piece++) {
         const long n = (vectors - at) / (pieces - piece);
-        for (long r = 0; r < rows; r++)
-            spans((int)n, start[r], start[r + 1], offset, value, bias[r], x + at * LANES, y + r * stride + at * LANES);
+        for (long b = 0; b < l->blocks; b++)
+            for (long r = 0; r < l->rows; r++) {
+                const float *from = x + at * LANES;
+                float *to = y + r * stride + at * LANES;
+#define CASE(n, u) case n: span(n, u, 0, l, r, b, from, to); break;
+                switch (n) {
+                    CASE(1, 8) CASE(2, 4) CASE(3, 3) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+                    CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
+                }
+            }
         at += n;
     }
-    for (long r = 0; r < rows; r++)
+    for (long r = 0; r < l->rows; r++)
         for (long t = vectors * LANES; t < length; t++) {
-            float sum = bias[r];
-            for (long k = start[r]; k < start[r + 1]; k++) sum += value[k] * x[offset[k] + t];
-            y[r * stride + t] = sum;
+            float sum = l->bias[r];
+            for (long k = l->start[r * l->blocks]; k < l->start[(r + 1) * l->blocks]; k++)
+                sum += l->value[k] * x[l->offset[k] + t];
+            y[r * stride + t] = l->relu && sum < 0 ? 0 : sum;
         }
 }
 
-/* x [n, columns] -> y [n, rows]; offset is column * PANEL. Returns 0, or 1 where there is no memory. */
-int sparse_linear(long n, long columns, long rows, const int *start, const int *offset, const float *value,
-                  const float *bias, const float *x, float *y) {
-    float *in = calloc((size_t)(columns + rows) * PANEL, sizeof(float)), *out = in + columns * PANEL;
-    if (!in) return 1;
-    for (long first = 0; first < n; first += PANEL) {
-        const long m = n - first < PANEL ? n - first : PANEL;
-        const long length = m == 1 ? 1 : (m + LANES - 1) / LANES * LANES;
-        for (long c = 0; c < columns; c++)
-            for (long i = 0; i < m; i++) in[c * PANEL + i] = x[(first + i) * columns + c];
-        product(rows, length, PANEL, start, offset, value, bias, in, out);
-        for (long i = 0; i < m; i++)
-            for (long r = 0; r < rows; r++) y[(first + i) * rows + r] = out[r * PANEL + i];
+static long widest(long count, const layer *l) {
+    long found = l->columns;
+    for (long i = 0; i < count; i++) found = l[i].rows > found ? l[i].rows : found;
+    return found;
+}
+
+/* x [n, columns] -> y [n, rows] through all the layers, panel by panel; offset is column * PANEL. 1: no memory. */
+int sparse_chain(long threads, long count, const layer *l, long n, const float *x, float *y) {
+    const long size = widest(count, l) * PANEL, columns = l->columns, rows = l[count - 1].rows;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *space = calloc(2 * size, sizeof(float)), *in = space, *out = space + size;
+        if (!space) failed = 1;
+#pragma omp for schedule(dynamic)
+        for (long first = 0; first < n; first += PANEL) {
+            if (!space) continue;
+            const long m = n - first < PANEL ? n - first : PANEL;
+            for (long c = 0; c < columns; c++)
+                for (long i = 0; i < m; i++) in[c * PANEL + i] = x[(first + i) * columns + c];
+            for (long i = 0; i < count; i++) {
+                product(l + i, (m + LANES - 1) / LANES * LANES, PANEL, in, out);
+                float *other = in;
+                in = out, out = other;
+            }
+            for (long i = 0; i < m; i++)
+                for (long r = 0; r < rows; r++) y[(first + i) * rows + r] = in[r * PANEL + i];
+        }
+        free(space);
     }
-    free(in);
-    return 0;
+    return failed;
+}
+
+/* h = mean + sqrt(variance) * noise and its ReLU: rows of [mean, variance] become rows of [h, h^2]. */
+static void sample(const layer *l, long m, long stride, const float *noise, float *y) {
+    const float least = l->relu ? 0 : -INFINITY;
+    for (long r = 0; r < l->rows; r++) {
+        float *mean = y + r * PANEL, *variance = mean + DRAWS, eps[DRAWS] = {0};
+        /* Each row of noise is far from the last one: the memory is asked for it early. */
+        __builtin_prefetch(noise + (r + AHEAD) * stride);
+        __builtin_prefetch(noise + (r + AHEAD) * stride + DRAWS - 1);
+        if (m == DRAWS) memcpy(eps, noise + r * stride, sizeof(eps));
+        else memcpy(eps, noise + r * stride, m * sizeof(float));
+        for (int t = 0; t < DRAWS; t++) {
+            const float h = mean[t] + sqrtf(variance[t] > 0 ? variance[t] : 0) * eps[t];
+            mean[t] = h < least ? least : h;
+            variance[t] = mean[t] * mean[t];
+        }
+    }
+}
+
+/* Draws of layer outputs -> y [draws, n, rows]: mean and variance [rows, n] are the first layer's, noise [rows, draws]
+   each layer's. A panel is of one example, with h and h^2 of 16 draws. */
+int sparse_draws(long threads, long count, const layer *l, long n, long draws, const float *mean, const float *variance,
+                 const float *const *noise, float *y) {
+    const long size = widest(count, l) * PANEL, rows = l[count - 1].rows, panels = (draws + DRAWS - 1) / DRAWS;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *space = malloc(2 * size * sizeof(float)), *in = space, *out = space + size;
+        if (!space) failed = 1;
+#pragma omp for schedule(dynamic)
+        for (long panel = 0; panel < n * panels; panel++) {
+            if (!space) continue;
+            const long i = panel / panels, first = panel % panels * DRAWS;
+            const long m = draws - first < DRAWS ? draws - first : DRAWS;
+            for (long r = 0; r < l->rows; r++)
+                for (int t = 0; t < DRAWS; t++) {
+                    in[r * PANEL + t] = mean[r * n + i];
+                    in[r * PANEL + DRAWS + t] = variance[r * n + i];
+                }
+            sample(l, m, draws, noise[0] + first, in);
+            for (long at = 1; at < count; at++) {
+                for (long b = 0; b < l[at].blocks; b++)
+                    for (long r = 0; r < l[at].rows; r++) span(4, 2, 1, l + at, r, b, in, out + r * PANEL);
+                sample(l + at, m, draws, noise[at] + first, out);
+                float *other = in;
+                in = out, out = other;
+            }
+            for (long t = 0; t < m; t++)
+                for (long r = 0; r < rows; r++) y[((first + t) * n + i) * rows + r] = in[r * PANEL + t];
+        }
+        free(space);
+    }
+    return failed;
 }
 
 /* x [n, inputs] -> y [n, rows, stride]: windows of one image, an offset for each weight of the kernel. */
-int sparse_windows(long n, long inputs, long rows, long length, long stride, const int *start, const int *offset,
-                   const float *value, const float *bias, const float *x, float *y) {
-    for (long i = 0; i < n; i++)
-        product(rows, length, stride, start, offset, value, bias, x + i * inputs, y + i * rows * stride);
+int sparse_windows(long threads, const layer *l, long n, long inputs, long length, long stride, const float *x,
+                   float *y) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long i = 0; i < n; i++) product(l, length, stride, x + i * inputs, y + i * l->rows * stride);
     return 0;
 }

@@ -1,51 +1,79 @@
-"""Layers with a sparse matrix: a fixed pattern, new values for each draw. Written in C, compiled at first use."""
+"""Layers with a sparse matrix: a fixed pattern, new values for each draw. Their products are C code."""
 
 import ctypes
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_bnn.native import library
+
 _SOURCE = Path(__file__).with_name("sparse.c")
-# Of sparse.c: rows of a batch that are worked on together.
-_PANEL = 64
+# Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.
+_PANEL, _SPAN = 32, 96
+# Bytes of the nearest cache that a block of columns may fill, and how many weights a row needs in it to be worth it.
+_BLOCK, _LEAST = 24_576, 16
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("rows", "columns", "blocks", "relu")),
+        *((name, ctypes.c_void_p) for name in ("start", "offset", "value", "bias", "variance", "bias_variance")),
+    )
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + bias with the weights that are left alone: [N, in] -> [N, out], float32 on a CPU.
+    """y = x W^T + bias with the weights that are left alone: [..., in] -> [..., out], float32 on a CPU.
 
     Args:
+        shape: (out, in).
         position: of each weight in the flattened matrix [out, in], ascending.
         values: the weights there, in a vector that the caller may write into.
         bias: [out], likewise.
+
+    Attributes:
+        relu: whether a ReLU is behind it.
+        then: layers that it hands its outputs to, so that all are computed in one pass over the batch.
     """
 
     def __init__(self, shape: tuple[int, int], position: Tensor, values: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.rows, self.columns = shape
         self.values, self.bias = values, bias
-        self.start = _row_starts(position // self.columns, self.rows)
-        self.offset = (position % self.columns * _PANEL).int()
+        self.relu, self.then = False, list[SparseLinear]()
+        row, column = position // self.columns, position % self.columns
+        self.blocks, self.start = _blocks(row, column, shape, _PANEL)
+        self.offset = (column * _PANEL).int()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        y = x.new_empty(len(x), self.rows)
-        rows, columns = self.rows, self.columns
-        fixed = [part.data_ptr() for part in (self.start, self.offset, self.values, self.bias)]
-
-        def part(first: int, last: int) -> int:
-            ends = x.data_ptr() + 4 * first * columns, y.data_ptr() + 4 * first * rows
-            return int(_library().sparse_linear(last - first, columns, rows, *fixed, *ends))  # type: ignore[union-attr]
-
-        _shared(part, len(x), _PANEL)
+        layers = [self, *self.then]
+        y = x.new_empty(*x.shape[:-1], layers[-1].rows)
+        structs = (_Layer * len(layers))(*(_struct([layer], layer.relu) for layer in layers))
+        _call("sparse_chain", len(layers), structs, y.numel() // layers[-1].rows, x.contiguous(), y)
         return y
+
+
+def sparse_draws(
+    layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool], mean: Tensor, variance: Tensor,
+    noise: Sequence[Tensor],
+) -> Tensor:  # fmt: skip
+    """Draws of the outputs [S, N, out] by sampling each layer's outputs in place of its weights.
+
+    Args:
+        layers: each with the weights' locs, and with their variances; the first one's weights are not looked at.
+        relu: whether a ReLU is behind each.
+        mean, variance: of the first layer's outputs [out, N].
+        noise: normal numbers [S, out] of each layer.
+    """
+    draws, examples = len(noise[0]), mean.shape[1]
+    y = mean.new_empty(draws, examples, layers[-1][0].rows)
+    columns = [part.T.contiguous() for part in noise]
+    pointers = (ctypes.c_void_p * len(noise))(*(part.data_ptr() for part in columns))
+    structs = (_Layer * len(layers))(*(_struct(*pair) for pair in zip(layers, relu, strict=True)))
+    _call("sparse_draws", len(layers), structs, examples, draws, mean.contiguous(), variance.contiguous(), pointers, y)
+    return y
 
 
 class SparseConv2d(nn.Module):
@@ -61,40 +89,38 @@ class SparseConv2d(nn.Module):
 
     def __init__(self, layer: nn.Conv2d, position: Tensor, values: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.kernel, self.dilation = layer.kernel_size, layer.dilation
+        self.kernel, self.dilation, self.shape = layer.kernel_size, layer.dilation, layer.weight.shape
         across, down = layer._reversed_padding_repeated_twice[:2], layer._reversed_padding_repeated_twice[2:]
         self.padding = [*across, *down]
-        self.values, self.bias, self.rows = values, bias, layer.out_channels
-        shape = layer.weight.shape
-        self.start = _row_starts(position // shape[1:].numel(), self.rows)
-        rest = position % shape[1:].numel()
-        self.channel, self.down, self.across = rest // shape[2:].numel(), rest // shape[3] % shape[2], rest % shape[3]
-        self.offsets: dict[tuple[int, int], Tensor] = {}
+        self.position, self.values, self.bias = position, values, bias
+        self.layouts: dict[tuple[int, int], tuple[int, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, self.padding).contiguous()
         height, width = x.shape[2:]
         reach = [step * (size - 1) for step, size in zip(self.dilation, self.kernel, strict=True)]
-        if (height, width) not in self.offsets:
-            moved = self.down * self.dilation[0] * width + self.across * self.dilation[1]
-            self.offsets[height, width] = (self.channel * height * width + moved).int()
-        rows, stride = self.rows, (height - reach[0]) * width
-        y = x.new_empty(len(x), rows, height - reach[0], width)
-        sizes = x[0].numel(), rows, stride - reach[1], stride
-        fixed = [part.data_ptr() for part in (self.start, self.offsets[height, width], self.values, self.bias)]
-
-        def part(first: int, last: int) -> int:
-            ends = x.data_ptr() + 4 * first * sizes[0], y.data_ptr() + 4 * first * rows * stride
-            return int(_library().sparse_windows(last - first, *sizes, *fixed, *ends))  # type: ignore[union-attr]
-
-        _shared(part, len(x), 1)
+        if (height, width) not in self.layouts:
+            self.layouts[height, width] = self._layout(height, width, reach[0] * width + reach[1])
+        blocks, *places = self.layouts[height, width]
+        y = x.new_empty(len(x), self.shape[0], height - reach[0], width)
+        stride = (height - reach[0]) * width
+        pointers = (part.data_ptr() for part in (*places, self.values, self.bias))
+        struct = _Layer(self.shape[0], x[0].numel(), blocks, 0, *pointers)
+        _call("sparse_windows", ctypes.byref(struct), len(x), x[0].numel(), stride - reach[1], stride, x, y)
         return y[..., : width - reach[1]]
+
+    def _layout(self, height: int, width: int, reach: int) -> tuple[int, Tensor, Tensor]:
+        taps = self.shape[2:].numel()
+        row, rest = self.position // self.shape[1:].numel(), self.position % self.shape[1:].numel()
+        channel, down, across = rest // taps, rest % taps // self.shape[3], rest % self.shape[3]
+        offset = (channel * height + down * self.dilation[0]) * width + across * self.dilation[1]
+        return *_blocks(row, channel, self.shape, min(height * width, _SPAN + reach)), offset.int()
 
 
 def sparse_layer(layer: nn.Module, position: Tensor, values: Tensor, bias: Tensor) -> nn.Module | None:
     """The sparse counterpart of a compact layer, or None: another kind, device, stride or dtype, or no C compiler."""
     weight = layer.weight
-    if weight.is_cuda or weight.dtype != torch.float32 or _library() is None:
+    if weight.is_cuda or weight.dtype != torch.float32 or library(_SOURCE) is None:
         return None
     if isinstance(layer, nn.Linear):
         return SparseLinear((layer.out_features, layer.in_features), position, values, bias)
@@ -104,37 +130,27 @@ def sparse_layer(layer: nn.Module, position: Tensor, values: Tensor, bias: Tenso
     return SparseConv2d(layer, position, values, bias)
 
 
-def _row_starts(row: Tensor, rows: int) -> Tensor:
-    return F.pad(torch.bincount(row, minlength=rows).cumsum(0), (1, 0)).int()
+def _blocks(row: Tensor, column: Tensor, shape: Sequence[int], floats: int) -> tuple[int, Tensor]:
+    # How many blocks of columns, of so many floats each, and where each row's weights start in each block.
+    rows, columns = shape[:2]
+    blocks = max(1, min(-(-4 * floats * columns // _BLOCK), len(row) // (_LEAST * rows)))
+    part = row * blocks + column // -(-columns // blocks)
+    return blocks, F.pad(torch.bincount(part, minlength=rows * blocks).cumsum(0), (1, 0)).int()
 
 
-def _shared(part: Callable[[int, int], int], count: int, least: int) -> None:
-    # ctypes lets go of Python's lock, so the parts run side by side.
-    threads = min(torch.get_num_threads(), -(-count // least))
-    each = -(-count // (threads * least)) * least if threads else 0
-    bounds = [(first, min(first + each, count)) for first in range(0, count, each)] if each else []
-    failed = [part(*bounds[0])] if len(bounds) == 1 else list(_pool(threads).map(part, *zip(*bounds, strict=True)))
-    if any(failed):
+def _struct(layer: Sequence[SparseLinear], relu: bool) -> _Layer:
+    first = layer[0]
+    tensors = [first.start, first.offset, *(part for each in layer for part in (each.values, each.bias))]
+    return _Layer(first.rows, first.columns, first.blocks, relu, *(part.data_ptr() for part in tensors))
+
+
+def _call(name: str, *arguments: object) -> None:
+    def given(argument: object) -> object:
+        if isinstance(argument, Tensor):
+            if argument.dtype != torch.float32 or argument.is_cuda:
+                raise ValueError(f"sparse layers need float32 on a CPU, got {argument.dtype} on {argument.device}")
+            return ctypes.c_void_p(argument.data_ptr())
+        return ctypes.c_long(argument) if isinstance(argument, int) else argument
+
+    if getattr(library(_SOURCE), name)(ctypes.c_long(torch.get_num_threads()), *map(given, arguments)):
         raise MemoryError("no memory for a sparse layer's work space")
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="ppl_bnn-sparse")
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sparse.so"
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", str(_SOURCE), "-o", str(path)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            return None
-        library = ctypes.CDLL(str(path))
-    number, pointer = ctypes.c_long, ctypes.c_void_p
-    library.sparse_linear.argtypes = [number] * 3 + [pointer] * 6
-    library.sparse_windows.argtypes = [number] * 5 + [pointer] * 6
-    return library

@@ -138,7 +138,7 @@ def _links(net: fx.GraphModule, layers: dict[str, nn.Linear | nn.Conv2d]) -> tup
         relu, flat, after = False, False, node
         while len(after.users) == 1:
             after = next(iter(after.users))
-            kind = _kind(net, after)
+            kind = kind_of(net, after)
             relu, flat = relu or kind == "relu", flat or kind == "flatten"
             if after.op == "call_module" and after.target in layers:
                 layer = layers[after.target]
@@ -163,7 +163,8 @@ def _fit(before: nn.Linear | nn.Conv2d, after: nn.Linear | nn.Conv2d, flat: bool
     return isinstance(before, nn.Conv2d) or before.out_features == after.in_features
 
 
-def _kind(net: fx.GraphModule, node: fx.Node) -> str | None:
+def kind_of(net: fx.GraphModule, node: fx.Node) -> str | None:
+    """What a node that is no random layer does: "relu", "flatten", "pool", "same" (nothing), or None, anything else."""
     if node.op == "call_module":
         module = net.get_submodule(node.target)  # type: ignore[arg-type]
         if isinstance(module, nn.ReLU):
