@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import pyro
 import torch
+import torch.nn.functional as F
 from pyro import poutine
+from pyro.distributions import Categorical
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -143,7 +145,7 @@ class _Model(Messenger):
     def _pyro_post_sample(self, msg: dict) -> None:
         if msg["is_observed"] and not site_is_subsample(msg):
             # `scale` is the plate's num_data / batch.
-            self.log_likelihood = self.log_likelihood + (msg["fn"].log_prob(msg["value"]) * msg["scale"]).sum()
+            self.log_likelihood = self.log_likelihood + _log_likelihood(msg["fn"], msg["value"], msg["scale"])
         elif self.with_kl and msg["name"] in self.sites:
             self.kl[msg["name"]] = _site_kl(self.sites[msg["name"]]["fn"], msg["fn"]).sum()
 
@@ -176,6 +178,13 @@ def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles:
         return kl_weight * max(min(1.0, within / ramp), 1e-6)
 
     return weight
+
+
+def _log_likelihood(p: torch.distributions.Distribution, value: Tensor, scale: float | Tensor) -> Tensor:
+    if isinstance(p, Categorical) and p.logits.dim() == 2 and value.dim() == 1 and not isinstance(scale, Tensor):
+        # What log_prob gathers and the sum over the batch, in one operation.
+        return F.nll_loss(p.logits, value, reduction="sum") * -scale
+    return (p.log_prob(value) * scale).sum()
 
 
 def _site_kl(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:

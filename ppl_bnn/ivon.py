@@ -61,7 +61,7 @@ class IVON(torch.optim.Optimizer):
             rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
             c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype)
             momentum = state["momentum"].lerp_(loc.grad, 1 - locs["beta1"])
-            # Compiled arithmetic changes in place only what lies in memory like its first argument.
+            # What is changed in place must lie in memory like the first argument.
             assert loc.stride() == unconstrained.stride() == momentum.stride()
             arithmetic(_step)(loc, unconstrained, momentum, unconstrained.grad, rate, c)
         for group in rest:

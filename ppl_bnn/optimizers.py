@@ -76,14 +76,16 @@ def descend(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) ->
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if clip_norm is None:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = torch.stack(norms).sum()
     else:
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
     # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
     if not math.isfinite(norm):
         raise NonFiniteGradient
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:

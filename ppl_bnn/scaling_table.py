@@ -12,7 +12,7 @@ import xarray as xr
 
 from ppl_bnn import config as configs
 from ppl_bnn.config import TrainConfig
-from ppl_bnn.distributed.cost_model import MODEL_ERROR, Point, fit_cost_model
+from ppl_bnn.distributed.cost_model import Point, fit_cost_model
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
 RANKS = tuple(2**k for k in range(11))
@@ -88,7 +88,7 @@ def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int
     workloads = {_workload(row): row for row in _rows(rows)}
     for name, row in workloads.items():
         sent = _sent(rows, row)
-        times[name] = [model.step(name, ranks, *sent, bandwidth=bandwidth) for ranks in RANKS]
+        times[name] = [model.measured(name, ranks, *sent, bandwidth=bandwidth) for ranks in RANKS]
         found.append([_quantiles(float(row["batch"]) * n / time) for n, time in zip(RANKS, times[name], strict=True)])
         efficiency.append([_quantiles(times[name][0] / time) for time in times[name]])
     dimensions = ("workload", "ranks", "quantile")
@@ -106,14 +106,13 @@ def held_out(rows: xr.Dataset, *, num_samples: int = 100) -> xr.DataArray:
     """
     quantiles = np.full((rows.sizes["point"], 3), math.nan)
     speeds = sorted({float(value) for value in rows["mbit"].values} - {0.0})
-    noise = MODEL_ERROR * np.random.default_rng(0).standard_normal(num_samples)
     for speed in speeds if len(speeds) > 2 else []:
         model = fit_cost_model(_model_points(rows.isel(point=rows["mbit"].values != speed)), num_samples=num_samples)
         for place, row in enumerate(_rows(rows)):
             if float(row["mbit"]) == speed:
                 sent = float(row["messages"]), float(row["bytes"])
-                time = model.step(_workload(row), int(row["ranks"]), *sent, bandwidth=speed * 1e6 / 8)
-                quantiles[place] = _quantiles(time * np.exp(noise))
+                time = model.measured(_workload(row), int(row["ranks"]), *sent, bandwidth=speed * 1e6 / 8)
+                quantiles[place] = _quantiles(time)
     return xr.DataArray(quantiles, coords={"quantile": [0.05, 0.5, 0.95]}, dims=("point", "quantile"))
 
 

@@ -21,13 +21,13 @@ def truth(random):
     }
 
 
-def simulated(constants, random, *, sizes=(1, 2, 4), links=LINKS, steps=20, noise=0.03):
+def simulated(constants, random, *, sizes=(1, 2, 4), links=LINKS, steps=20, noise=0.03, error=0.005):
     exact = CostModel({name: np.array([value]) for name, value in constants.items()})
     points = []
     for name, (_, bytes_) in NETWORKS.items():
         for ranks in sizes:
             for link in links if ranks > 1 else (None,):
-                seconds = exact.step(name, ranks, 4, bytes_, link)[0] * np.exp(random.normal(0, 0.005))
+                seconds = exact.step(name, ranks, 4, bytes_, link)[0] * np.exp(random.normal(0, error))
                 points.append(Point(name, ranks, 4, bytes_, seconds * np.exp(random.normal(0, noise, steps)), link))
     return exact, points
 
@@ -71,6 +71,25 @@ def test_ninety_percent_bands_cover_nine_in_ten():
                 inside.append(low <= exact.step(name, 64, 4, bytes_, link)[0] <= high)
     # 40 in groups of 4: nine in ten, and 3 standard errors of the 10 groups' mean.
     assert 0.9 - 3 * (0.09 / 10) ** 0.5 <= np.mean(inside) <= 1.0
+
+
+@pytest.mark.parametrize("error", [0.02, 0.2])
+def test_bands_for_a_new_link_cover_a_machine_that_the_formula_does_not_fit(error):
+    """Each point is off by the error; a fit to three speeds finds out and predicts a run at a fourth."""
+    random = np.random.default_rng(4)
+    inside, widths = [], []
+    for _ in range(8):
+        links = (3e6, 12e6, 48e6)
+        exact, points = simulated(truth(random), random, sizes=(1, 2), links=links, noise=0.05, error=error)
+        model = fit_cost_model(points, num_samples=25)
+        for name, (_, bytes_) in NETWORKS.items():
+            taken = exact.step(name, 2, 4, bytes_, 24e6)[0] * np.exp(random.normal(0, error))
+            low, high = np.quantile(model.measured(name, 2, 4, bytes_, 24e6), (0.05, 0.95))
+            inside.append(low <= taken <= high)
+            widths.append(np.log(high / low))
+    # 16 in pairs, 3 standard errors of the 8 pairs' mean; and no wider than twice what an error of that size needs.
+    assert np.mean(inside) >= 0.9 - 3 * (0.09 / 8) ** 0.5
+    assert np.median(widths) < 2 * 3.3 * max(error, 0.05)
 
 
 def test_what_is_not_measured_stays_uncertain():

@@ -12,6 +12,7 @@ the rest goes to headers and to waiting for acknowledgements. Copy is what a byt
 nothing hides: into the bucket, through the sockets, added up.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-# Relative standard deviation of what the formula leaves out.
-MODEL_ERROR = 0.03
+# Relative standard deviation of what the formula leaves out: that of eight rehearsed points, each predicted by the
+# other link speeds. Where there are enough speeds, `discrepancy` finds the machine's own.
+MODEL_ERROR = 0.15
+# It is known from so few link speeds that it has Student's t, of about so many degrees of freedom.
+_FREEDOM = 3
 # Centre and standard deviation of what is fitted beside compute, before there are data: log seconds, log bytes a
 # second, log seconds a byte, and logits of the shares. 1.5 is a factor of 4.5; goodput lies between 0.7 and 0.97.
 _PRIOR = {
@@ -60,17 +64,27 @@ class CostModel:
     Attributes:
         draws: ``latency`` (seconds a message and round), ``bandwidth`` (bytes a second), ``copy`` (seconds a byte),
             ``overlap`` and ``goodput`` (in [0, 1]) and ``compute <workload>`` (seconds): [S] each, the best fit first.
+        error: relative standard deviation of what the formula leaves out.
     """
 
     draws: Mapping[str, NDArray[Any]]
+    error: float = 0.0
 
     def step(self, workload: str, ranks: int, messages: float, bytes: float, bandwidth: float | None = None) -> NDArray:
         """Seconds a step [S] of a workload that was fitted; arguments as in `Point`."""
         return _step(self.draws, Point(workload, ranks, messages, bytes, (), bandwidth))
 
+    def measured(
+        self, workload: str, ranks: int, messages: float, bytes: float, bandwidth: float | None = None
+    ) -> NDArray:
+        """`step`, and on several ranks the model's own error on top: what a run that is measured may take [S]."""
+        steps = self.step(workload, ranks, messages, bytes, bandwidth)
+        random = np.random.default_rng([zlib.crc32(workload.encode()), ranks])
+        return steps * np.exp(self.error * (ranks > 1) * random.standard_t(_FREEDOM, len(self.draws["copy"])))
+
 
 def fit_cost_model(
-    points: Sequence[Point], *, num_samples: int = 200, model_error: float = MODEL_ERROR, seed: int = 0
+    points: Sequence[Point], *, num_samples: int = 200, model_error: float | None = None, seed: int = 0
 ) -> CostModel:
     """Fit the constants to the points' medians, by least squares of log seconds under a wide prior.
 
@@ -80,7 +94,7 @@ def fit_cost_model(
 
     Args:
         num_samples: number of draws S.
-        model_error: relative standard deviation of what the formula leaves out.
+        model_error: relative standard deviation of what the formula leaves out; None for `discrepancy` of the points.
 
     Raises:
         ValueError: no points, or one without two positive, finite measured steps.
@@ -93,6 +107,7 @@ def fit_cost_model(
             raise ValueError(
                 f"{point.workload} on {point.ranks} ranks needs at least 2 positive, finite measured steps"
             )
+    model_error = discrepancy(points) if model_error is None else model_error
     workloads = sorted({point.workload for point in points})
     centres, deviations = (np.array(column) for column in zip(*_PRIOR.values(), strict=True))
     # The standard error of a median of K steps.
@@ -118,7 +133,25 @@ def fit_cost_model(
         again = [np.log(np.median(random.choice(seconds, len(seconds)))) for seconds in steps]
         moved = again + model_error * random.standard_normal(len(points))
         values.append(solve(moved, centres + deviations * random.standard_normal(len(centres)), best).x)
-    return CostModel(_constants(np.array(values).T, workloads))
+    return CostModel(_constants(np.array(values).T, workloads), model_error)
+
+
+def discrepancy(points: Sequence[Point]) -> float:
+    """Relative standard deviation of what the formula leaves out, run-to-run noise included.
+
+    With three known link speeds or more: the root mean square of log(measured / predicted), each speed predicted by a
+    fit to the others (never below a fifth of `MODEL_ERROR`). With fewer: `MODEL_ERROR`.
+    """
+    speeds = sorted({point.bandwidth for point in points if point.bandwidth is not None})
+    if len(speeds) < 3:
+        return MODEL_ERROR
+    errors = []
+    for speed in speeds:
+        others = [point for point in points if point.bandwidth != speed]
+        model = fit_cost_model(others, num_samples=1, model_error=MODEL_ERROR)
+        left_out = [point for point in points if point.bandwidth == speed]
+        errors += [np.log(np.median(point.seconds) / _step(model.draws, point)[0]) for point in left_out]
+    return max(MODEL_ERROR / 5, float(np.sqrt(np.mean(np.square(errors)))))
 
 
 def _constants(values: NDArray, workloads: Sequence[str]) -> dict[str, NDArray]:

@@ -60,30 +60,37 @@ class _Flipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, loc: Tensor, *flips: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*flips)
-        return arithmetic(_flipped)(weight, loc, *flips)  # type: ignore[no-any-return]
+        found = tuple(torch.empty_like(weight) for _ in range(1 + 2 * len(flips)))
+        arithmetic(_flipped)(*found, weight, loc, *flips)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flips = ctx.saved_tensors
-        return *arithmetic(_flipped_gradients)(*gradients, *flips), *[None] * len(flips)
+        to_weight, to_loc = torch.empty_like(gradients[0]), torch.empty_like(gradients[0])
+        arithmetic(_flipped_gradients)(to_weight, to_loc, *gradients, *flips)
+        return to_weight, to_loc, *[None] * len(flips)
 
 
-def _flipped(weight: Tensor, loc: Tensor, *flips: Tensor) -> tuple[Tensor, ...]:
+def _flipped(opposite: Tensor, *rest: Tensor) -> None:
+    pairs = (len(rest) - 2) // 3
+    weight, loc, *flips = rest[2 * pairs :]
     noise = weight - loc
-    found = [loc - noise]
-    for flip in flips:
+    torch.sub(loc, noise, out=opposite)
+    for plus, minus, flip in zip(rest[: 2 * pairs : 2], rest[1 : 2 * pairs : 2], flips, strict=True):
         flipped = noise * flip
-        found += [loc + flipped, loc - flipped]
-    return tuple(found)
+        torch.add(loc, flipped, out=plus)
+        torch.sub(loc, flipped, out=minus)
 
 
-def _flipped_gradients(to_opposite: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    to_noise, to_loc = -to_opposite, to_opposite
+def _flipped_gradients(to_weight: Tensor, to_loc: Tensor, to_opposite: Tensor, *rest: Tensor) -> None:
     pairs = len(rest) // 3
+    torch.neg(to_opposite, out=to_weight)
+    to_loc.copy_(to_opposite)
     for plus, minus, flip in zip(rest[: 2 * pairs : 2], rest[1 : 2 * pairs : 2], rest[2 * pairs :], strict=True):
-        to_noise.addcmul_(plus - minus, flip)
-        to_loc = (to_loc + plus).add_(minus)
-    return to_noise, to_loc - to_noise
+        to_weight.addcmul_(plus - minus, flip)
+        to_loc.add_(plus).add_(minus)
+    to_loc.sub_(to_weight)
 
 
 def _outer_signs(weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.listeners import attribute
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
 
@@ -87,7 +88,8 @@ class MeanFieldNormal(PyroModule):
 
     def distribution(self, site: str) -> FactorizedNormal:
         """q of one site, over all its weights."""
-        return FactorizedNormal(_get(self.loc, site), _get(self.unconstrained_scale, site), self._keep.get(site))
+        loc, unconstrained_scale = (_get(self._modules[part], site) for part in ("loc", "unconstrained_scale"))
+        return FactorizedNormal(loc, unconstrained_scale, self._keep.get(site))
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site. `infer` carries the distribution to the estimators, which decide how it is used."""
@@ -179,7 +181,8 @@ def _set(root: nn.Module, path: str, value: Tensor) -> None:
     root.register_parameter(name, nn.Parameter(value))
 
 
-def _get(root: nn.Module, path: str) -> Tensor:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root  # type: ignore[return-value]
+def _get(root: PyroModule, path: str) -> Tensor:
+    *parents, name = path.split(".")
+    for parent in parents:
+        root = root._modules[parent]
+    return attribute(root, name)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppl_bnn.models.listeners import attribute, heard
 from ppl_bnn.models.priors import Prior, check_patterns_used, map_tensors, prior_for, prior_text
 
 # An estimator is a Pyro handler that answers these two messages; without one they are torch's own functions.
@@ -99,8 +100,10 @@ class BayesianLinear(nn.Linear, _BayesianLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_features] -> [N, out_features]."""
-        site = self._pyro_get_fullname("weight")  # type: ignore[operator]
-        return bayes_linear(input, self.weight, self.bias, name=site)
+        bias = attribute(self, "bias")
+        if not heard("bayes_linear"):
+            return F.linear(input, self.weight, bias)
+        return bayes_linear(input, self.weight, bias, name=self._pyro_get_fullname("weight"))  # type: ignore[operator]
 
 
 class BayesianConv2d(nn.Conv2d, _BayesianLayer):
@@ -114,10 +117,9 @@ class BayesianConv2d(nn.Conv2d, _BayesianLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H', W']."""
+        bias = attribute(self, "bias")
         site = self._pyro_get_fullname("weight")  # type: ignore[operator]
-        return bayes_conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, name=site
-        )
+        return bayes_conv2d(input, self.weight, bias, self.stride, self.padding, self.dilation, self.groups, name=site)
 
 
 def _convert(module: nn.Module, path: str, prior: Prior, bayesian_bias: bool) -> _BayesianLayer:
