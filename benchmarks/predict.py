@@ -7,14 +7,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from contenders import NUM_DATA, package, tyxe_guide, why_absent
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict, predictor
 from ppl_bnn.draws import coherent, default_batch, laid_out
 from ppl_bnn.layerwise import layerwise
 from ppl_bnn.memory import keep_freed_memory
@@ -30,6 +30,7 @@ same batches. In a round each contender runs once, in an order drawn anew.
 contenders:
   cnn             that forward pass, once: the base
   draws           our coherent draws; layerwise: our draws of pre-activations; both ready to draw
+  predictor       ppl_bnn.predictor, made before: what a service that answers many requests calls
   predict         the public call ppl_bnn.predict as a user makes it, set-up and all that it returns included
   bayesian-torch  the network converted by the package (Reparameterization), called once a draw, in the same batches
   tyxe            VariationalBNN.predict
@@ -138,6 +139,13 @@ def public(net: nn.Module, x: Tensor) -> Callable[[int], object]:
     return lambda draws: predict(random_net, guide, x, labels, num_samples=draws, progress=False)
 
 
+def served(net: nn.Module, x: Tensor) -> Callable[[int], object]:
+    """`ppl_bnn.predictor`, one for each number of draws."""
+    random_net, guide = _ours(net, x)
+    answers = cache(lambda draws: predictor(random_net, guide, x, num_samples=draws))
+    return lambda draws: answers(draws)(x)
+
+
 def _ours(net: nn.Module, x: Tensor) -> tuple[nn.Module, MeanFieldNormal]:
     random_net = bayesian(net)
     labels = torch.zeros(1, dtype=torch.long)
@@ -214,6 +222,7 @@ def _averaged(probs: Callable[[], Tensor], draws: int) -> Tensor:
 CONTENDERS: dict[str, Callable[[nn.Module, Tensor], Callable[[int], object]]] = {
     "draws": partial(ready, method=coherent),
     "layerwise": partial(ready, method=layerwise),
+    "predictor": served,
     "predict": public,
     "bayesian-torch": bayesian_torch,
     "tyxe": tyxe,

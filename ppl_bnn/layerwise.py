@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.normals import normals
 from ppl_bnn.sobol import sobol_normals_by_image
 
 # As many rows of activations at once as stay in the caches, and no more draws than a small request can use.
@@ -71,7 +72,7 @@ def prepared(
         raise ValueError("the method layerwise needs a dense random layer, and there is none; use the method draws")
     shared = [site for site in guide.sites if site.rpartition(".")[0] not in dense]
     with_noise = placed(traced, guide, shared)
-    normals = {path: _normal(traced, guide, path) for path in dense}
+    posteriors = {path: _normal(traced, guide, path) for path in dense}
     layers = {site.rpartition(".")[0] for site in guide.sites}
 
     def blocks(
@@ -80,10 +81,10 @@ def prepared(
         x = laid_out(traced, x)
         size = 1 if shared else max(1, min(_DRAWS, _ROWS // len(x)))
         shapes = {site: traced.parameter(site).shape for site in shared}
-        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in normals.items()}
+        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in posteriors.items()}
         numbers = wrap((_sobol if sobol else _independent)(shapes, seed, len(shared), x))
         limit = batch_size or (default_batch(traced) if shared else _ROWS)
-        parts = [_start(traced.net, layers, normals, part, size) for part in x.split(limit)]
+        parts = [_start(traced.net, layers, posteriors, part, size) for part in x.split(limit)]
 
         def logits(block: int, sign: float) -> Tensor:
             noise = numbers(block)
@@ -91,12 +92,11 @@ def prepared(
                 noise = {name: sign * values for name, values in noise.items()}
             module = with_noise((site, noise[site]) for site in shared)
             with torch.inference_mode():
-                found = [
-                    _Sampling(module, normals, moments, {path: noise[path][:, first : first + limit] for path in dense})
-                    .run(initial_env=dict(env))
-                    .unflatten(0, (size, -1))
-                    for first, (env, moments) in zip(range(0, len(x), limit), parts, strict=True)
-                ]
+                found = []
+                for first, (env, moments) in zip(range(0, len(x), limit), parts, strict=True):
+                    own = {path: noise[path][:, first : first + limit] for path in dense}
+                    rows = _Sampling(module, posteriors, moments, own).run(initial_env=dict(env))
+                    found.append(rows.unflatten(0, (size, -1)))
                 return found[0] if len(found) == 1 else torch.cat(found, 1)
 
         return Blocks(size, logits)
@@ -135,12 +135,9 @@ def dense_layers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> li
 
 def _independent(shapes: dict[str, torch.Size], seed: int, shared: int, x: Tensor) -> Numbers:
     sizes = [math.prod(shape) for shape in shapes.values()]
-    generator = torch.Generator(x.device)
 
     def numbers(block: int) -> dict[str, Tensor]:
-        generator.manual_seed(draw_seed(seed, block))
-        # All at once: between serial stretches the other threads would fall asleep.
-        flat = torch.randn(sum(sizes), generator=generator, dtype=x.dtype, device=x.device)
+        flat = normals(draw_seed(seed, block), sum(sizes), x)
         return {name: part.view(shapes[name]) for name, part in zip(shapes, flat.split(sizes), strict=True)}
 
     return numbers
@@ -193,7 +190,7 @@ def _normal(network: PlainNetwork, guide: MeanFieldNormal, path: str) -> _Normal
 
 
 def _start(
-    module: fx.GraphModule, random: set[str], normals: dict[str, _Normal], x: Tensor, size: int
+    module: fx.GraphModule, random: set[str], posteriors: dict[str, _Normal], x: Tensor, size: int
 ) -> tuple[dict[fx.Node, Tensor | None], dict[str, tuple[Tensor, Tensor]]]:
     """What does not depend on the draw: values, once for each of a block's draws, and moments [1, N, out]."""
     values, moments = constants(module, random, x), {}
@@ -204,8 +201,8 @@ def _start(
             if value is None:
                 continue
             for user in node.users:
-                if user.target in normals:
-                    of = normals[user.target].moments(value)
+                if user.target in posteriors:
+                    of = posteriors[user.target].moments(value)
                     moments[user.target] = tuple(part.unsqueeze(0) for part in of)
                 else:
                     env[node] = value.expand(size, *value.shape).flatten(0, 1) if size > 1 else value
@@ -215,14 +212,14 @@ def _start(
 class _Sampling(fx.Interpreter):
     """Runs the network on the rows of all draws of a block, [size * N, ...], dense layers by pre-activation."""
 
-    def __init__(self, module: fx.GraphModule, normals: dict, moments: dict, noise: dict) -> None:  # type: ignore[type-arg]
+    def __init__(self, module: fx.GraphModule, posteriors: dict, moments: dict, noise: dict) -> None:  # type: ignore[type-arg]
         super().__init__(module)
-        self._normals, self._moments, self._noise = normals, moments, noise
+        self._posteriors, self._moments, self._noise = posteriors, moments, noise
 
     def call_module(self, target, args: Iterable, kwargs: dict):  # type: ignore[no-untyped-def]
         """A dense random layer's pre-activations, or what the layer itself computes."""
-        if target not in self._normals:
+        if target not in self._posteriors:
             return super().call_module(target, tuple(args), kwargs)
-        mean, std = self._moments.get(target) or self._normals[target].moments(*args)
+        mean, std = self._moments.get(target) or self._posteriors[target].moments(*args)
         noise = self._noise[target]
         return torch.addcmul(mean.view(-1, *noise.shape[1:]), std.view(-1, *noise.shape[1:]), noise).flatten(0, 1)

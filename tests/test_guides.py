@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 
 from ppl_bnn import Classifier, Flipout, LocalReparameterization, MeanFieldNormal, bayesian, build
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
+from ppl_bnn.guides import arithmetic as arithmetic_module
 from ppl_bnn.guides.arithmetic import arithmetic, compiled_arithmetic
 from ppl_bnn.guides.groups import _Flipped
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale, softplus, standard_normal
@@ -275,9 +276,16 @@ def test_the_guides_distribution_is_an_independent_normal():
     torch.testing.assert_close(torch.autograd.grad((q.scale * weights).sum(), u)[0], expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.fixture(params=["whole", "blocks", "compiled"])
+def way(request, monkeypatch):
+    """How arithmetic runs: a context."""
+    if request.param == "blocks":
+        monkeypatch.setattr(arithmetic_module, "_BLOCK", 20)
+    return compiled_arithmetic if request.param == "compiled" else nullcontext
+
+
 @pytest.mark.parametrize("prior_scale", [0.5, torch.rand(4, 6, 3, 3) + 0.5], ids=["scalar", "full"])
-def test_the_kl_and_its_gradient_are_torchs(prior_scale, compiled):
+def test_the_kl_and_its_gradient_are_torchs(prior_scale, way):
     prior = dist.Normal(0.3, prior_scale)
     prior = (prior if prior.batch_shape else prior.expand([4, 6, 3, 3])).to_event(4)
     loc, u = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3) - 3
@@ -285,18 +293,17 @@ def test_the_kl_and_its_gradient_are_torchs(prior_scale, compiled):
         leaves = [part.contiguous(memory_format=layout).requires_grad_() for part in (loc, u)]
         scale = F.softplus(leaves[1]) + SMALLEST_SCALE
         expected = kl_divergence(dist.Normal(leaves[0], scale).to_event(4), prior)
-        with compiled_arithmetic() if compiled else nullcontext():
+        with way():
             found = kl_divergence(FactorizedNormal(*leaves), prior)
             gradients = torch.autograd.grad(2 * found, leaves)
         torch.testing.assert_close(found, expected)
         # The compiler's sigmoid has fewer digits.
-        close = {"rtol": 1e-4, "atol": 1e-6} if compiled else {}
+        close = {"rtol": 1e-4, "atol": 1e-6} if way is compiled_arithmetic else {}
         for one, other in zip(gradients, torch.autograd.grad(2 * expected, leaves), strict=True):
             torch.testing.assert_close(one, other, **close)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_scale_and_its_inverse_keep_their_digits(compiled):
+def test_the_scale_and_its_inverse_keep_their_digits(way):
     u = torch.linspace(-14, 12, 1001)
     scale = F.softplus(u.double(), threshold=1e9) + SMALLEST_SCALE
 
@@ -304,15 +311,14 @@ def test_the_scale_and_its_inverse_keep_their_digits(compiled):
         found.copy_(softplus(u))
         back.copy_(inverse_scale(scale))
 
-    with compiled_arithmetic() if compiled else nullcontext():
+    with way():
         arithmetic(both)(found := torch.empty_like(u), back := torch.empty_like(u), u, scale.float())
     torch.testing.assert_close(found.double(), scale, rtol=1e-6, atol=0)
     torch.testing.assert_close(F.softplus(back.double()) + SMALLEST_SCALE, scale, rtol=3e-6, atol=0)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("prior_loc", [0.0, 0.7])
-def test_a_draw_brings_its_kl_and_entropy_and_their_gradients_are_torchs(prior_loc, compiled):
+def test_a_draw_brings_its_kl_and_entropy_and_their_gradients_are_torchs(prior_loc, way):
     prior = dist.Normal(prior_loc, 0.5).expand([4, 6, 3, 3]).to_event(4)
     loc, u = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3) - 3
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -328,12 +334,12 @@ def test_a_draw_brings_its_kl_and_entropy_and_their_gradients_are_torchs(prior_l
         noise = standard_normal(leaves[0])
         expected = objective(leaves[0] + scale * noise, kl_divergence(reference, prior), reference.entropy())
         torch.manual_seed(1)
-        with compiled_arithmetic() if compiled else nullcontext():
+        with way():
             q = FactorizedNormal(*leaves)
             found = objective(q.rsample(), kl_divergence(q, prior), q.entropy())
             gradients = torch.autograd.grad(found, leaves)
         torch.testing.assert_close(found, expected)
-        close = {"rtol": 1e-4, "atol": 1e-5} if compiled else {}
+        close = {"rtol": 1e-4, "atol": 1e-5} if way is compiled_arithmetic else {}
         for one, other in zip(gradients, torch.autograd.grad(expected, leaves), strict=True):
             torch.testing.assert_close(one, other, **close)
 
@@ -345,15 +351,14 @@ def test_sums_taken_without_gradients_are_not_kept_for_a_kl_that_has_them():
     assert kl_divergence(q, dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2)).requires_grad
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_flipped_weights_have_the_gradients_of_their_formula(compiled):
+def test_flipped_weights_have_the_gradients_of_their_formula(way):
     weight, loc = (
         torch.randn(4, 6, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2)
     )
     flips = [torch.randn(4, 6, 1, 1).sign(), torch.randn(4, 6, 1, 1).sign()]
     noise = weight - loc
     expected = [loc - noise, *(loc + sign * flip * noise for flip in flips for sign in (1, -1))]
-    with compiled_arithmetic() if compiled else nullcontext():
+    with way():
         found = _Flipped.apply(weight, loc, *flips)
         targets = [torch.randn_like(part) for part in found]
         gradients = torch.autograd.grad(found, (weight, loc), targets)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit
+from ppl_bnn.guides import arithmetic as arithmetic_module
 from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.ivon import IVON
 
@@ -109,7 +110,8 @@ def test_training_with_it_learns_and_the_point_estimates_learn_too():
     assert scale.max() > 1.2 * scale.min()
 
 
-def test_compiled_it_takes_the_same_steps():
+@pytest.mark.parametrize("way", ["blocks", "compiled"])
+def test_compiled_or_in_blocks_it_takes_the_same_steps(way, monkeypatch):
     # A scale this small shows every digit that is lost between it and its unconstrained value.
     start = [torch.randn(4, 3, 3, 3) * 0.02, torch.full((4, 3, 3, 3), -9.0)]
     gradients = [[torch.randn(4, 3, 3, 3) * size for size in (1e-1, 1e-4)] for _ in range(20)]
@@ -123,8 +125,12 @@ def test_compiled_it_takes_the_same_steps():
                 optimizer.step()
         return loc.detach(), unconstrained.detach()
 
-    for plain, compiled, before in zip(steps(nullcontext()), steps(compiled_arithmetic()), start, strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+    expected = steps(nullcontext())
+    if way == "blocks":
+        monkeypatch.setattr(arithmetic_module, "_BLOCK", 20)
+    found = steps(compiled_arithmetic() if way == "compiled" else nullcontext())
+    for plain, other, before in zip(expected, found, start, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-5)
         assert (plain - before).abs().max() > 1e-3
 
 

@@ -110,7 +110,7 @@ def test_a_pruned_guides_draws_are_the_same_in_its_compact_network(make, monkeyp
         assert len(tried) == 1
     network = plain(net)
     by_compact = draws.compact_passes(network, pruned, draws.laid_out(network, x), 4)
-    mirrored = draws.placed(network, pruned)
+    mirrored = draws.placed(network, pruned, pruned.sites)
     for index in range(2):
         mirrored((site, -noise) for site, noise in pruned.noise(index, seed=4))
         torch.testing.assert_close(by_compact(), blocks.logits(index, -1.0)[0], rtol=1e-4, atol=1e-5)

@@ -422,14 +422,14 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
     subprocess.run([*base, "train"], cwd=ROOT, check=True, capture_output=True)
     setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
     code = (
-        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive._blocks\n"
+        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive.drawn_blocks\n"
         "def blocks(*a, **k):\n"
         "    size, logits = real(*a, **k)\n"
         "    def stopped(block, sign):\n"
         "        if block == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
         "        return logits(block, sign)\n"
         "    return predictive.Blocks(size, stopped)\n"
-        "predictive._blocks = blocks; sys.exit(run.main(sys.argv[1:]))"
+        "predictive.drawn_blocks = blocks; sys.exit(run.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *base[3:], stage, setting, "6"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
