@@ -98,9 +98,11 @@ def _point_estimates(
 ) -> tuple[Tensor, int, float]:
     members = MEMBERS if method == "ensemble" else 1
     rate = options.dropout if method == "dropout" else 0.0
-    # A hundred steps say how many epochs the budget holds: a cosine schedule has to know its end.
-    started = time.process_time()
-    _trained(run, (data[0][:10000], data[1][:10000]), rate, epochs=1, lr=options.lr, seed=0)
+    # A hundred steps say how many epochs the budget holds: a cosine schedule has to know its end. The first hundred are
+    # slower: they start torch up.
+    for _ in range(2):
+        started = time.process_time()
+        _trained(run, (data[0][:10000], data[1][:10000]), rate, epochs=1, lr=options.lr, seed=0)
     epochs = max(1, math.floor(budget / members / ((time.process_time() - started) * len(data[0]) / 10000)))
     began = time.process_time()
     nets = [_trained(run, data, rate, epochs=epochs, lr=options.lr, seed=seed) for seed in range(members)]
