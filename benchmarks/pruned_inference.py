@@ -227,7 +227,7 @@ def _draw(task: str, rows: list[dict[str, float]], path: Path) -> None:
             axis.plot([row["fraction"] for row in rows], [row[name] for row in rows], "o-", label=name)
     axis.set(xlabel="pruned fraction", ylabel="milliseconds", yscale="log", title=f"{task}: {IMAGES[task]} images")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center right")
     figure.savefig(path, dpi=130)
 
 
