@@ -54,9 +54,8 @@ def write_gallery(predictive: Path, path: Path, *, most: int = 300, spread: int 
 
 
 def _card(groups: Groups, image: int, rank: int) -> str:
-    draws = groups["posterior_predictive"]["probs"].sel(obs_id=image)
-    classes = [str(name) for name in draws["class"].values]
-    values = draws.transpose("class", "chain", "draw").values.reshape(len(classes), -1)
+    classes = [str(name) for name in groups["posterior_predictive"]["class"].values]
+    values = inference_data.draws_of(groups, image)
     found = {name: float(groups["uncertainty"][name].values[image]) for name in ("total", "aleatoric", "epistemic")}
     mean = groups["uncertainty"]["mean_probs"].values[image]
     label, choice = int(groups["observed_data"]["y"].values[image]), int(mean.argmax())

@@ -245,6 +245,13 @@ def load(path: Path) -> Any:
     return idata
 
 
+def draws_of(groups: Mapping[str, xr.Dataset], image: int) -> np.ndarray:
+    """The draws that one image has of each class's softmax, [class, draw]; with a tolerance images differ in number."""
+    probs = groups["posterior_predictive"]["probs"].sel(obs_id=image).transpose("class", "chain", "draw").values
+    drawn = probs.reshape(len(probs), -1)
+    return drawn[:, ~np.isnan(drawn[0])]
+
+
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
 

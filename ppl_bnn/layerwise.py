@@ -7,6 +7,7 @@ independently of each other.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def prepared(
 ) -> Callable[..., Blocks]:
     """Return `layerwise` as a function of x, of the shape of `like` but for N, seed and batch size: the rest is done.
 
-    A fourth argument may wrap the function from block number to noise, to keep noise from one call to the next.
+    A fourth argument may stand between here and the making of the noise, to keep some from one call to the next.
     """
     try:
         traced = network or plain(net)
@@ -76,13 +77,13 @@ def prepared(
     layers = {site.rpartition(".")[0] for site in guide.sites}
 
     def blocks(
-        x: Tensor, seed: int, batch_size: int | None, wrap: Callable[[Numbers], Numbers] = lambda numbers: numbers
+        x: Tensor, seed: int, batch_size: int | None, made: Callable[[Callable[[], Numbers]], Numbers] = operator.call
     ) -> Blocks:
         x = laid_out(traced, x)
         size = 1 if shared else max(1, min(_DRAWS, _ROWS // len(x)))
         shapes = {site: traced.parameter(site).shape for site in shared}
         shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in posteriors.items()}
-        numbers = wrap((_sobol if sobol else _independent)(shapes, seed, len(shared), x))
+        numbers = made(partial(_sobol if sobol else _independent, shapes, seed, len(shared), x))
         limit = batch_size or (default_batch(traced) if shared else _ROWS)
         parts = [_start(traced.net, layers, posteriors, part, size) for part in x.split(limit)]
 

@@ -120,13 +120,13 @@ def most_and_least_certain(groups: Groups, title: str, *, count: int = 6) -> Fig
     classes = [str(name) for name in groups["posterior_predictive"]["class"].values]
     for position, index in enumerate(chosen):
         row, column = 2 * (position // count), position % count
-        probs = groups["posterior_predictive"]["probs"].isel(obs_id=int(index)).stack(sample=("chain", "draw"))
+        probs = inference_data.draws_of(groups, int(index))
         epistemic = float(groups["uncertainty"]["epistemic"][int(index)])
         label = int(groups["observed_data"]["y"][int(index)])
         show_image(axes[row, column], groups["constant_data"]["image"][int(index)].values)
         axes[row, column].set_title(f"#{index}: {classes[label]}\n{total[index]:.2g} / {epistemic:.2g}", fontsize=8)
         mean = groups["uncertainty"]["mean_probs"][int(index)].values
-        low, high = np.quantile(probs.transpose("class", "sample").values, (0.05, 0.95), axis=1)
+        low, high = np.quantile(probs, (0.05, 0.95), axis=1)
         bars, places = axes[row + 1, column], np.arange(len(classes))
         bars.bar(places, mean, color=["C2" if place == label else "C0" for place in places], alpha=0.6)
         bars.vlines(places, low, high, color="0.2", linewidth=1.2)

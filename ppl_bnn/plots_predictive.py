@@ -64,7 +64,7 @@ def density_by_draws(groups: Groups, title: str, *, image: int | None = None, la
     classes = [str(name) for name in probs["class"].values]
     if not 0 <= label < len(classes):
         raise ValueError(f"label must be from 0 to {len(classes) - 1}, got {label}")
-    values = probs.sel(obs_id=image).isel({"class": label}).values.ravel()
+    values = inference_data.draws_of(groups, image)[label]
     counts = [count for count in DRAWS if count < len(values)] + [len(values)]
     columns = min(4, len(counts) + 1)
     rows = -(-(len(counts) + 1) // columns)
@@ -149,7 +149,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
         for row, (run, its) in enumerate(runs.items()):
             axis = axes[block * height + 1 + row, column]
             axis.set_axis_on()
-            values = its["posterior_predictive"]["probs"].sel(obs_id=image).isel({"class": label}).values.ravel()
+            values = inference_data.draws_of(its, image)[label]
             grid, density = inference_data.density(values)
             axis.fill_between(grid, density, color=f"C{row}", alpha=0.6, linewidth=0)
             axis.axvline(values.mean(), color="0.2", linestyle="--", linewidth=1)
@@ -161,7 +161,8 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             axis.set(xlim=(0, 1), ylim=(0, 1.05 * density.max()), yticks=[])
             axis.tick_params(labelsize=7, labelbottom=row == len(runs) - 1)
             if column == 0 and run:
-                axis.set_ylabel(f"{run}\n({len(values)} draws)", fontsize=8, color=f"C{row}")
+                most = its["posterior_predictive"].sizes["draw"]
+                axis.set_ylabel(f"{run}\n({most} draws)", fontsize=8, color=f"C{row}")
     return figure
 
 

@@ -62,7 +62,8 @@ def report(run: Experiment) -> None:
             "accuracy": float(history["accuracy"][-1]),
         }
     metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
-    metrics["test"].update({name: attrs[name] for name in ("method", "sampling", "mean_draws") if name in attrs})
+    how = ("method", "sampling", "mean_draws", "median_draws", "max_draws", "mc_error", "max_mc_error")
+    metrics["test"].update({name: _or_none(attrs[name]) for name in how if name in attrs})
     metrics["convergence"] = _convergence(run, predictive, attrs)
     uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
     if uncertainty is not None and observed is not None:
@@ -116,7 +117,11 @@ def read_shift(path: Path) -> dict[str, Any]:
 
 
 def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
-    """The predictive's error by the number of draws, as a figure and as rows for metrics.json."""
+    """The predictive's error by the number of draws, as a figure and as rows for metrics.json; none of Sobol points."""
+    figure = run.out / "figures" / "convergence.png"
+    figure.unlink(missing_ok=True)
+    if attrs.get("sampling") == "sobol":
+        return []
     drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
     assert drawn is not None
     assert labels is not None
@@ -126,6 +131,10 @@ def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dic
         together=2 if attrs.get("sampling") == "antithetic" else 1,
     )
     if rows:
-        draw_convergence(rows, run.test_images.title, run.out / "figures" / "convergence.png")
+        draw_convergence(rows, run.test_images.title, figure)
+    return [{name: _or_none(value) for name, value in row.items()} for row in rows]
+
+
+def _or_none(value: Any) -> Any:
     # JSON has no NaN.
-    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+    return None if value != value else value

@@ -34,13 +34,20 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
 
 
 def how_drawn(predictive: Predictive) -> dict[str, str | float]:
-    """method and sampling, mean_draws over examples, and mc_error: the mean standard error of the top probability."""
+    """How the draws were made, how many the images have, and how far the averages may be off.
+
+    method, sampling, mean_draws, median_draws and max_draws over images; mc_error, the mean standard error of the top
+    probability, and max_mc_error, the largest of any class and image; NaN where the draws do not tell it.
+    """
     top = predictive.mc_error.gather(1, predictive.mean_probs.argmax(1, keepdim=True))
     return {
         "method": predictive.method,
         "sampling": predictive.sampling,
         "mean_draws": float(predictive.draws.double().mean()),
+        "median_draws": float(predictive.draws.double().median()),
+        "max_draws": int(predictive.draws.max()),
         "mc_error": float(top.mean()),
+        "max_mc_error": float(predictive.mc_error.amax()),
     }
 
 

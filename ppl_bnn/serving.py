@@ -46,12 +46,12 @@ def predictor(
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
         check_finite(x)
 
-        def kept(numbers: Numbers) -> Numbers:
+        def kept(numbers: Callable[[], Numbers]) -> Numbers:
             if len(x) * num_samples > _KEPT_ROWS:
-                return numbers
+                return numbers()
             if len(x) not in known:
                 known.clear()
-                known[len(x)] = cache(numbers)
+                known[len(x)] = cache(numbers())
             return known[len(x)]
 
         if layerwise:

@@ -156,6 +156,14 @@ def predict(run: Experiment) -> None:
         "moments, no draws," if predictive.method == "moments" else how, len(x),
         found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
     )  # fmt: skip
+    if settings.tolerance is not None and predictive.method != "moments":
+        used = predictive.draws.double()
+        log.info(
+            "predict: draws by image: mean %.0f, median %.0f, most %.0f; %.1f%% of the images stopped early, which "
+            "saves %.1f%% of %d draws for each; standard error %.4f at most",
+            used.mean(), used.median(), used.max(), 100 * (used < settings.num_samples).double().mean(),
+            100 * (1 - used.mean() / settings.num_samples), settings.num_samples, predictive.mc_error.amax(),
+        )  # fmt: skip
 
 
 def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:

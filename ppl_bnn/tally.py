@@ -52,8 +52,10 @@ class Predictive:
     def mc_error(self) -> Tensor:
         """Standard error of `mean_probs`, [N, C]: sqrt(variance / independent draws); NaN below two of them.
 
-        Of Sobol points it is what independent draws would have: too large.
+        NaN for Sobol points too: they depend on each other, and only other seeds tell their error.
         """
+        if self.sampling == "sobol":
+            return torch.full_like(self.mean_probs, math.nan)
         independent = (self.draws // (2 if self.sampling == "antithetic" else 1)).double().unsqueeze(1)
         variance = (self.mean_squares - self.mean_probs.square()).clamp_min(0)
         return (variance / (independent - 1)).sqrt().masked_fill(independent < 2, math.nan)

@@ -12,6 +12,7 @@ import torch
 from ppl_bnn import Images, inference_data, netcdf
 from ppl_bnn.files import FileError
 from ppl_bnn.gallery import _ridge, write_gallery
+from ppl_bnn.plots import draw_figures
 from ppl_bnn.plots_predictive import compare_densities, density_by_class, density_by_draws, draw_predictive_figures
 from ppl_bnn.predictive import Predictive
 
@@ -19,18 +20,22 @@ CLASSES = ("cat & dog", "<b>bird</b>", "frog", "never seen")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
-def predictive_file(path, seed=0, scale=1.5):
-    """30 images of three of four classes, 60 draws that agree less and less from the first image to the last."""
+def predictive_file(path, seed=0, scale=1.5, draws=60):
+    """30 images of three of four classes, 60 draws that agree less and less from the first image to the last.
+
+    Image i has only its first `draws`[i], if there are so many numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(30) % 3
     spread = scale * torch.arange(30)[:, None] / 30
     logits = 2 * torch.nn.functional.one_hot(labels, 4) + spread * torch.randn(60, 30, 4, generator=generator)
     probs = logits.softmax(-1)
+    probs[torch.arange(60)[:, None] >= torch.as_tensor(draws).expand(30)] = torch.nan
     log_likelihood = probs.gather(2, labels[None, :, None].expand(60, -1, 1)).squeeze(2).log()
     found = Predictive(
-        probs, torch.arange(30), log_likelihood, labels, probs.double().mean(0),
-        torch.special.entr(probs).sum(-1).mean(0).double(), (probs.argmax(2) == labels).float().mean(1), 0.1,
-        probs.double().square().mean(0), torch.full((30,), 60),
+        probs, torch.arange(30), log_likelihood, labels, probs.double().nanmean(0),
+        torch.special.entr(probs).sum(-1).nanmean(0).double(), (probs.argmax(2) == labels).float().mean(1), 0.1,
+        probs.double().square().nanmean(0), torch.as_tensor(draws).expand(30).clone(),
     )  # fmt: skip
     pixels = torch.randint(0, 256, (30, 1, 12, 12), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
     images = Images(pixels, labels, CLASSES, "things", "test")
@@ -45,6 +50,26 @@ def test_each_image_has_the_spread_of_its_draws(tmp_path):
     np.testing.assert_allclose(group["std_probs"], probs.std(0), atol=1e-6)
     np.testing.assert_allclose(group["interval"].sel(quantile=0.05), np.quantile(probs, 0.05, axis=0), atol=1e-6)
     np.testing.assert_allclose(group["interval"].sel(quantile=0.95), np.quantile(probs, 0.95, axis=0), atol=1e-6)
+
+
+def test_images_that_stopped_early_are_drawn_from_the_draws_they_have(tmp_path):
+    draws = torch.where(torch.arange(30) % 2 == 0, 20, 60)
+    found = predictive_file(tmp_path / "p.nc", draws=draws)
+    page = write_gallery(tmp_path / "p.nc", tmp_path / "g.html").read_text()
+    assert page.count("<article") == 30
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
+    groups = netcdf.groups_of(inference_data.load(tmp_path / "p.nc"))
+    assert [inference_data.draws_of(groups, image).shape for image in (0, 1)] == [(4, 20), (4, 60)]
+    by_draws = density_by_draws(groups, "things", image=28, label=2)
+    titles = [axis.get_title() for axis in by_draws.axes if axis.get_title()]
+    assert [title.split()[0] for title in titles] == ["10", "20"]
+    assert f"mean {found.probs[:20, 28, 2].mean():.3f}" in titles[-1]
+    by_class = density_by_class({"run": groups}, images=[28])
+    assert by_class.axes[1].texts[0].get_text() == f"{found.probs[:20, 28, 28 % 3].mean():.2f}"
+    for path in draw_figures(tmp_path / "p.nc", None, tmp_path / "figures"):
+        assert path.stat().st_size > 5000
+    spread = groups["uncertainty"]
+    np.testing.assert_allclose(spread["std_probs"][28], found.probs[:20, 28].std(0, correction=0), atol=1e-4)
 
 
 def test_a_narrow_density_keeps_its_peak():

@@ -81,7 +81,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert set(metrics["train"]) == {"epochs", "seconds", "samples_per_second", "accuracy"}
     assert set(metrics["test"]) == {
         "num_samples", "seconds", "accuracy", "nll", "ece", "brier", "adaptive_ece", "aurc", "method", "sampling",
-        "mean_draws",
+        "mean_draws", "median_draws", "max_draws", "mc_error", "max_mc_error",
     }  # fmt: skip
     assert metrics["test"]["accuracy"] > 0.5
     assert len(metrics["pruning"]) == 5

@@ -1,0 +1,44 @@
+"""Sobol points as standard normal noise."""
+
+import torch
+from test_predictive_methods import Y, convolutional
+
+from ppl_bnn import predict
+from ppl_bnn.sobol import sobol_normals_by_image
+
+
+def cells(points, count):
+    return (torch.special.ndtr(points.double()) * count).long()
+
+
+def test_every_dimension_of_every_image_is_stratified_and_normal():
+    shared, own = sobol_normals_by_image(2, 3, 50, seed=0)(0, 256)
+    assert shared.shape == (256, 2)
+    assert own.shape == (256, 50, 3)
+    # 256 points of a scrambling have one in each of 256 intervals of equal probability.
+    for points in (shared, own.flatten(1)):
+        assert all(cells(column, 256).unique().numel() == 256 for column in points.T)
+        assert points.mean(0).abs().max() < 0.02
+        assert (points.std(0) - 1).abs().max() < 0.03
+    # Shifts of their own: about any image the others are spread evenly, each in its own cell.
+    assert not torch.isclose(own[:, :1], own[:, 1:]).all(0).any()
+    correlation = torch.corrcoef(own[:, :, 0].T)
+    assert abs(float(correlation.sum() - 50) / (50 * 49)) < 0.05
+
+
+def test_points_are_the_same_in_any_order():
+    points = sobol_normals_by_image(0, 6, 1, seed=1)
+    late, early = points(70, 30)[1], points(0, 70)[1]
+    assert torch.equal(torch.cat([early, late]), sobol_normals_by_image(0, 6, 1, seed=1)(0, 100)[1])
+    assert not torch.equal(sobol_normals_by_image(0, 6, 1, seed=2)(0, 100)[1], early)
+
+
+def test_random_convolutions_take_points_too_and_no_error_is_claimed():
+    net, guide, x = convolutional()
+    options = {"method": "layerwise", "progress": False}
+    found = predict(net, guide, x, Y[:6], num_samples=256, sampling="sobol", **options)
+    plain = predict(net, guide, x, Y[:6], num_samples=1000, **options)
+    assert (found.mean_probs - plain.mean_probs).abs().max() < 5 * plain.mc_error.max() + 0.02
+    assert found.mc_error.isnan().all()
+    again = predict(net, guide, x, Y[:6], num_samples=256, batch_size=4, sampling="sobol", **options)
+    torch.testing.assert_close(again.probs, found.probs, rtol=1e-4, atol=1e-5)
