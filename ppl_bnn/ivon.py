@@ -60,10 +60,11 @@ class IVON(torch.optim.Optimizer):
             # The step's factors as tensors, so that a compiled function does not take them for constants.
             rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
             c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype)
-            momentum = state["momentum"].lerp_(loc.grad, 1 - locs["beta1"])
+            beta1 = torch.tensor(locs["beta1"], dtype=loc.dtype)
+            momentum = state["momentum"]
             # What is changed in place must lie in memory like the first argument.
             assert loc.stride() == unconstrained.stride() == momentum.stride()
-            arithmetic(_step)(loc, unconstrained, momentum, unconstrained.grad, rate, c)
+            arithmetic(_step)(loc, unconstrained, momentum, loc.grad, unconstrained.grad, rate, c, beta1)
         for group in rest:
             for point in group["params"]:
                 if point.grad is not None:
@@ -79,7 +80,10 @@ class IVON(torch.optim.Optimizer):
         return state
 
 
-def _step(loc: Tensor, u: Tensor, momentum: Tensor, to_u: Tensor, rate: Tensor, c: Tensor) -> None:
+def _step(
+    loc: Tensor, u: Tensor, momentum: Tensor, to_loc: Tensor, to_u: Tensor, rate: Tensor, c: Tensor, beta1: Tensor
+) -> None:
+    momentum.lerp_(to_loc, 1 - beta1)
     # softplus(u), and below its derivative, a sigmoid, which to_u holds: of one exponential, half the time of two.
     t = u.abs().neg_().exp_()
     scale = t.log1p().add_(u.clamp_min(0)).add_(SMALLEST_SCALE)

@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_FLAGS = "-O3 -march=native -fno-math-errno -shared -fPIC"
+_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -shared -fPIC"
 
 
 @cache

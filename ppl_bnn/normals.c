@@ -1,8 +1,8 @@
 /* Normal numbers by Box and Muller (1958) from xoshiro128++ (Blackman and Vigna 2021), LANES generators side by side. */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "elementary.h"
 
 #define LANES 16
 #define CHUNK 4096 /* numbers of one seed: long enough to make the seeding cheap, short enough to share among threads */
@@ -30,34 +30,11 @@ static void next(uint32_t s[4][LANES], uint32_t *found) {
     }
 }
 
-static inline uint32_t bits(float x) {
-    uint32_t found;
-    memcpy(&found, &x, 4);
-    return found;
-}
-
-static inline float number(uint32_t x) {
-    float found;
-    memcpy(&found, &x, 4);
-    return found;
-}
-
 /* Two normal numbers from two words. The polynomials, Chebyshev's, are exact to a float's rounding. */
 static inline void pair(uint32_t a, uint32_t b, float *one, float *other) {
     /* 31 bits in (0, 1], of which small ones keep all their digits: the numbers reach 6.7. */
     const float u = (float)(int32_t)(a >> 1) * 0x1p-31f + 0x1p-32f;
-    /* u = m 2^e with m between the roots of 1/2 and 2 */
-    const int32_t e = (int32_t)(bits(u) - 0x3f3504f3) >> 23;
-    const float f = number(bits(u) - ((uint32_t)e << 23)) - 1;
-    float log = -0.101340568f;
-    log = log * f + 0.162341898f;
-    log = log * f - 0.172470133f;
-    log = log * f + 0.19898565f;
-    log = log * f - 0.249700717f;
-    log = log * f + 0.333351141f;
-    log = log * f - 0.500003631f;
-    log = (log * f + 0.999999943f) * f + (float)e * 0.693147181f;
-    const float square = -2 * log, radius = sqrtf(square > 0 ? square : 0);
+    const float square = -2 * logarithm(u), radius = sqrtf(square > 0 ? square : 0);
     /* The angle is b / 2^32 turns: a quarter, and at most an eighth to either side of it. */
     const uint32_t quarter = (b + (1u << 29)) >> 30;
     const float turns = (float)(int32_t)(b - (quarter << 30)) * 0x1p-32f, z = turns * turns;
@@ -70,7 +47,7 @@ static inline void pair(uint32_t a, uint32_t b, float *one, float *other) {
 
 /* The numbers depend on the seed and their position alone. */
 void normals(long threads, uint64_t seed, long count, float *y) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (count > CHUNK)
     for (long first = 0; first < count; first += CHUNK) {
         uint64_t state = seed;
         state = mixed(&state) + (uint64_t)(first / CHUNK);

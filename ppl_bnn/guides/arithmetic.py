@@ -1,10 +1,18 @@
-"""Arithmetic over all the weights of a site: in blocks that stay in the processor's cache, or compiled on request."""
+"""Arithmetic over all the weights of a site: one pass over memory in C, or what torch makes of it."""
 
-from collections.abc import Callable, Iterator
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ppl_bnn.native import library
+
+_SOURCE = Path(__file__).with_name("weights.c")
+# Of weights.c: weights of one task.
+_CHUNK = 4096
 
 # Numbers in a block, for each thread: what an operation writes is still in the cache when the next one reads it, and
 # its start costs nothing beside it.
@@ -13,19 +21,24 @@ _compiled: dict[Callable, Callable] | None = None
 
 
 def arithmetic(function: Callable) -> Callable:
-    """`function`, run block by block, or compiled inside `compiled_arithmetic`.
+    """`function`, by the C function of its name; where that cannot be, block by block, or compiled if asked.
 
     `function` works element by element on tensors of one shape, and on scalars: it writes into some of its arguments
-    and returns None, or a vector of sums over the elements. It is called with tensors of a site's shape, or of a shape
-    that broadcasts to it; the first and all that are written into must be dense and have one memory layout, as
-    ``torch.empty_like`` gives it.
+    and returns None, or a vector of two sums over the elements. It is called with tensors of a site's shape, or of a
+    shape that broadcasts to it; the first and all that are written into must be dense and have one memory layout, as
+    ``torch.empty_like`` gives it. The C code, compiled at first use, is for float32 on a CPU.
     """
 
     def call(*tensors: Tensor) -> Tensor | None:
         like, size = tensors[0], _BLOCK * torch.get_num_threads()
-        if _compiled is None and (like.is_cuda or like.numel() <= size):
+        native = None
+        if _compiled is None and like.dtype == torch.float32 and not like.is_cuda:
+            native = getattr(library(_SOURCE), function.__name__.lstrip("_"), None)
+        if native is None and _compiled is None and (like.is_cuda or like.numel() <= size):
             return function(*tensors)  # type: ignore[no-any-return]
         vectors = [tensor if tensor.dim() == 0 < like.dim() else _as_vector(tensor, like) for tensor in tensors]
+        if native is not None:
+            return _run(native, vectors)
         if _compiled is not None:
             if function not in _compiled:
                 _compiled[function] = torch.compile(function, dynamic=True)
@@ -49,6 +62,19 @@ def compiled_arithmetic() -> Iterator[None]:
         yield
     finally:
         _compiled = before
+
+
+def _run(function: Callable, tensors: Sequence[Tensor]) -> Tensor:
+    vectors = [tensor for tensor in tensors if tensor.dim()]
+    numbers = [float(tensor) for tensor in tensors if not tensor.dim()]
+    count = vectors[0].numel()
+    sums = vectors[0].new_zeros(-(-count // _CHUNK), 2)
+    library(_SOURCE).run(  # type: ignore[union-attr]
+        function, ctypes.c_long(torch.get_num_threads()), ctypes.c_long(len(vectors)),
+        (ctypes.c_void_p * len(vectors))(*(vector.data_ptr() for vector in vectors)),
+        (ctypes.c_float * len(numbers))(*numbers), ctypes.c_long(count), ctypes.c_void_p(sums.data_ptr()),
+    )  # fmt: skip
+    return sums.sum(0)
 
 
 def _as_vector(tensor: Tensor, like: Tensor) -> Tensor:

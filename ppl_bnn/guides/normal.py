@@ -1,8 +1,6 @@
 """The distribution of the mean-field guide, written for the speed of a step over millions of weights."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -15,10 +13,9 @@ from torch.distributions import Distribution, constraints, kl_divergence, regist
 
 from ppl_bnn.guides.arithmetic import arithmetic
 from ppl_bnn.models.priors import elementwise
+from ppl_bnn.normals import normals
 
 SMALLEST_SCALE = 1.2e-7
-# Numbers of one generator: large enough to hide a thread's start, small enough to share out a large layer.
-_CHUNK = 1 << 16
 # What does not change from step to step, of the priors that do not.
 _priors: WeakKeyDictionary[Distribution, tuple] = WeakKeyDictionary()
 
@@ -53,8 +50,11 @@ class FactorizedNormal(TorchDistribution):
     @property
     def scale(self) -> Tensor:
         """[*shape], 0 where pruned."""
-        scale: Tensor = _Scale.apply(self._unconstrained_scale)  # type: ignore[no-untyped-call]
-        return scale if self.keep is None else scale * self.keep
+        scale, sums = _Scale.apply(self._loc, self._unconstrained_scale)  # type: ignore[no-untyped-call]
+        if self.keep is not None:
+            return scale * self.keep
+        self._remember(sums)
+        return scale  # type: ignore[no-any-return]
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -63,10 +63,10 @@ class FactorizedNormal(TorchDistribution):
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008 -- torch's own signature
         """[*sample_shape, *shape]."""
         noise = standard_normal(self._loc, sample_shape)
-        # Sums without a gradient must not be remembered for a KL that is asked for its gradient.
-        if sample_shape or self.keep is not None or not torch.is_grad_enabled():
+        if sample_shape or self.keep is not None:
             return torch.addcmul(self.loc, self.scale, noise)
-        draw, self._sums = _Draw.apply(self._loc, self._unconstrained_scale, noise)  # type: ignore[no-untyped-call]
+        draw, sums = _Draw.apply(self._loc, self._unconstrained_scale, noise)  # type: ignore[no-untyped-call]
+        self._remember(sums)
         return draw  # type: ignore[no-any-return]
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -83,16 +83,21 @@ class FactorizedNormal(TorchDistribution):
 
     def sums(self) -> Tensor:
         """Sums over the weights that are left of loc^2 + scale^2 and of log scale, [2]."""
-        if self._sums is None and self.keep is not None:
+        if self.keep is not None:
             loc, scale = self.loc, self.scale
             logs = scale.masked_fill(~self.keep, 1.0).log()
             return torch.stack(((loc.square() + scale.square()).sum(), logs.sum()))
         if self._sums is None:
-            return _Sums.apply(self.loc, self.scale)  # type: ignore[no-untyped-call,no-any-return]
+            return _Scale.apply(self._loc, self._unconstrained_scale)[1]  # type: ignore[no-untyped-call,no-any-return]
         return self._sums
 
     def expand(self, batch_shape: Size, _instance: None = None) -> TorchDistribution:
         return self._independent().expand(batch_shape)
+
+    def _remember(self, sums: Tensor) -> None:
+        # Sums without a gradient must not be remembered for a KL that is asked for its gradient.
+        if torch.is_grad_enabled():
+            self._sums = sums
 
     def _independent(self) -> TorchDistribution:
         return Normal(self.loc, self.scale, validate_args=False).to_event(self.event_dim)
@@ -134,33 +139,13 @@ def _varies(parameter: Tensor) -> bool:
 def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
     """Independent Normal(0, 1) numbers [*sample_shape, *like.shape], from torch's global generator.
 
-    On a CPU, large tensors are filled by all of torch's threads (torch itself uses one); the numbers do not depend on
-    how many there are.
+    One draw in float32 on a CPU takes its seed from there, and is the same for any number of threads.
     """
-    if sample_shape:
+    if sample_shape or like.is_cuda or like.dtype != torch.float32:
         return torch.randn(sample_shape + like.shape, dtype=like.dtype, device=like.device)
-    noise = torch.empty_like(like)
-    if like.is_cuda or like.numel() <= _CHUNK:
-        return noise.normal_()
+    noise = normals(int(torch.randint(2**63 - 1, ())), like.numel(), like)
     # The strides may be those of channels_last; the memory is dense in any case.
-    parts = noise.as_strided((like.numel(),), (1,)).split(_CHUNK)
-    seeds = torch.randint(2**32, (len(parts),)).tolist()
-
-    def fill(part: Tensor, seed: int) -> None:
-        part.normal_(generator=torch.Generator().manual_seed(seed))
-
-    threads = torch.get_num_threads()
-    if threads == 1:
-        for part, seed in zip(parts, seeds, strict=True):
-            fill(part, seed)
-    else:
-        list(_pool(threads).map(fill, parts, seeds))
-    return noise
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="ppl_bnn-noise")
+    return noise.as_strided(like.shape, torch.empty_like(like).stride())
 
 
 class _Draw(torch.autograd.Function):
@@ -168,10 +153,9 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, unconstrained: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        draw, scale = torch.empty_like(loc), torch.empty_like(loc)
-        sums = arithmetic(_draw)(draw, scale, loc, unconstrained, noise)
-        ctx.save_for_backward(loc, unconstrained, scale, noise)
-        return draw, sums
+        ctx.save_for_backward(loc, unconstrained, noise)
+        draw = torch.empty_like(loc)
+        return draw, arithmetic(_draw)(draw, loc, unconstrained, noise)
 
     @staticmethod
     def backward(ctx: Any, to_draw: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -181,34 +165,23 @@ class _Draw(torch.autograd.Function):
         return to_loc, to_unconstrained, None
 
 
-class _Sums(torch.autograd.Function):
-    """The two sums [2] alone, of loc and scale."""
-
-    @staticmethod
-    def forward(ctx: Any, loc: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(loc, scale)
-        return arithmetic(_sums)(scale, loc)  # type: ignore[return-value]
-
-    @staticmethod
-    def backward(ctx: Any, to_sums: Tensor) -> tuple[Tensor, Tensor]:
-        loc, scale = ctx.saved_tensors
-        to_squares, to_logs = to_sums.unbind()
-        return 2 * to_squares * loc, (2 * to_squares * scale).addcdiv_(to_logs, scale)
-
-
 class _Scale(torch.autograd.Function):
-    """softplus(u) + SMALLEST_SCALE."""
+    """softplus(u) + SMALLEST_SCALE, and the two sums [2]."""
 
     @staticmethod
-    def forward(ctx: Any, unconstrained: Tensor) -> Tensor:
-        ctx.save_for_backward(unconstrained)
-        scale = torch.empty_like(unconstrained)
-        arithmetic(_scale)(scale, unconstrained)
-        return scale
+    def forward(ctx: Any, loc: Tensor, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(loc, unconstrained)
+        scale = torch.empty_like(loc)
+        return scale, arithmetic(_scale)(scale, unconstrained, loc)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.sigmoid(ctx.saved_tensors[0]).mul_(gradient)
+    def backward(ctx: Any, to_scale: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor]:
+        loc, unconstrained = ctx.saved_tensors
+        to_loc, to_unconstrained = torch.empty_like(loc), torch.empty_like(loc)
+        arithmetic(_scale_gradients)(
+            to_loc, to_unconstrained, loc, unconstrained, to_scale, 2 * to_sums[0], to_sums[1]
+        )
+        return to_loc, to_unconstrained
 
 
 def softplus(u: Tensor) -> Tensor:
@@ -223,32 +196,30 @@ def inverse_scale(scale: Tensor) -> Tensor:
     return scale.add_((-scale).expm1_().neg_().log_())
 
 
-def _scale(scale: Tensor, u: Tensor) -> None:
+def _scale(scale: Tensor, u: Tensor, loc: Tensor) -> Tensor:
     torch.add(F.softplus(u), SMALLEST_SCALE, out=scale)
-
-
-def _draw(draw: Tensor, scale: Tensor, loc: Tensor, u: Tensor, noise: Tensor) -> Tensor:
-    _scale(scale, u)
-    torch.addcmul(loc, scale, noise, out=draw)
-    return _sums(scale, loc)
-
-
-def _sums(scale: Tensor, loc: Tensor) -> Tensor:
     squares = torch.linalg.vector_norm(loc).square() + torch.linalg.vector_norm(scale).square()
-    return torch.stack((squares, _sum_of_logs(scale)))
+    return torch.stack((squares, scale.log().sum()))
 
 
-def _sum_of_logs(scale: Tensor) -> Tensor:
-    # The logarithm of a product of four, which float32 holds for scales from 1e-9 to 1e9: a quarter of the logarithms.
-    if scale.numel() % 4 or not scale.is_contiguous():
-        return scale.log().sum()
-    return scale.view(4, -1).prod(0).log_().sum()
+def _scale_gradients(
+    to_loc: Tensor, to_u: Tensor, loc: Tensor, u: Tensor, to_scale: Tensor, to_half_squares: Tensor, to_logs: Tensor
+) -> None:
+    scale = softplus(u)
+    torch.mul(loc, to_half_squares, out=to_loc)
+    torch.mul(torch.sigmoid(u), (scale * to_half_squares).addcdiv_(to_logs, scale).add_(to_scale), out=to_u)
+
+
+def _draw(draw: Tensor, loc: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+    scale = torch.empty_like(u)
+    sums = _scale(scale, u, loc)
+    torch.addcmul(loc, scale, noise, out=draw)
+    return sums
 
 
 def _draw_gradients(
-    to_loc: Tensor, to_u: Tensor, loc: Tensor, u: Tensor, scale: Tensor, noise: Tensor, to_draw: Tensor,
-    to_half_squares: Tensor, to_logs: Tensor,
+    to_loc: Tensor, to_u: Tensor, loc: Tensor, u: Tensor, noise: Tensor, to_draw: Tensor, to_half_squares: Tensor,
+    to_logs: Tensor,
 ) -> None:  # fmt: skip
-    torch.addcmul(to_draw, loc, to_half_squares, out=to_loc)
-    to_scale = (scale * to_half_squares).addcdiv_(to_logs, scale).addcmul_(to_draw, noise)
-    torch.mul(torch.sigmoid(u), to_scale, out=to_u)
+    _scale_gradients(to_loc, to_u, loc, u, to_draw * noise, to_half_squares, to_logs)
+    to_loc.add_(to_draw)
