@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_bnn.guides.normal import standard_normal
 from ppl_bnn.guides.posteriors import KnowsPosteriors
 
 
@@ -41,5 +42,6 @@ class Flipout(KnowsPosteriors):
 
 def signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """Independent -1 or +1, each with probability 1/2, of `like`'s shape (or `shape`), dtype and device."""
-    found = torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device)
-    return found.bernoulli_(0.5).mul_(2).sub_(1)
+    # Of normal numbers, which are faster to draw than torch's bits.
+    noise = standard_normal(torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device))
+    return torch.ones_like(noise).copysign_(noise)
