@@ -5,10 +5,8 @@ training step of that network, or of its Bayesian twin, in one framework.
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from operator import attrgetter
@@ -22,7 +20,6 @@ from torch.optim import Adam, Optimizer
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.optimizers import build_optimizer, descend
 from ppl_bnn.training_log import BatchAccuracy
 
@@ -62,23 +59,20 @@ def by_hand(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -
 
 def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, name: str) -> Contender:
     """The step of `ppl_bnn.fit`: an estimator and Adam, or ``ivon``: the plain one and that optimizer."""
-    method, _, compiled = name.partition("+")
-    ivon = method == "ivon"
+    ivon = name == "ivon"
     model = Classifier(bayesian(net), NUM_DATA)
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=0.0063 if ivon else 1.2e-4)
     model.to(memory_format=layout)
     guide.to(memory_format=layout)
     optimizer = build_optimizer("ivon" if ivon else "adam", model, guide, lr=0.01 if ivon else 1e-4)
     elbo = KLScaledELBO(NUM_DATA)
-    handlers = ESTIMATORS["plain" if ivon else method](), BatchAccuracy()
+    handlers = ESTIMATORS["plain" if ivon else name](), BatchAccuracy()
     # A parameter store of its own: the contenders' parameters have the same names.
     parameters: dict = {"params": {}, "constraints": {}}
 
     def step() -> None:
         optimizer.param_groups[0]["kl_per_datum"] = elbo.kl_weight / NUM_DATA
-        # Entering the compiled arithmetic anew compiles nothing anew: torch keeps what it compiled with the function.
-        arithmetic = compiled_arithmetic() if compiled else nullcontext()
-        with pyro.get_param_store().scope(parameters), handlers[0], handlers[1], arithmetic:
+        with pyro.get_param_store().scope(parameters), handlers[0], handlers[1]:
             elbo.loss_and_grads(model, guide, x, y)
             descend(optimizer)
 
@@ -204,7 +198,6 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "hand": by_hand,
     "cnn": deterministic,
     **{name: partial(ours, name=name) for name in ("plain", "groups", "flipout", "local", "ivon")},
-    **{name: partial(ours, name=name) for name in ("plain+compile", "groups+compile", "ivon+compile")},
     "ivon-opt": ivon_opt,
     "bayesian-torch flipout": partial(bayesian_torch, kind="Flipout"),
     "bayesian-torch reparam": partial(bayesian_torch, kind="Reparameterization"),
@@ -229,8 +222,6 @@ def package(name: str) -> str | None:
 
 def why_absent(name: str) -> str | None:
     """Why a contender cannot run here, as far as can be told beforehand."""
-    if name.endswith("+compile") and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
-        return "torch.compile needs a C++ compiler, such as g++"
     if (key := package(name)) and find_spec(PACKAGES[key][0]) is None:
         return f"not installed; pip install {PACKAGES[key][1]}"
     return None

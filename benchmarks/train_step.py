@@ -42,8 +42,6 @@ contenders:
   hand                           bnn-fc only, and its base: the plain estimator's step written by hand in torch
   plain, groups, flipout, local  our estimators with Adam, as ppl_bnn.fit runs a step
   ivon                           the plain estimator with optimizer="ivon"
-  plain+compile, groups+compile, ivon+compile
-                                 with compile=True: a minute more to start; --memory counts some of the compiler's
   ivon-opt                       the optimizer of the package ivon-opt on the deterministic network
   bayesian-torch flipout, bayesian-torch reparam
                                  the network converted by the package bayesian-torch, with Adam
@@ -80,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     dense = options.network == "bnn-fc"
     options.batch = options.batch or (100 if dense else 128)
     known = [name for name in CONTENDERS if dense or name != "hand"]
-    names = [name for name in known if not (dense and (name.endswith("+compile") or name == "ivon-opt"))]
+    names = [name for name in known if not (dense and name == "ivon-opt")]
     if options.contenders:
         chosen = [name.strip() for name in options.contenders.split(",")]
         names = [known[0], *(OWN_BASES[name] for name in chosen if name in OWN_BASES), *chosen]

@@ -101,7 +101,7 @@ class TrainConfig:
         num_particles: weight draws a step.
         augment: none or crop_flip (random shifts and mirror images).
         precision: float32, or bfloat16 for the layers (torch.autocast).
-        compile: run the weights' arithmetic through torch.compile (needs a C++ compiler).
+        compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
         checkpoint_every: epochs between checkpoints.
         checkpoint_minutes: minutes between checkpoints inside an epoch.
         keep_checkpoints: how many to keep, beside the start (step-00000000).

@@ -109,7 +109,7 @@ def fit(
         kl_weight: a number, or a function of training progress in [0, 1] (`ppl_bnn.elbo.kl_schedule`).
         augment: ``none`` or ``crop_flip`` (`ppl_bnn.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
-        compile: run the weights' arithmetic through torch.compile (needs a C++ compiler).
+        compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
             (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, every `checkpoint_every` epochs, every
             `checkpoint_minutes` (less often where writing would take more than 5% of the time) and at the end. A

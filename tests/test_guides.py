@@ -276,9 +276,11 @@ def test_the_guides_distribution_is_an_independent_normal():
     torch.testing.assert_close(torch.autograd.grad((q.scale * weights).sum(), u)[0], expected)
 
 
-@pytest.fixture(params=["whole", "blocks", "compiled"])
+@pytest.fixture(params=["C", "whole", "blocks", "compiled"])
 def way(request, monkeypatch):
     """How arithmetic runs: a context."""
+    if request.param != "C":
+        monkeypatch.setattr(arithmetic_module, "library", lambda source: None)
     if request.param == "blocks":
         monkeypatch.setattr(arithmetic_module, "_BLOCK", 20)
     return compiled_arithmetic if request.param == "compiled" else nullcontext
@@ -342,6 +344,44 @@ def test_a_draw_brings_its_kl_and_entropy_and_their_gradients_are_torchs(prior_l
         close = {"rtol": 1e-4, "atol": 1e-5} if way is compiled_arithmetic else {}
         for one, other in zip(gradients, torch.autograd.grad(expected, leaves), strict=True):
             torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_c_code_is_exact_to_rounding_whatever_the_size_and_the_number_of_threads(layout):
+    # 37 * 41 * 9 weights end within a chunk and within a vector of the processor's.
+    loc, u = torch.randn(37, 41, 3, 3), torch.linspace(-15, 12, 37 * 41 * 9).view(37, 41, 3, 3)
+    leaves = [part.contiguous(memory_format=layout).requires_grad_() for part in (loc, u)]
+    weight, threads, found = torch.randn_like(leaves[0]), torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(5)
+        q = FactorizedNormal(*leaves)
+        draw, sums = q.rsample(), q.sums()
+        found.append((draw, sums, *torch.autograd.grad((draw * weight).sum() + sums @ sums.new([0.01, 0.1]), leaves)))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    torch.manual_seed(5)
+    noise = standard_normal(leaves[0]).double()
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    scale = F.softplus(exact[1], threshold=1e9) + SMALLEST_SCALE
+    draw = exact[0] + scale * noise
+    sums = torch.stack(((exact[0].square() + scale.square()).sum(), scale.log().sum()))
+    gradients = torch.autograd.grad((draw * weight).sum() + sums @ sums.new([0.01, 0.1]), exact)
+    for one, other in zip(found[0], (draw, sums, *gradients), strict=True):
+        assert one.stride() == leaves[0].stride() or one.dim() == 1
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(FactorizedNormal(*leaves).scale.double(), scale, rtol=5e-7, atol=0)
+
+
+def test_c_code_passes_on_what_is_not_finite():
+    loc, u = torch.randn(5, 7), torch.randn(5, 7)
+    for which, value in ((0, math.nan), (1, math.nan), (0, math.inf), (1, math.inf)):
+        leaves = [loc.clone(), u.clone()]
+        leaves[which][2, 3] = value
+        q = FactorizedNormal(*(leaf.requires_grad_() for leaf in leaves))
+        draw = q.rsample()
+        assert int(draw.isfinite().logical_not().sum()) == 1
+        assert not kl_divergence(q, dist.Normal(0.0, 1.0).expand([5, 7]).to_event(2)).isfinite()
 
 
 def test_sums_taken_without_gradients_are_not_kept_for_a_kl_that_has_them():

@@ -21,7 +21,7 @@ _compiled: dict[Callable, Callable] | None = None
 
 
 def arithmetic(function: Callable) -> Callable:
-    """`function`, by the C function of its name; where that cannot be, block by block, or compiled if asked.
+    """`function`, by the C function of its name; where that cannot be, block by block, or by torch.compile if asked.
 
     `function` works element by element on tensors of one shape, and on scalars: it writes into some of its arguments
     and returns None, or a vector of two sums over the elements. It is called with tensors of a site's shape, or of a
@@ -32,7 +32,7 @@ def arithmetic(function: Callable) -> Callable:
     def call(*tensors: Tensor) -> Tensor | None:
         like, size = tensors[0], _BLOCK * torch.get_num_threads()
         native = None
-        if _compiled is None and like.dtype == torch.float32 and not like.is_cuda:
+        if like.dtype == torch.float32 and not like.is_cuda:
             native = getattr(library(_SOURCE), function.__name__.lstrip("_"), None)
         if native is None and _compiled is None and (like.is_cuda or like.numel() <= size):
             return function(*tensors)  # type: ignore[no-any-return]
@@ -52,10 +52,7 @@ def arithmetic(function: Callable) -> Callable:
 
 @contextmanager
 def compiled_arithmetic() -> Iterator[None]:
-    """Run the weights' arithmetic through ``torch.compile`` in this context.
-
-    It needs a C++ compiler, and half a minute at the first step.
-    """
+    """Run arithmetic that is not done in C, as on a GPU, through ``torch.compile`` in this context."""
     global _compiled
     before, _compiled = _compiled, {}
     try:

@@ -178,9 +178,7 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, to_scale: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor]:
         loc, unconstrained = ctx.saved_tensors
         to_loc, to_unconstrained = torch.empty_like(loc), torch.empty_like(loc)
-        arithmetic(_scale_gradients)(
-            to_loc, to_unconstrained, loc, unconstrained, to_scale, 2 * to_sums[0], to_sums[1]
-        )
+        arithmetic(_scale_gradients)(to_loc, to_unconstrained, loc, unconstrained, to_scale, 2 * to_sums[0], to_sums[1])
         return to_loc, to_unconstrained
 
 
