@@ -216,7 +216,9 @@ def fit(
         scopes.enter_context(accuracy)
         if compile:
             scopes.enter_context(compiled_arithmetic())
-        scopes.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
+        # Its cache of parameters in half precision outlives their updates, as long as the context.
+        half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+        scopes.enter_context(half)
         while (epoch := len(records.epochs)) < epochs:
             for rows in _batches(len(x), global_batch, epoch, seed, skip=records.rows, device=x.device):
                 started = time.perf_counter()

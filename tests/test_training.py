@@ -81,9 +81,10 @@ def test_every_prior_trains(prior):
     assert history[-1]["kl"] > 0
 
 
-def test_a_deterministic_twin_trains_by_maximum_likelihood():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_deterministic_twin_trains_by_maximum_likelihood(precision):
     model, guide = small(deterministic=True)
-    history = fit(model, guide, X, Y, **settings(epochs=80))
+    history = fit(model, guide, X, Y, **settings(epochs=80, precision=precision))
     assert guide.sites == []
     assert history[-1]["accuracy"] > 0.9
     assert history[-1]["kl"] == 0
