@@ -31,7 +31,7 @@ from ppl_bnn.models.plain import plain
 from ppl_bnn.normals import normals
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.fastest import choose_layers
-from ppl_bnn.pruning.layerwise import layer_noise, layerwise
+from ppl_bnn.pruning.layerwise import layerwise
 
 FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 DRAWS, FEWER = 400, 20
@@ -94,7 +94,8 @@ def _contenders(
     small = compact(plain(net), pruned)
     inputs = small.select(x).contiguous()
     if task == "fc-one":
-        function, noise = layerwise(small, inputs), layer_noise(small, DRAWS)
+        function = layerwise(small, inputs, DRAWS)
+        noise = function.noise(DRAWS, 0)
         shapes = [(DRAWS, len(guide.loc_scale(site)[0])) for site in guide.sites]
         kept = _noise(shapes)
 
@@ -107,8 +108,8 @@ def _contenders(
             "dense, torch noise": lambda: unpruned([torch.randn(shape) for shape in shapes]),
             "dense, noise kept": lambda: unpruned(kept),
             "zeros": lambda: zeros(_noise(shapes)),
-            "ours": lambda: function(inputs, layer_noise(small, DRAWS)),
-            "ours, noise kept": lambda: function(inputs, noise),
+            "ours": lambda: function(inputs, DRAWS),
+            "ours, noise kept": lambda: function.logits(inputs, noise, DRAWS),
         }
         return steps | _bayesian_torch(pruned, x, FEWER), {}
     layout, batch_size = _fastest_pass(net, x, task)

@@ -1,6 +1,7 @@
 """Answers to many small requests: the network is prepared once, and each request pays for its draws alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 from ppl_bnn import metrics
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.layerwise import Numbers, prepared
+from ppl_bnn.models.plain import PlainNetwork
 from ppl_bnn.predictive import cheapest, check_draws, check_finite, drawn_blocks, mirrored, traced
+from ppl_bnn.pruning.compact import compact
+from ppl_bnn.pruning.layerwise import layerwise as compact_layerwise
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000
@@ -27,7 +31,9 @@ def predictor(
     """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
 
     `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
-    `ppl_bnn.predict` gives with the same settings. It holds the posterior as it was when it was made.
+    `ppl_bnn.predict` gives with the same settings; but of a pruned posterior of dense layers alone, where it takes other
+    draws of the same distribution: those of its compact network, dense or sparse, whichever is faster for `x`. It holds
+    the posterior as it was when it was made.
 
     Args:
         net, guide: as `ppl_bnn.predict` takes them.
@@ -41,11 +47,14 @@ def predictor(
     network = traced(net)
     method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
     layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol") if method == "layerwise" else None
+    drawn = (
+        _of_compact(network, guide, x, num_samples, seed)
+        if method == "layerwise" and sampling == "independent"
+        else None
+    )
     known: dict[int, Numbers] = {}
 
-    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
-        check_finite(x)
-
+    def logits(x: Tensor) -> Iterator[Tensor]:
         def kept(numbers: Callable[[], Numbers]) -> Numbers:
             if len(x) * num_samples > _KEPT_ROWS:
                 return numbers()
@@ -54,15 +63,37 @@ def predictor(
                 known[len(x)] = cache(numbers())
             return known[len(x)]
 
+        if drawn:
+            yield drawn(x)
+            return
         if layerwise:
             blocks = layerwise(x, seed, None, kept)
             blocks = mirrored(blocks) if sampling == "antithetic" else blocks
         else:
             blocks = drawn_blocks(net, guide, x, seed, method, sampling, None, network)
-        probs, entropy = torch.zeros(()), torch.zeros(())
         for first in range(0, num_samples, blocks.size):
-            some = blocks.logits(first // blocks.size, 1.0)[: num_samples - first].softmax(-1)
+            yield blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
+
+    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
+        check_finite(x)
+        probs, entropy = torch.zeros(()), torch.zeros(())
+        for some in logits(x):
+            some = some.softmax(-1)
             probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
         return probs / num_samples, entropy / num_samples
 
     return answer
+
+
+def _of_compact(
+    network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, num_samples: int, seed: int
+) -> Callable[[Tensor], Tensor] | None:
+    """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
+    if x.is_cuda or not any(bool((guide.loc_scale(site)[1] == 0).any()) for site in guide.sites):
+        return None
+    small = compact(network, guide)
+    with suppress(ValueError):
+        draws = compact_layerwise(small, small.select(x), num_samples)
+        noise = draws.noise(num_samples, seed)
+        return lambda x: draws.logits(small.select(x), noise, num_samples)
+    return None

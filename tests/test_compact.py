@@ -9,7 +9,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
 from ppl_bnn.models.plain import plain
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.fastest import choose_layers
-from ppl_bnn.pruning.layerwise import layer_noise, layerwise
+from ppl_bnn.pruning.layerwise import layerwise
 from ppl_bnn.pruning.sparse_layers import sparse_layer
 
 
@@ -213,11 +213,11 @@ def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkey
         draws = np.random.default_rng(seed)
         net, shape = dense(draws)
         small = compact(plain(net), randomly_pruned(guided(bayesian(net).eval(), shape, init_scale=0.3), draws))
-        x, noise = small.select(torch.randn(int(draws.integers(1, 4)), *shape)), layer_noise(small, 37, seed=seed)
+        x = small.select(torch.randn(int(draws.integers(1, 4)), *shape))
         found = []
         for sparse in (True, False):
             forced(monkeypatch, sparse)
-            found.append(layerwise(small, x)(x, noise))
+            found.append(layerwise(small, x)(x, 37, seed=seed))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
@@ -229,7 +229,7 @@ def test_without_a_compiler_layers_stay_dense(monkeypatch):
     small, x = compact(plain(net), prune(guided(net, (9,)), fraction=0.5).guide), torch.rand(5, 9)
     small.draw(0)
     assert set(choose_layers(small, small.select(x)).values()) == {"dense"}
-    assert layerwise(small, small.select(x))(small.select(x), layer_noise(small, 6)).shape == (6, 5, 3)
+    assert layerwise(small, small.select(x))(small.select(x), 6).shape == (6, 5, 3)
 
 
 def test_layerwise_draws_have_the_distribution_of_weight_draws():
@@ -242,7 +242,7 @@ def test_layerwise_draws_have_the_distribution_of_weight_draws():
     assert len(small.layers[1].entries.shift_row) > 0
     x, draws = torch.rand(3, 6), 20_000
     function = layerwise(small, small.select(x))
-    found = function(small.select(x), layer_noise(small, draws, seed=1))
+    found = function(small.select(x), draws, seed=1)
     assert found.shape == (draws, 3, 2)
     expected = []
     for index in range(draws // 4):
@@ -253,7 +253,7 @@ def test_layerwise_draws_have_the_distribution_of_weight_draws():
     assert ((found.mean(0) - expected.mean(0)).abs() < 4.5 * error).all()
     torch.testing.assert_close(found.std(0), expected.std(0), rtol=0.06, atol=0)
     torch.testing.assert_close(found[:, 1].T.cov(), expected[:, 1].T.cov(), rtol=0.15, atol=0.02)
-    assert torch.equal(found, function(small.select(x), layer_noise(small, draws, seed=1)))
+    assert torch.equal(found, function(small.select(x), draws, seed=1))
 
 
 def test_layerwise_refuses_convolutions():

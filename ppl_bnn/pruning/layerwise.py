@@ -1,7 +1,7 @@
 """The predictive of a compact dense network by sampling each layer's outputs in place of its weights."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,49 +11,66 @@ from ppl_bnn.normals import normals
 from ppl_bnn.pruning.compact import CompactLayer, CompactNetwork
 from ppl_bnn.pruning.fastest import faster
 from ppl_bnn.pruning.runs import Run, dense_runs
-from ppl_bnn.pruning.sparse_layers import SparseLinear, sparse_draws, sparse_layer
+from ppl_bnn.pruning.sparse_layers import DRAWS, SparseLinear, sparse_draws, sparse_layer
 from ppl_bnn.pruning.units import kind_of
 
-Draws = Callable[[Tensor, Sequence[Tensor]], Tensor]
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+class LayerwiseDraws(NamedTuple):
+    """What `layerwise` prepares.
+
+    Attributes:
+        noise: (S, seed) -> normal numbers for S draws. Those of a seed are the same for every input, and may be kept
+            from one input to the next, which saves drawing them: each example's draws are what they would be alone.
+        logits: (x [N, ...], noise, S) -> draws [S, N, C].
+    """
+
+    noise: Callable[[int, int], Any]
+    logits: Callable[[Tensor, Any, int], Tensor]
+
+    def __call__(self, x: Tensor, num_samples: int, *, seed: int = 0) -> Tensor:
+        """Draws [S, N, C] of logits, the same for the same seed."""
+        return self.logits(x, self.noise(num_samples, seed), num_samples)
+
+
 @torch.no_grad()
-def layerwise(network: CompactNetwork, x: Tensor) -> Draws:
-    """Prepare a function (x [N, ...], noise) -> logits [S, N, C] whose draws have, for each example, q's distribution.
+def layerwise(network: CompactNetwork, x: Tensor, num_samples: int = 400) -> LayerwiseDraws:
+    """Prepare draws of logits [S, N, C] that have, for each example, q's distribution.
 
     A layer's outputs are loc h + sqrt(scale^2 h^2) * eps (Kingma, Salimans and Welling 2015, eq. 6), exact for the
     Linear layers, ReLU, dropout and flattening that the network must consist of. Examples with the same noise depend
     on each other as such draws do, not as draws of weights would.
 
     Args:
-        network: with its layers dense, as `compact` gives it.
-        x: a batch as it will be used, of what `CompactNetwork.select` gives. The first layer, and then the others
-            together, are held as dense or sparse matrices, whichever is faster on it with 400 draws.
+        network: with its layers dense, as `compact` gives it. The draws hold its posterior as it is now.
+        x, num_samples: a request like those to come, of what `CompactNetwork.select` gives. The layers are held as
+            dense or as sparse matrices, whichever answers it faster.
 
     Raises:
         ValueError: the network has other layers.
     """
     run = _only_run(network)
-    dense, sparse = zip(*(_forms(network, layer) for layer in run.layers), strict=True)
-    first, draws = _dense_moments(dense[0]), _dense_draws(dense, run.relu)
-    if isinstance(sparse[0][0], SparseLinear):
-        x, moments = x.flatten(1), first(x.flatten(1))
-        first = _faster(_sparse_moments(sparse[0]), first, x)
-        draws = _faster(partial(sparse_draws, sparse, run.relu), draws, *moments, layer_noise(network, 400))
-    return torch.no_grad()(lambda x, noise: draws(*first(x.flatten(1)), noise))
-
-
-def layer_noise(network: CompactNetwork, num_samples: int, *, seed: int = 0) -> list[Tensor]:
-    """Normal numbers for `layerwise`, [S, units] of each layer: those of a seed are the same for every input.
-
-    They may be kept from one input to the next, which saves drawing them: each example's draws are what they would be
-    alone.
-    """
     units = [len(layer.entries.rows) for layer in network.layers]
-    noise = normals(draw_seed(seed, 0), num_samples * sum(units), network.loc)
-    # In memory each unit's draws are side by side, as the matrices' products take them.
-    return [part.view(-1, num_samples).T for part in noise.split([num_samples * count for count in units])]
+
+    def numbers(num_samples: int, seed: int) -> Tensor:
+        panels = -(-num_samples // DRAWS)
+        flat = normals(draw_seed(seed, 0), panels * sum(units) * DRAWS, network.loc)
+        return flat.view(panels, sum(units), DRAWS)
+
+    def by_layer(num_samples: int, seed: int) -> list[Tensor]:
+        # The same numbers, each unit's draws side by side, as the matrices' products take them.
+        flat = numbers(num_samples, seed).transpose(0, 1).flatten(1)[:, :num_samples]
+        return list(flat.split(units))
+
+    dense, sparse = zip(*(_forms(network, layer) for layer in run.layers), strict=True)
+    found = LayerwiseDraws(by_layer, _dense_draws(dense, run.relu))
+    if isinstance(sparse[0][0], SparseLinear):
+        draws = sparse_draws(sparse, run.relu)
+        other = LayerwiseDraws(numbers, lambda x, noise, count: draws(x.flatten(1), noise, count))
+        if faster(lambda: other(x, num_samples), lambda: found(x, num_samples)):
+            return other
+    return found
 
 
 def _only_run(network: CompactNetwork) -> Run:
@@ -92,18 +109,16 @@ def _dense_moments(layer: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     return moments
 
 
-def _sparse_moments(layer: Sequence[SparseLinear]) -> Moments:
-    return lambda x: (layer[0](x).T, layer[1](x.square()).T)
-
-
 def _dense_draws(layers: Sequence[Sequence[tuple[Tensor, Tensor]]], relu: Sequence[bool]) -> Callable[..., Tensor]:
-    others = [_dense_moments(layer) for layer in layers[1:]]
+    first, *others = (_dense_moments(layer) for layer in layers)
 
-    def draws(mean: Tensor, variance: Tensor, noise: Sequence[Tensor]) -> Tensor:
+    @torch.no_grad()
+    def draws(x: Tensor, noise: Sequence[Tensor], num_samples: int) -> Tensor:
         # Units come first, then draws, then examples.
+        mean, variance = first(x.flatten(1))
         moments = mean[:, None], variance[:, None]
         for at, eps in enumerate(noise):
-            h = torch.addcmul(moments[0], moments[1].sqrt_(), eps.T[..., None])
+            h = torch.addcmul(moments[0], moments[1].sqrt_(), eps[..., None])
             h = h.relu_() if relu[at] else h
             if at < len(others):
                 found = others[at](h.flatten(1).T)
@@ -111,7 +126,3 @@ def _dense_draws(layers: Sequence[Sequence[tuple[Tensor, Tensor]]], relu: Sequen
         return h.permute(1, 2, 0)
 
     return draws
-
-
-def _faster(one: Callable, other: Callable, *arguments: object) -> Callable:
-    return one if faster(lambda: one(*arguments), lambda: other(*arguments)) else other

@@ -7,7 +7,6 @@
 #define LANES 8
 #define PANEL 32 /* rows of a batch that are worked on together; a column is then two lines of the cache */
 #define DRAWS (PANEL / 2)
-#define AHEAD 12 /* rows of noise */
 #define MOST 12 /* accumulators: as many as 16 vector registers leave room for */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -105,49 +104,64 @@ int sparse_chain(long threads, long count, const layer *l, long n, const float *
     return failed;
 }
 
+/* Mean and variance [2, n] of row r of the first layer, whose inputs are x [n, columns]. */
+static void first_moments(const layer *l, long r, long n, const float *x, float *found) {
+    const long from = l->start[r * l->blocks], end = l->start[(r + 1) * l->blocks];
+    for (long i = 0; i < n; i++, x += l->columns) {
+        float mean = l->bias[r], variance = l->bias_variance[r];
+#pragma omp simd reduction(+ : mean, variance)
+        for (long k = from; k < end; k++) {
+            const float h = x[l->offset[k] / PANEL];
+            mean += l->value[k] * h;
+            variance += l->variance[k] * h * h;
+        }
+        found[i] = mean, found[n + i] = variance;
+    }
+}
+
 /* h = mean + sqrt(variance) * noise and its ReLU: rows of [mean, variance] become rows of [h, h^2]. */
-static void sample(const layer *l, long m, long stride, const float *noise, float *y) {
+static void sample(const layer *l, const float *noise, float *y) {
     const float least = l->relu ? 0 : -INFINITY;
     for (long r = 0; r < l->rows; r++) {
-        float *mean = y + r * PANEL, *variance = mean + DRAWS, eps[DRAWS] = {0};
-        /* Each row of noise is far from the last one: the memory is asked for it early. */
-        __builtin_prefetch(noise + (r + AHEAD) * stride);
-        __builtin_prefetch(noise + (r + AHEAD) * stride + DRAWS - 1);
-        if (m == DRAWS) memcpy(eps, noise + r * stride, sizeof(eps));
-        else memcpy(eps, noise + r * stride, m * sizeof(float));
+        float *mean = y + r * PANEL, *variance = mean + DRAWS;
         for (int t = 0; t < DRAWS; t++) {
-            const float h = mean[t] + sqrtf(variance[t] > 0 ? variance[t] : 0) * eps[t];
+            const float h = mean[t] + sqrtf(variance[t] > 0 ? variance[t] : 0) * noise[r * DRAWS + t];
             mean[t] = h < least ? least : h;
             variance[t] = mean[t] * mean[t];
         }
     }
 }
 
-/* Draws of layer outputs -> y [draws, n, rows]: mean and variance [rows, n] are the first layer's, noise [rows, draws]
-   each layer's. A panel is of one example, with h and h^2 of 16 draws. */
-int sparse_draws(long threads, long count, const layer *l, long n, long draws, const float *mean, const float *variance,
-                 const float *const *noise, float *y) {
+/* Draws of layer outputs of x [n, columns] -> y [draws, n, rows]. A panel is of one example, with h and h^2 of 16 draws;
+   noise is [panels of draws, rows of all layers, 16]. */
+int sparse_draws(long threads, long count, const layer *l, long n, long draws, const float *x, const float *noise,
+                 float *y) {
     const long size = widest(count, l) * PANEL, rows = l[count - 1].rows, panels = (draws + DRAWS - 1) / DRAWS;
-    int failed = 0;
+    float *moments = malloc(2 * l->rows * n * sizeof(float));
+    int failed = !moments;
+    long units = 0;
+    for (long at = 0; at < count; at++) units += l[at].rows;
 #pragma omp parallel num_threads(threads)
     {
         float *space = malloc(2 * size * sizeof(float)), *in = space, *out = space + size;
         if (!space) failed = 1;
+#pragma omp for
+        for (long r = 0; r < l->rows; r++)
+            if (moments) first_moments(l, r, n, x, moments + 2 * r * n);
 #pragma omp for schedule(dynamic)
         for (long panel = 0; panel < n * panels; panel++) {
-            if (!space) continue;
+            if (!space || !moments) continue;
             const long i = panel / panels, first = panel % panels * DRAWS;
             const long m = draws - first < DRAWS ? draws - first : DRAWS;
+            const float *eps = noise + first * units;
             for (long r = 0; r < l->rows; r++)
-                for (int t = 0; t < DRAWS; t++) {
-                    in[r * PANEL + t] = mean[r * n + i];
-                    in[r * PANEL + DRAWS + t] = variance[r * n + i];
-                }
-            sample(l, m, draws, noise[0] + first, in);
+                for (int t = 0; t < PANEL; t++) in[r * PANEL + t] = moments[(2 * r + t / DRAWS) * n + i];
+            sample(l, eps, in);
             for (long at = 1; at < count; at++) {
+                eps += l[at - 1].rows * DRAWS;
                 for (long b = 0; b < l[at].blocks; b++)
                     for (long r = 0; r < l[at].rows; r++) span(4, 2, 1, l + at, r, b, in, out + r * PANEL);
-                sample(l + at, m, draws, noise[at] + first, out);
+                sample(l + at, eps, out);
                 float *other = in;
                 in = out, out = other;
             }
@@ -156,6 +170,7 @@ int sparse_draws(long threads, long count, const layer *l, long n, long draws, c
         }
         free(space);
     }
+    free(moments);
     return failed;
 }
 

@@ -1,7 +1,7 @@
 """Layers with a sparse matrix: a fixed pattern, new values for each draw. Their products are C code."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from ppl_bnn.native import library
 _SOURCE = Path(__file__).with_name("sparse.c")
 # Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.
 _PANEL, _SPAN = 32, 96
+# Likewise: draws of layer outputs that are.
+DRAWS = _PANEL // 2
 # Bytes of the nearest cache that a block of columns may fill, and how many weights a row needs in it to be worth it.
 _BLOCK, _LEAST = 24_576, 16
 
@@ -55,25 +57,24 @@ class SparseLinear(nn.Module):
         return y
 
 
-def sparse_draws(
-    layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool], mean: Tensor, variance: Tensor,
-    noise: Sequence[Tensor],
-) -> Tensor:  # fmt: skip
-    """Draws of the outputs [S, N, out] by sampling each layer's outputs in place of its weights.
+def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool]) -> Callable[..., Tensor]:
+    """Prepare (x [N, in], noise, S) -> draws of the outputs [S, N, out] by sampling each layer's outputs.
 
     Args:
-        layers: each with the weights' locs, and with their variances; the first one's weights are not looked at.
+        layers: each with the weights' locs, and with their variances.
         relu: whether a ReLU is behind each.
-        mean, variance: of the first layer's outputs [out, N].
-        noise: normal numbers [S, out] of each layer.
+
+    The function's noise is [panels, units of all layers, DRAWS], of panels of as many draws.
     """
-    draws, examples = len(noise[0]), mean.shape[1]
-    y = mean.new_empty(draws, examples, layers[-1][0].rows)
-    columns = [part.T.contiguous() for part in noise]
-    pointers = (ctypes.c_void_p * len(noise))(*(part.data_ptr() for part in columns))
     structs = (_Layer * len(layers))(*(_struct(*pair) for pair in zip(layers, relu, strict=True)))
-    _call("sparse_draws", len(layers), structs, examples, draws, mean.contiguous(), variance.contiguous(), pointers, y)
-    return y
+    out = layers[-1][0].rows
+
+    def draws(x: Tensor, noise: Tensor, num_samples: int) -> Tensor:
+        y = x.new_empty(num_samples, len(x), out)
+        _call("sparse_draws", len(layers), structs, len(x), num_samples, x.contiguous(), noise, y)
+        return y
+
+    return draws
 
 
 class SparseConv2d(nn.Module):
