@@ -31,9 +31,9 @@ def predictor(
     """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
 
     `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
-    `ppl_bnn.predict` gives with the same settings; but of a pruned posterior of dense layers alone, where it takes other
-    draws of the same distribution: those of its compact network, dense or sparse, whichever is faster for `x`. It holds
-    the posterior as it was when it was made.
+    `ppl_bnn.predict` gives with the same settings; of a pruned posterior of dense layers alone, other draws of the same
+    distribution, those of its compact network in the form that is fastest for `x`. It holds the posterior as it was
+    when it was made.
 
     Args:
         net, guide: as `ppl_bnn.predict` takes them.
@@ -47,11 +47,9 @@ def predictor(
     network = traced(net)
     method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
     layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol") if method == "layerwise" else None
-    drawn = (
-        _of_compact(network, guide, x, num_samples, seed)
-        if method == "layerwise" and sampling == "independent"
-        else None
-    )
+    drawn = None
+    if network is not None and method == "layerwise" and sampling == "independent":
+        drawn = _of_compact(network, guide, x, num_samples, seed)
     known: dict[int, Numbers] = {}
 
     def logits(x: Tensor) -> Iterator[Tensor]:
@@ -94,6 +92,10 @@ def _of_compact(
     small = compact(network, guide)
     with suppress(ValueError):
         draws = compact_layerwise(small, small.select(x), num_samples)
-        noise = draws.noise(num_samples, seed)
-        return lambda x: draws.logits(small.select(x), noise, num_samples)
+        noise, limit = draws.noise(num_samples, seed), max(1, _KEPT_ROWS // num_samples)
+
+        def logits(x: Tensor) -> Tensor:
+            return torch.cat([draws.logits(part, noise, num_samples) for part in small.select(x).split(limit)], 1)
+
+        return logits
     return None
