@@ -9,6 +9,8 @@ from torch import Tensor
 from ppl_bnn.native import library
 
 _SOURCE = Path(__file__).with_name("normals.c")
+# Of normals.h: numbers of one generator.
+NUMBERS = 4096
 
 
 def normals(seed: int, count: int, like: Tensor) -> Tensor:

@@ -217,7 +217,10 @@ def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkey
         found = []
         for sparse in (True, False):
             forced(monkeypatch, sparse)
-            found.append(layerwise(small, x)(x, 37, seed=seed))
+            function = layerwise(small, x)
+            found.append(function(x, 37, seed=seed))
+            # Noise that is kept is the noise that is made on the way.
+            assert torch.equal(found[-1], function.logits(x, function.noise(37, seed), 37))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_bnn.guides.mean_field import draw_seed
-from ppl_bnn.normals import normals
 from ppl_bnn.pruning.compact import CompactLayer, CompactNetwork
 from ppl_bnn.pruning.fastest import faster
 from ppl_bnn.pruning.runs import Run, dense_runs
-from ppl_bnn.pruning.sparse_layers import DRAWS, SparseLinear, sparse_draws, sparse_layer
+from ppl_bnn.pruning.sparse_layers import SparseLinear, draws_noise, sparse_draws, sparse_layer
 from ppl_bnn.pruning.units import kind_of
 
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,14 +24,16 @@ class LayerwiseDraws(NamedTuple):
         noise: (S, seed) -> normal numbers for S draws. Those of a seed are the same for every input, and may be kept
             from one input to the next, which saves drawing them: each example's draws are what they would be alone.
         logits: (x [N, ...], noise, S) -> draws [S, N, C].
+        once: (S, seed) -> noise for `logits` that is not kept.
     """
 
     noise: Callable[[int, int], Any]
     logits: Callable[[Tensor, Any, int], Tensor]
+    once: Callable[[int, int], Any]
 
     def __call__(self, x: Tensor, num_samples: int, *, seed: int = 0) -> Tensor:
         """Draws [S, N, C] of logits, the same for the same seed."""
-        return self.logits(x, self.noise(num_samples, seed), num_samples)
+        return self.logits(x, self.once(num_samples, seed), num_samples)
 
 
 @torch.no_grad()
@@ -54,20 +56,21 @@ def layerwise(network: CompactNetwork, x: Tensor, num_samples: int = 400) -> Lay
     units = [len(layer.entries.rows) for layer in network.layers]
 
     def numbers(num_samples: int, seed: int) -> Tensor:
-        panels = -(-num_samples // DRAWS)
-        flat = normals(draw_seed(seed, 0), panels * sum(units) * DRAWS, network.loc)
-        return flat.view(panels, sum(units), DRAWS)
+        return draws_noise(sum(units), num_samples, draw_seed(seed, 0), network.loc)
 
     def by_layer(num_samples: int, seed: int) -> list[Tensor]:
-        # The same numbers, each unit's draws side by side, as the matrices' products take them.
-        flat = numbers(num_samples, seed).transpose(0, 1).flatten(1)[:, :num_samples]
-        return list(flat.split(units))
+        # The same numbers, [S, units] of each layer.
+        return list(numbers(num_samples, seed).transpose(1, 2).flatten(0, 1)[:num_samples].split(units, 1))
 
     dense, sparse = zip(*(_forms(network, layer) for layer in run.layers), strict=True)
-    found = LayerwiseDraws(by_layer, _dense_draws(dense, run.relu))
+    found = LayerwiseDraws(by_layer, _dense_draws(dense, run.relu), by_layer)
     if isinstance(sparse[0][0], SparseLinear):
         draws = sparse_draws(sparse, run.relu)
-        other = LayerwiseDraws(numbers, lambda x, noise, count: draws(x.flatten(1), noise, count))
+        other = LayerwiseDraws(
+            numbers,
+            lambda x, noise, count: draws(x.flatten(1), noise, count),
+            lambda count, seed: draw_seed(seed, 0),
+        )
         if faster(lambda: other(x, num_samples), lambda: found(x, num_samples)):
             return other
     return found
@@ -93,7 +96,7 @@ def _forms(network: CompactNetwork, layer: CompactLayer) -> tuple[list[tuple[Ten
     values = network.loc[layer.matrix], network.scale[layer.matrix].square()
     pairs = list(zip(values, (bias, bias_variance), strict=True))
     dense = [torch.zeros_like(module.weight).put_(position, matrix) for matrix, _ in pairs]
-    matrices = [(matrix, bias[:, None]) for matrix, (_, bias) in zip(dense, pairs, strict=True)]
+    matrices = [(matrix, bias) for matrix, (_, bias) in zip(dense, pairs, strict=True)]
     return matrices, [sparse_layer(module, position, *pair) for pair in pairs]
 
 
@@ -102,9 +105,7 @@ def _dense_moments(layer: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     random_bias = bool(bias_variance.any())
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-        squares = x.T.square()
-        spread = torch.addmm(bias_variance, variance, squares) if random_bias else torch.mm(variance, squares)
-        return torch.addmm(bias, loc, x.T), spread
+        return F.linear(x, loc, bias), F.linear(x.square(), variance, bias_variance if random_bias else None)
 
     return moments
 
@@ -114,15 +115,13 @@ def _dense_draws(layers: Sequence[Sequence[tuple[Tensor, Tensor]]], relu: Sequen
 
     @torch.no_grad()
     def draws(x: Tensor, noise: Sequence[Tensor], num_samples: int) -> Tensor:
-        # Units come first, then draws, then examples.
-        mean, variance = first(x.flatten(1))
-        moments = mean[:, None], variance[:, None]
+        # [1, N, units] before the first random numbers, then [S, N, units].
+        moments = [part[None] for part in first(x.flatten(1))]
         for at, eps in enumerate(noise):
-            h = torch.addcmul(moments[0], moments[1].sqrt_(), eps[..., None])
+            h = torch.addcmul(moments[0], moments[1].sqrt_(), eps[:, None])
             h = h.relu_() if relu[at] else h
             if at < len(others):
-                found = others[at](h.flatten(1).T)
-                moments = found[0].view(-1, *h.shape[1:]), found[1].view(-1, *h.shape[1:])
-        return h.permute(1, 2, 0)
+                moments = [part.view(*h.shape[:2], -1) for part in others[at](h.flatten(0, 1))]
+        return h
 
     return draws

@@ -4,7 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../normals.h"
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
 #define LANES 8
+#endif
 #define PANEL 32 /* rows of a batch that are worked on together; a column is then two lines of the cache */
 #define DRAWS (PANEL / 2)
 #define MOST 12 /* accumulators: as many as 16 vector registers leave room for */
@@ -132,18 +138,20 @@ static void sample(const layer *l, const float *noise, float *y) {
     }
 }
 
-/* Draws of layer outputs of x [n, columns] -> y [draws, n, rows]. A panel is of one example, with h and h^2 of 16 draws;
-   noise is [panels of draws, rows of all layers, 16]. */
+/* Draws of layer outputs of x [n, columns] -> y [draws, n, rows]. A panel is of one example, with h and h^2 of 16 draws.
+   noise is [panels of draws, chunks * NUMBERS], of which each begins with [rows of all layers, 16]; without it they are
+   made of the seed. */
 int sparse_draws(long threads, long count, const layer *l, long n, long draws, const float *x, const float *noise,
-                 float *y) {
+                 uint64_t seed, float *y) {
     const long size = widest(count, l) * PANEL, rows = l[count - 1].rows, panels = (draws + DRAWS - 1) / DRAWS;
     float *moments = malloc(2 * l->rows * n * sizeof(float));
     int failed = !moments;
     long units = 0;
     for (long at = 0; at < count; at++) units += l[at].rows;
+    const long numbers = units * DRAWS, chunks = (numbers + NUMBERS - 1) / NUMBERS;
 #pragma omp parallel num_threads(threads)
     {
-        float *space = malloc(2 * size * sizeof(float)), *in = space, *out = space + size;
+        float *space = malloc((2 * size + numbers) * sizeof(float)), *in = space, *out = space + size;
         if (!space) failed = 1;
 #pragma omp for
         for (long r = 0; r < l->rows; r++)
@@ -153,14 +161,19 @@ int sparse_draws(long threads, long count, const layer *l, long n, long draws, c
             if (!space || !moments) continue;
             const long i = panel / panels, first = panel % panels * DRAWS;
             const long m = draws - first < DRAWS ? draws - first : DRAWS;
-            const float *eps = noise + first * units;
+            const float *eps = noise ? noise + panel % panels * chunks * NUMBERS : space + 2 * size;
+            for (long chunk = 0; chunk < (noise ? 0 : chunks); chunk++) {
+                const long at = chunk * NUMBERS, part = numbers - at < NUMBERS ? numbers - at : NUMBERS;
+                fill_chunk(seed, panel % panels * chunks + chunk, part, space + 2 * size + at);
+            }
             for (long r = 0; r < l->rows; r++)
                 for (int t = 0; t < PANEL; t++) in[r * PANEL + t] = moments[(2 * r + t / DRAWS) * n + i];
             sample(l, eps, in);
             for (long at = 1; at < count; at++) {
                 eps += l[at - 1].rows * DRAWS;
                 for (long b = 0; b < l[at].blocks; b++)
-                    for (long r = 0; r < l[at].rows; r++) span(4, 2, 1, l + at, r, b, in, out + r * PANEL);
+                    for (long r = 0; r < l[at].rows; r++)
+                        span(PANEL / LANES, 8 * LANES / PANEL, 1, l + at, r, b, in, out + r * PANEL);
                 sample(l + at, eps, out);
                 float *other = in;
                 in = out, out = other;

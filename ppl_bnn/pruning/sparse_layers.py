@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_bnn.native import library
+from ppl_bnn.normals import NUMBERS, normals
 
 _SOURCE = Path(__file__).with_name("sparse.c")
 # Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.
@@ -57,6 +58,13 @@ class SparseLinear(nn.Module):
         return y
 
 
+def draws_noise(units: int, num_samples: int, seed: int, like: Tensor) -> Tensor:
+    """The normal numbers of `sparse_draws` with this seed: [panels, units of all layers, DRAWS]."""
+    panels, numbers = -(-num_samples // DRAWS), units * DRAWS
+    flat = normals(seed, panels * -(-numbers // NUMBERS) * NUMBERS, like)
+    return flat.view(panels, -1)[:, :numbers].unflatten(1, (units, DRAWS))
+
+
 def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool]) -> Callable[..., Tensor]:
     """Prepare (x [N, in], noise, S) -> draws of the outputs [S, N, out] by sampling each layer's outputs.
 
@@ -64,14 +72,16 @@ def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool])
         layers: each with the weights' locs, and with their variances.
         relu: whether a ReLU is behind each.
 
-    The function's noise is [panels, units of all layers, DRAWS], of panels of as many draws.
+    The function's noise is that of `draws_noise`, or its seed: then the numbers are made where they are used.
     """
     structs = (_Layer * len(layers))(*(_struct(*pair) for pair in zip(layers, relu, strict=True)))
     out = layers[-1][0].rows
 
-    def draws(x: Tensor, noise: Tensor, num_samples: int) -> Tensor:
+    def draws(x: Tensor, noise: Tensor | int, num_samples: int) -> Tensor:
         y = x.new_empty(num_samples, len(x), out)
-        _call("sparse_draws", len(layers), structs, len(x), num_samples, x.contiguous(), noise, y)
+        kept, seed = (noise, 0) if isinstance(noise, Tensor) else (None, noise)
+        arguments = len(x), num_samples, x.contiguous(), kept, ctypes.c_uint64(seed), y
+        _call("sparse_draws", len(layers), structs, *arguments)
         return y
 
     return draws
