@@ -538,6 +538,7 @@ class Deaf:
 def test_horovod_does_not_wait_longer_than_the_bound(monkeypatch):
     for name in ("STALL_CHECK_TIME", "STALL_SHUTDOWN_TIME", "GLOO_TIMEOUT"):
         monkeypatch.setenv(f"HOROVOD_{name}_SECONDS", "1")
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "1")
     ranks = HorovodRanks(Deaf(), timeout=0.2)
     with pytest.raises(RankLost, match=r"nothing from one of the 2 ranks for 0\.2 s"):
         ranks.barrier()

@@ -33,6 +33,10 @@ class HorovodRanks(Communicator):
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(min(60, seconds)))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(seconds))
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(min(30, seconds)))
+        if not hvd.nccl_built():
+            # Each time Horovod's thread looks for messages, by default every millisecond, it takes a processor from the
+            # thread that computes; a step on a CPU takes long enough to wait for it.
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
         with self._rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
