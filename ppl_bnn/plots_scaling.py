@@ -69,7 +69,7 @@ def _grouped(axes: Axes, rows: xr.Dataset, name: str, *, by: str, error: str | N
         words = [_words(part, value) for part, value in zip(others, key, strict=True) if part in told]
         axes.bar(x, series[name].values, width, yerr=spread, label=", ".join(words))
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
-    axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
 
 
 def _words(part: str, value: object) -> str:
@@ -79,7 +79,7 @@ def _words(part: str, value: object) -> str:
 def _efficiency(rows: xr.Dataset, predicted: xr.Dataset) -> Figure:
     figure, axes = _figure("Efficiency T1 / TN, each rank's batch the same")
     _bands(axes, rows, predicted, "efficiency", lambda row: float(row["efficiency"]))
-    axes.set(xlabel="ranks", ylabel="efficiency", ylim=(0, None))
+    axes.set(xlabel="ranks", ylabel="efficiency", ylim=(0, 1.1))
     return figure
 
 
@@ -104,7 +104,7 @@ def _bands(
             if same_link and row["point"].item().startswith(f"{workload}, "):
                 axes.plot(int(row["ranks"]), measured(row), "o", color=f"C{number}")
     axes.set_xscale("log", base=2)
-    axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
 
 
 def _links(rows: xr.Dataset) -> Figure:
@@ -120,8 +120,13 @@ def _links(rows: xr.Dataset) -> Figure:
             series["mbit"], middle, (middle - low, high - middle), fmt="_", capsize=4, color=line.get_color(), alpha=0.6
         )
     axes.set(xlabel="Mbit/s", ylabel="seconds a step", xscale="log", yscale="log")
-    axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
     return figure
+
+
+def _legend(axes: Axes) -> None:
+    # Below the axes: there may be a line for every run, device and batch.
+    axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:

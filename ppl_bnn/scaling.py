@@ -123,7 +123,8 @@ def _flat(rows: xr.Dataset) -> Any:
     frame = rows.drop_dims(["kind", "step", "quantile"]).to_dataframe().reset_index(drop=True)
     for kind in rows["kind"].values:
         for name in ("count", "mean_bytes", "seconds"):
-            column = f"{kind}_{name}".replace(" ", "_")
+            # A step's own seconds are a column, too.
+            column = f"{'step message' if kind == 'step' else kind}_{name}".replace(" ", "_")
             frame[column] = rows[f"call_{name}"].sel(kind=kind).values
     frame["held_out_step_seconds"] = rows["held_out_step_seconds"].sel(quantile=0.5).values
     return frame
