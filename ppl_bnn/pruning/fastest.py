@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ppl_bnn.pruning.compact import CompactNetwork
-from ppl_bnn.pruning.runs import Run, dense_runs
-from ppl_bnn.pruning.sparse_layers import SparseLinear, sparse_layer
+from ppl_bnn.pruning.runs import Run, convolution_runs, dense_runs
+from ppl_bnn.pruning.sparse_layers import SparseConv2d, SparseLinear, sparse_layer
 
 _ROUNDS = 5
 
@@ -20,12 +20,16 @@ def choose_layers(network: CompactNetwork, x: Tensor) -> dict[str, str]:
     """Replace every layer that is faster sparse by its sparse form; {path: "dense" or "sparse"}.
 
     Both forms are timed in turn on what the layer gets in a pass over `x`, a batch as it will be used (what
-    `CompactNetwork.select` gives); Linear layers with nothing but ReLU and dropout between them as one, for their
-    sparse forms are computed in one pass over the batch. Outputs change by no more than rounding.
+    `CompactNetwork.select` gives). Linear layers with nothing but ReLU and dropout between them are timed as one, and a
+    convolution with the ReLU and the max pooling behind it, for their sparse forms compute all that in one pass.
+    Outputs change by no more than rounding.
     """
     chooser = _Chooser(network)
     chooser.run(x)
-    for run in chooser.replaced:
+    for run, forms in chooser.replaced:
+        for layer, form in zip(run.layers, forms, strict=True):
+            network.net.set_submodule(layer.path, form)
+            chooser.chosen[layer.path] = "sparse"
         run.nodes[-1].replace_all_uses_with(run.nodes[0])
         for node in reversed(run.nodes[1:]):
             network.net.graph.erase_node(node)
@@ -37,47 +41,37 @@ class _Chooser(fx.Interpreter):
     def __init__(self, network: CompactNetwork) -> None:
         super().__init__(network.net)
         self.network = network
-        self.layers = {layer.path: layer for layer in network.layers}
-        self.runs = {run.nodes[0]: run for run in dense_runs(network)}
-        self.chosen: dict[str, str] = {}
-        self.replaced: list[Run] = []
+        self.runs = {run.nodes[0]: run for run in (*dense_runs(network), *convolution_runs(network))}
+        self.chosen = {layer.path: "dense" for layer in network.layers}
+        self.replaced: list[tuple[Run, list[SparseLinear | SparseConv2d]]] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        """Choose before the first node of a run is computed, and at every convolution."""
+        """Choose before the first node of a run is computed."""
         if n in self.runs:
-            self.choose_run(self.runs[n], *self.fetch_args_kwargs_from_env(n)[0])
+            self.choose(self.runs[n], *self.fetch_args_kwargs_from_env(n)[0])
         return super().run_node(n)
 
-    def choose_run(self, run: Run, x: Tensor) -> None:
-        dense = [self.network.net.get_submodule(layer.path) for layer in run.layers]
-        forms = [self.sparse(layer.path) for layer in run.layers]
-        sparse = [form for form in forms if isinstance(form, SparseLinear)]
-        self.chosen.update({layer.path: "dense" for layer in run.layers})
-        if len(sparse) < len(forms):
-            return
-        for form, relu in zip(sparse, run.relu, strict=True):
+    def choose(self, run: Run, x: Tensor) -> None:
+        steps: list[nn.Module] = []
+        forms: list[SparseLinear | SparseConv2d] = []
+        for layer, relu in zip(run.layers, run.relu, strict=True):
+            dense = self.network.net.get_submodule(layer.path)
+            steps += [dense, nn.ReLU()][: 1 + relu]
+            values = self.network.weights[layer.matrix]
+            form = sparse_layer(dense, layer.entries.position, values, dense.bias)  # type: ignore[arg-type]
+            if form is None:
+                return
             form.relu = relu
-        sparse[0].then = sparse[1:]
-        steps = [step for layer, relu in zip(dense, run.relu, strict=True) for step in [layer, nn.ReLU()][: 1 + relu]]
-        if faster(lambda: sparse[0](x), lambda: nn.Sequential(*steps)(x)):
-            for layer, form in zip(run.layers, sparse, strict=True):
-                self.network.net.set_submodule(layer.path, form)
-                self.chosen[layer.path] = "sparse"
-            self.replaced.append(run)
-
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        if target in self.layers and target not in self.chosen:
-            sparse, dense = self.sparse(target), self.network.net.get_submodule(target)
-            self.chosen[target] = "dense"
-            if sparse is not None and faster(lambda: sparse(*args), lambda: dense(*args)):
-                self.network.net.set_submodule(target, sparse)
-                self.chosen[target] = "sparse"
-        return super().call_module(target, args, kwargs)
-
-    def sparse(self, path: str) -> nn.Module | None:
-        layer, dense = self.layers[path], self.network.net.get_submodule(path)
-        values = self.network.weights[layer.matrix]
-        return sparse_layer(dense, layer.entries.position, values, dense.bias)  # type: ignore[arg-type]
+            forms.append(form)
+        if run.pool > 1:
+            steps.append(nn.MaxPool2d(run.pool))
+        first = forms[0]
+        if isinstance(first, SparseConv2d):
+            first.pool = run.pool
+        else:
+            first.then = [form for form in forms[1:] if isinstance(form, SparseLinear)]
+        if faster(lambda: first(x), lambda: nn.Sequential(*steps)(x)):
+            self.replaced.append((run, forms))
 
 
 def faster(one: Callable[[], object], other: Callable[[], object]) -> bool:

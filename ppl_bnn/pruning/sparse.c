@@ -187,10 +187,42 @@ int sparse_draws(long threads, long count, const layer *l, long n, long draws, c
     return failed;
 }
 
-/* x [n, inputs] -> y [n, rows, stride]: windows of one image, an offset for each weight of the kernel. */
-int sparse_windows(long threads, const layer *l, long n, long inputs, long length, long stride, const float *x,
-                   float *y) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long i = 0; i < n; i++) product(l, length, stride, x + i * inputs, y + i * l->rows * stride);
-    return 0;
+/* The largest of every window of size^2 of x, rows `stride` apart -> y [height / size, width / size]. */
+static void pool(long size, long height, long width, long stride, const float *x, float *y) {
+    float row[width];
+    for (long down = 0; down + size <= height; down += size) {
+        memcpy(row, x + down * stride, width * sizeof(float));
+        for (long i = 1; i < size; i++)
+            for (long t = 0; t < width; t++) {
+                const float other = x[(down + i) * stride + t];
+                row[t] = row[t] < other ? other : row[t];
+            }
+        for (long across = 0; across + size <= width; across += size) {
+            float most = row[across];
+            for (long i = 1; i < size; i++) most = most < row[across + i] ? row[across + i] : most;
+            *y++ = most;
+        }
+    }
+}
+
+/* x [n, columns] -> y [n, rows, height / size, width / size]: windows of one image, whose rows are `stride` apart, with an
+   offset for each weight of the kernel; then max pooling. */
+int sparse_windows(long threads, const layer *l, long n, long height, long width, long stride, long size,
+                   const float *x, float *y) {
+    const long found = (height / size) * (width / size), length = (height - 1) * stride + width, room = height * stride;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *space = malloc(l->rows * room * sizeof(float));
+        if (!space) failed = 1;
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < n; i++) {
+            if (!space) continue;
+            product(l, length, room, x + i * l->columns, space);
+            for (long r = 0; r < l->rows; r++)
+                pool(size, height, width, stride, space + r * room, y + (i * l->rows + r) * found);
+        }
+        free(space);
+    }
+    return failed;
 }

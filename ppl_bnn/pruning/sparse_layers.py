@@ -88,7 +88,7 @@ def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool])
 
 
 class SparseConv2d(nn.Module):
-    """A convolution of stride 1 with the weights that are left alone: [N, in, H, W] -> [N, out, H', W'].
+    """A convolution of stride 1 with the weights that are left alone: [N, in, H, W] -> [N, out, H' / pool, W' / pool].
 
     An output's row is computed together with the rows below it: in an image's memory, a weight of the kernel meets its
     inputs at one distance from all outputs. Between two rows this makes some numbers that are nobody's output.
@@ -96,6 +96,10 @@ class SparseConv2d(nn.Module):
     Args:
         layer: gives padding and dilation.
         position, values, bias: as in `SparseLinear`, of the flattened weight [out, in, kh, kw].
+
+    Attributes:
+        relu: whether a ReLU is behind it.
+        pool: size of the windows of the max pooling behind it, which do not overlap.
     """
 
     def __init__(self, layer: nn.Conv2d, position: Tensor, values: Tensor, bias: Tensor) -> None:
@@ -104,6 +108,7 @@ class SparseConv2d(nn.Module):
         across, down = layer._reversed_padding_repeated_twice[:2], layer._reversed_padding_repeated_twice[2:]
         self.padding = [*across, *down]
         self.position, self.values, self.bias = position, values, bias
+        self.relu, self.pool = False, 1
         self.layouts: dict[tuple[int, int], tuple[int, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,12 +118,12 @@ class SparseConv2d(nn.Module):
         if (height, width) not in self.layouts:
             self.layouts[height, width] = self._layout(height, width, reach[0] * width + reach[1])
         blocks, *places = self.layouts[height, width]
-        y = x.new_empty(len(x), self.shape[0], height - reach[0], width)
-        stride = (height - reach[0]) * width
+        out = height - reach[0], width - reach[1]
+        y = x.new_empty(len(x), self.shape[0], *(size // self.pool for size in out))
         pointers = (part.data_ptr() for part in (*places, self.values, self.bias))
-        struct = _Layer(self.shape[0], x[0].numel(), blocks, 0, *pointers)
-        _call("sparse_windows", ctypes.byref(struct), len(x), x[0].numel(), stride - reach[1], stride, x, y)
-        return y[..., : width - reach[1]]
+        struct = _Layer(self.shape[0], x[0].numel(), blocks, self.relu, *pointers)
+        _call("sparse_windows", ctypes.byref(struct), len(x), *out, width, self.pool, x, y)
+        return y
 
     def _layout(self, height: int, width: int, reach: int) -> tuple[int, Tensor, Tensor]:
         taps = self.shape[2:].numel()
@@ -128,7 +133,9 @@ class SparseConv2d(nn.Module):
         return *_blocks(row, channel, self.shape, min(height * width, _SPAN + reach)), offset.int()
 
 
-def sparse_layer(layer: nn.Module, position: Tensor, values: Tensor, bias: Tensor) -> nn.Module | None:
+def sparse_layer(
+    layer: nn.Module, position: Tensor, values: Tensor, bias: Tensor
+) -> SparseLinear | SparseConv2d | None:
     """The sparse counterpart of a compact layer, or None: another kind, device, stride or dtype, or no C compiler."""
     weight = layer.weight
     if weight.is_cuda or weight.dtype != torch.float32 or library(_SOURCE) is None:
