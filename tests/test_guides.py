@@ -373,6 +373,16 @@ def test_c_code_is_exact_to_rounding_whatever_the_size_and_the_number_of_threads
     torch.testing.assert_close(FactorizedNormal(*leaves).scale.double(), scale, rtol=5e-7, atol=0)
 
 
+def test_a_site_of_one_number_has_the_gradients_of_its_formula():
+    leaves = [torch.tensor(0.3).requires_grad_(), torch.tensor(-2.0).requires_grad_()]
+    prior = dist.Normal(0.0, 1.0)
+    found = torch.autograd.grad(kl_divergence(FactorizedNormal(*leaves), prior), leaves)
+    scale = F.softplus(leaves[1]) + SMALLEST_SCALE
+    expected = torch.autograd.grad(kl_divergence(dist.Normal(leaves[0], scale), prior), leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_c_code_passes_on_what_is_not_finite():
     loc, u = torch.randn(5, 7), torch.randn(5, 7)
     for which, value in ((0, math.nan), (1, math.nan), (0, math.inf), (1, math.inf)):

@@ -32,7 +32,7 @@ def arithmetic(function: Callable) -> Callable:
     def call(*tensors: Tensor) -> Tensor | None:
         like, size = tensors[0], _BLOCK * torch.get_num_threads()
         native = None
-        if like.dtype == torch.float32 and not like.is_cuda:
+        if like.dim() and not like.is_cuda and all(tensor.dtype == torch.float32 for tensor in tensors):
             native = getattr(library(_SOURCE), function.__name__.lstrip("_"), None)
         if native is None and _compiled is None and (like.is_cuda or like.numel() <= size):
             return function(*tensors)  # type: ignore[no-any-return]

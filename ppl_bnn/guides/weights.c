@@ -21,7 +21,9 @@ void run(kernel *function, long threads, long tensors, float *const *t, const fl
     }
 }
 
-static inline float softplus(float u) { return (u > 0 ? u : 0) + log_of_one_and(exponential(-fabsf(u))) + SMALLEST_SCALE; }
+static inline float softplus(float u) {
+    return (u > 0 ? u : 0) + log_of_one_and(exponential(-fabsf(u))) + SMALLEST_SCALE;
+}
 
 static inline float sigmoid(float u) {
     const float t = exponential(-fabsf(u));
