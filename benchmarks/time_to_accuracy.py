@@ -1,11 +1,15 @@
 """How long trainings took to an accuracy, and their test metrics against time: a BNN beside its deterministic twin.
 
 python benchmarks/time_to_accuracy.py runs/cifar10-vgg16-cnn/out runs/cifar10-vgg16/out --figure learning.png
+
+Seconds are steps times the median step's.
 """
 
 import argparse
 import csv
+import json
 from pathlib import Path
+from statistics import median
 
 from matplotlib.figure import Figure
 
@@ -51,8 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _steps(folder: Path) -> list[dict[str, float]]:
+    # At the median step's speed: what else the machine did meanwhile, or that it was stopped, does not count.
+    each = median(json.loads((folder / "performance.json").read_text(encoding="utf-8"))["seconds"])
     with (folder / "steps.csv").open(encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "seconds": row["step"] * each} for row in rows]
 
 
 def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Namespace) -> list[dict[str, float]]:
