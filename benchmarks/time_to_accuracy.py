@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_test", type=int, default=2000, help="test images, the first so many (default: 2000)")
     parser.add_argument("--figure", type=Path, help="draw training accuracy and the test metrics against time as PNG")
     options = parser.parse_args(arguments)
+    for folder in options.out:
+        if not (folder / "performance.json").exists():
+            parser.error(f"{folder} has no performance.json: it is no out folder of a training")
     keep_freed_memory()
     steps = {folder: _steps(folder) for folder in options.out}
     base: dict[float, dict[str, float]] = {}
