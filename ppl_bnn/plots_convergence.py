@@ -26,6 +26,6 @@ def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path
     left.set(xscale="log", yscale="log", xlabel="draws", ylabel="error of the top class's mean probability")
     left.legend(frameon=False)
     right.errorbar(draws, columns["nll"], yerr=2 * np.nan_to_num(columns["nll_error"]), fmt="o-", capsize=3)
-    right.set(xscale="log", xlabel="draws", ylabel="NLL, nats per datum (bars: 2 standard deviations)")
+    right.set(xscale="log", xlabel="draws", ylabel="NLL, nats per datum\n(bars: 2 standard deviations)")
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
