@@ -59,7 +59,7 @@ def coherent(
     with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
-    waiting = not x.is_cuda and any(bool((guide.loc_scale(site)[1] == 0).any()) for site in guide.sites)
+    waiting = not x.is_cuda and guide.is_pruned
 
     def logits(index: int, sign: float) -> Tensor:
         nonlocal run, seconds, fastest, waiting

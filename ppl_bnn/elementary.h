@@ -30,7 +30,7 @@ static inline float logarithm(float x) {
     return (log * f + 0.999999943f) * f + (float)e * 0.693147181f;
 }
 
-/* 2^n and n of x <= 0 = n log 2 + rest, and e^rest - 1; below -87, where floats end, as at -87. */
+/* e^rest - 1, and 2^n as `power`, of x = n log 2 + rest <= 0; below -87, where floats end, as at -87. */
 static inline float exponents(float x, float *power) {
     x = x < -87 ? -87 : x;
     const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;

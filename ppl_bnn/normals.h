@@ -1,4 +1,4 @@
-/* Normal numbers by Box and Muller (1958) from xoshiro128++ (Blackman and Vigna 2021), GENERATORS generators side by side. */
+/* Normal numbers by Box and Muller (1958) from xoshiro128++ (Blackman and Vigna 2021), GENERATORS of it side by side. */
 
 #include <math.h>
 

@@ -46,10 +46,11 @@ def predictor(
     check_draws(num_samples, sampling)
     network = traced(net)
     method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
-    layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol") if method == "layerwise" else None
-    drawn = None
+    drawn = layerwise = None
     if network is not None and method == "layerwise" and sampling == "independent":
         drawn = _of_compact(network, guide, x, num_samples, seed)
+    if method == "layerwise" and drawn is None:
+        layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol")
     known: dict[int, Numbers] = {}
 
     def logits(x: Tensor) -> Iterator[Tensor]:
@@ -87,7 +88,7 @@ def _of_compact(
     network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, num_samples: int, seed: int
 ) -> Callable[[Tensor], Tensor] | None:
     """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
-    if x.is_cuda or not any(bool((guide.loc_scale(site)[1] == 0).any()) for site in guide.sites):
+    if x.is_cuda or not guide.is_pruned:
         return None
     small = compact(network, guide)
     with suppress(ValueError):

@@ -81,6 +81,11 @@ class MeanFieldNormal(PyroModule):
         """The latent sites, in the model's order."""
         return list(self._sites)
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a weight's scale is exactly 0, as that of pruned weights is."""
+        return any(bool((self.loc_scale(site)[1] == 0).any()) for site in self._sites)
+
     def loc_scale(self, site: str) -> tuple[Tensor, Tensor]:
         """loc and scale of one site, each of the site's shape; both exactly 0 where the guide was pruned."""
         found = self.distribution(site)
