@@ -8,7 +8,8 @@ Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`)
 from ppl_bnn.data import Images, load
 from ppl_bnn.elbo import KLScaledELBO, kl_by_site, kl_schedule
 from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
-from ppl_bnn.inference_data import sweep_to_inference_data, to_inference_data
+from ppl_bnn.inference_data import to_inference_data
+from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.ivon import IVON
 from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
 from ppl_bnn.predictive import Predictive, predict

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_bnn import checkpoint
 from ppl_bnn import config as configs
 from ppl_bnn.config import Config
+from ppl_bnn.config_check import check
 from ppl_bnn.data import Images, load
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.files import FileError
@@ -125,7 +126,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
         part: Any = getattr(config, name)
         setattr(config, name, replace(part, **value) if isinstance(value, dict) else value)
     config.device, config.data.dir = "cpu", data_dir or config.data.dir
-    configs.check(config)
+    check(config)
     return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)
 
 

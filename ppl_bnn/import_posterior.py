@@ -33,6 +33,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from ppl_bnn import checkpoint
 from ppl_bnn import config as configs
 from ppl_bnn.config import Config
+from ppl_bnn.config_check import check
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.foreign import LAYOUTS, put_in_place, read_layers
@@ -65,7 +66,7 @@ def _import(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     settings = parser.instantiate(parsed)
     config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
-    configs.check(config)
+    check(config)
     file, out = Path(parsed.file), Path(parsed.out)
     layers = read_layers(file)
     if saved := checkpoint.saved(out / "checkpoints"):

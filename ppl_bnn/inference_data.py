@@ -1,4 +1,4 @@
-"""Results as ArviZ InferenceData in netCDF: `predictive.nc` and `pruning.nc`. The only file that knows ArviZ.
+"""A posterior predictive as ArviZ InferenceData: `predictive.nc`. The only file that knows ArviZ.
 
 ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same groups; the files open in both.
 """
@@ -13,16 +13,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_bnn import metrics
 from ppl_bnn.data import Images
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.log_density import TrainLogLikelihood
 from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.pruning.snr import snr, snr_histogram
-from ppl_bnn.pruning.sweep import Level
 from ppl_bnn.resume import how_drawn, monte_carlo
-from ppl_bnn.shift import Shifted, shift_metrics
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its own refactoring at every import.
@@ -71,15 +67,15 @@ def to_inference_data(
     by_image = ("obs_id",)
     groups = {
         "posterior_predictive": _draws(predictive, images.classes, seed),
-        "log_likelihood": _dataset({"y": (("chain", "draw", "obs_id"), predictive.log_likelihood[None])}, obs_id=obs),
-        "sample_stats": _dataset(
+        "log_likelihood": dataset({"y": (("chain", "draw", "obs_id"), predictive.log_likelihood[None])}, obs_id=obs),
+        "sample_stats": dataset(
             {
                 "accuracy": (("chain", "draw"), predictive.accuracies[None]),
                 "nll": (("chain", "draw"), -predictive.log_likelihood.mean(1)[None]),
             }
         ),
-        **_data_groups(images),
-        "uncertainty": _dataset(
+        **data_groups(images),
+        "uncertainty": dataset(
             {
                 "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
                 **_spread(predictive),
@@ -93,142 +89,13 @@ def to_inference_data(
         "monte_carlo": monte_carlo(predictive),
     }
     if guide is not None and guide.sites:
-        groups["layers"] = _layers(guide, kl or {})
+        groups["layers"] = layers(guide, kl or {})
     if history:
         columns = {
             name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
         }
-        groups["training"] = _dataset(columns, epoch=[int(row["epoch"]) for row in history])
+        groups["training"] = dataset(columns, epoch=[int(row["epoch"]) for row in history])
     return assemble(groups, {"title": images.title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
-
-
-def sweep_to_inference_data(
-    levels: Sequence[Level], images: Images, *, guide: MeanFieldNormal, attrs: Mapping[str, Any] | None = None
-) -> Any:
-    """Return a pruning sweep as InferenceData with a dimension `level`.
-
-    Groups: `posterior_predictive` (probs [chain, draw, level, obs_id, class] of the kept images, and sampled labels y
-    [chain, draw, level, obs_id]), `observed_data`
-    and `constant_data` of all images, `layers` of the unpruned posterior, and `pruning`: per level threshold,
-    pruned_fraction, nonzero in total and by layer, accuracy, nll, ece, brier, seconds, mean_probs
-    [level, image, class], and total, aleatoric and epistemic uncertainty [level, image], nats.
-    """
-    first = levels[0]
-    kept, sites = first.predictive.kept.numpy(), list(first.pruned.nonzero)
-    probs = torch.stack([level.predictive.probs for level in levels], 1)[None]
-    sampled = torch.stack([_sampled_labels(level.predictive.probs, 0) for level in levels], 1)[None]
-    summaries = [level.predictive.summary() for level in levels]
-    by_level = {name: (("level",), np.array([row[name] for row in summaries])) for name in summaries[0]}
-    nonzero = np.array([[level.pruned.nonzero[site] for site in sites] for level in levels])
-    uncertainties = [
-        torch.stack(values) for values in zip(*(level.predictive.uncertainties() for level in levels), strict=True)
-    ]
-    pruning = {
-        **by_level,
-        "threshold": (("level",), np.array([level.pruned.threshold for level in levels])),
-        "pruned_fraction": (("level",), np.array([level.pruned.fraction for level in levels])),
-        "nonzero": (("level",), nonzero.sum(1)),
-        "nonzero_by_layer": (("level", "layer"), nonzero),
-        "weights_by_layer": (("layer",), np.array([first.pruned.total[site] for site in sites])),
-        "mean_probs": (
-            ("level", "image", "class"),
-            torch.stack([level.predictive.mean_probs for level in levels]).float(),
-        ),
-        **{
-            name: (("level", "image"), values)
-            for name, values in zip(("total", "aleatoric", "epistemic"), uncertainties, strict=True)
-        },
-    }
-    coords = {"level": np.arange(len(levels)), "class": list(images.classes)}
-    groups = {
-        "posterior_predictive": _dataset(
-            {
-                "probs": (("chain", "draw", "level", "obs_id", "class"), probs),
-                "y": (("chain", "draw", "level", "obs_id"), sampled),
-            },
-            **coords,
-            obs_id=kept,
-        ),
-        **_data_groups(images),
-        "layers": _layers(guide, {}),
-        "pruning": _dataset(pruning, **coords, layer=sites, image=np.arange(len(images))),
-    }
-    return assemble(groups, {"title": images.title, **(attrs or {})})
-
-
-def train_to_inference_data(
-    likelihood: TrainLogLikelihood, images: Images, *, attrs: Mapping[str, Any] | None = None
-) -> Any:
-    """Return what leave-one-out cross-validation needs as InferenceData, all in nats.
-
-    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training images), `sample_stats` (each draw's log_prior
-    and log_q, the densities of its weights, and lp: log_prior + the sum of its log likelihoods), `observed_data` (y).
-    """
-    obs = np.arange(len(images))
-    by_draw = ("chain", "draw")
-    log_joint = likelihood.log_prior + likelihood.log_likelihood.double().sum(1)
-    groups = {
-        "log_likelihood": _dataset({"y": ((*by_draw, "obs_id"), likelihood.log_likelihood[None])}, obs_id=obs),
-        "sample_stats": _dataset(
-            {
-                "log_prior": (by_draw, likelihood.log_prior[None]),
-                "log_q": (by_draw, likelihood.log_q[None]),
-                "lp": (by_draw, log_joint[None]),
-            }
-        ),
-        "observed_data": _dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
-    }
-    return assemble(groups, {"title": images.title, **(attrs or {})})
-
-
-def shift_to_inference_data(
-    shifted: Sequence[Shifted],
-    outside: Mapping[str, Predictive],
-    images: Images,
-    *,
-    temperature: Mapping[str, float] | None = None,
-    attrs: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return a test set's predictives under shifts, and those of other data, as InferenceData of custom groups.
-
-    Groups: `shift` (per condition its kind and severity, and `ppl_bnn.shift.shift_metrics`), `in_distribution` (the
-    uncertainties of the test images as they are and their top_prob, [obs_id]), `ood` (the same of the images of each
-    set [set, image], NaN beyond a set's last, and auroc and fpr95 by the total and by the epistemic uncertainty
-    [set, score]) and, where it was asked for, `temperature`.
-
-    Args:
-        shifted: the first of them is the test set as it is.
-        outside: {name of the set: its predictive}.
-        temperature: what `ppl_bnn.shift.temperature_metrics` returned.
-    """
-    rows = [shift_metrics(one.predictive) for one in shifted]
-    clean = _by_image(shifted[0].predictive, "obs_id")
-    groups = {
-        "shift": _dataset(
-            {name: (("condition",), np.array([row[name] for row in rows])) for name in rows[0]},
-            kind=("condition", [one.kind for one in shifted]),
-            severity=("condition", np.array([one.severity for one in shifted])),
-        ),
-        "in_distribution": clean,
-    }
-    if outside:
-        sets = xr.concat([_by_image(found, "image") for found in outside.values()], dim="set", join="outer")
-        scores = ("total", "epistemic")
-        for name, measure in (("auroc", metrics.auroc), ("fpr95", metrics.fpr95)):
-            found = [
-                [
-                    measure(torch.from_numpy(clean[score].values), _finite(sets[score].isel(set=at).values))
-                    for score in scores
-                ]
-                for at in range(len(outside))
-            ]
-            sets[name] = (("set", "score"), np.array(found))
-        groups["ood"] = sets.assign_coords({"set": list(outside), "score": list(scores)})
-    if temperature:
-        groups["temperature"] = _dataset({name: ((), np.array(value)) for name, value in temperature.items()})
-    return assemble(
-        groups, {"title": images.title, "num_samples": len(shifted[0].predictive.log_likelihood), **(attrs or {})}
-    )
 
 
 def load(path: Path) -> Any:
@@ -239,9 +106,9 @@ def load(path: Path) -> Any:
     """
     with readable(path):
         idata = az.from_netcdf(str(path), engine="h5netcdf")
-        for dataset in groups_of(idata).values():
-            dataset.load()
-            dataset.close()
+        for group in groups_of(idata).values():
+            group.load()
+            group.close()
     return idata
 
 
@@ -278,12 +145,13 @@ def _kde(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
     variables: dict[str, Any] = {
         "probs": (("chain", "draw", "obs_id", "class"), predictive.probs[None]),
-        "y": (("chain", "draw", "obs_id"), _sampled_labels(predictive.probs, seed)[None]),
+        "y": (("chain", "draw", "obs_id"), sampled_labels(predictive.probs, seed)[None]),
     }
-    return _dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
+    return dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
 
 
-def _sampled_labels(probs: Tensor, seed: int) -> Tensor:
+def sampled_labels(probs: Tensor, seed: int) -> Tensor:
+    """One label drawn from each draw's probabilities [S, N, C], [S, N]; -1 where an example has no such draw."""
     generator = torch.Generator().manual_seed(seed)
     sampled = torch.empty(probs.shape[:2], dtype=torch.int16)
     # One draw at a time: all at once would hold a second copy of the probabilities.
@@ -311,19 +179,8 @@ def _spread(predictive: Predictive) -> dict[str, Any]:
     return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
 
 
-def _by_image(predictive: Predictive, dimension: str) -> xr.Dataset:
-    parts = dict(zip(("total", "aleatoric", "epistemic"), predictive.uncertainties(), strict=True))
-    parts["top_prob"] = predictive.mean_probs.amax(1)
-    return _dataset({name: ((dimension,), values) for name, values in parts.items()}).assign_coords(
-        {dimension: np.arange(len(predictive.labels))}
-    )
-
-
-def _finite(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values[np.isfinite(values)])
-
-
-def _data_groups(images: Images) -> dict[str, xr.Dataset]:
+def data_groups(images: Images) -> dict[str, xr.Dataset]:
+    """`observed_data` and `constant_data`: labels, and images with their place in the data set."""
     obs = np.arange(len(images))
     dims = ("obs_id", "channel", "height", "width")
     constant = {
@@ -332,12 +189,13 @@ def _data_groups(images: Images) -> dict[str, xr.Dataset]:
         "split": (("obs_id",), np.full(len(images), images.split)),
     }
     return {
-        "observed_data": _dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
-        "constant_data": _dataset(constant, obs_id=obs),
+        "observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
+        "constant_data": dataset(constant, obs_id=obs),
     }
 
 
-def _layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
+def layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
+    """`layers`: quantiles and histogram of each layer's signal-to-noise ratio, and its KL in nats."""
     ratios = snr(guide)
     edges, counts = snr_histogram(ratios)
     middle = (edges[:-1] + edges[1:]) / 2
@@ -352,17 +210,18 @@ def _layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
     }
     if kl:
         variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))
-    return _dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())
+    return dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())
 
 
-def _dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:
+def dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:
+    """Variables, {name: (dimensions, values)}, with their coordinates."""
     arrays = {
         name: (dims, values.cpu().numpy() if isinstance(values, Tensor) else values)
         for name, (dims, values) in variables.items()
     }
-    dataset = xr.Dataset(arrays, coords=coords)
+    made = xr.Dataset(arrays, coords=coords)
     # ArviZ expects chain and draw to have coordinates.
-    return dataset.assign_coords({d: np.arange(dataset.sizes[d]) for d in ("chain", "draw") if d in dataset.dims})
+    return made.assign_coords({d: np.arange(made.sizes[d]) for d in ("chain", "draw") if d in made.dims})
 
 
 def assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:

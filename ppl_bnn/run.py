@@ -29,6 +29,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn import config as configs
 from ppl_bnn import stages
 from ppl_bnn.config import Config
+from ppl_bnn.config_check import check
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError
@@ -102,7 +103,7 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
     for name in names:
         if name not in stages.STAGES:
             raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
-    configs.check(config)
+    check(config)
     if parsed.elastic:
         if names := _train_elastically(names, parsed, config, stop):
             _run_stages(names, parsed, config, stop, Alone())

@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import checkpoint, inference_data, netcdf
+from ppl_bnn import checkpoint, netcdf
 from ppl_bnn import config as configs
 from ppl_bnn.data import load
 from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import write_text
+from ppl_bnn.inference_data import to_inference_data
+from ppl_bnn.inference_data_pruning import sweep_to_inference_data
+from ppl_bnn.inference_data_shift import shift_to_inference_data
+from ppl_bnn.inference_data_training import train_to_inference_data
 from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.manifest import manifest
 from ppl_bnn.models import Classifier, render, site_priors
@@ -131,7 +135,7 @@ def predict(run: Experiment) -> None:
         assert state is not None
         count = len(predictive.log_likelihood)
         of = {**inputs, "settings": {**inputs["settings"], "num_samples": count}} if to == partial else inputs
-        idata = inference_data.to_inference_data(
+        idata = to_inference_data(
             predictive, run.test_images, guide=run.guide, kl=kl_by_site(run.model, run.guide, *run.example()),
             history=state.meta["history"], attrs={"run": run.name, "inputs": of, "step": state.step},
         )  # fmt: skip
@@ -193,7 +197,7 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
         num_samples=settings.num_samples, seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
     attrs = {"run": run.name, "inputs": inputs, "step": state.step, "kl_weight": run.config.train.kl_weight}
-    netcdf.save(inference_data.train_to_inference_data(found, run.train_images, attrs=attrs), path)
+    netcdf.save(train_to_inference_data(found, run.train_images, attrs=attrs), path)
     log.info("predict: log likelihood of %d training images under %d draws", *reversed(found.log_likelihood.shape))
 
 
@@ -215,9 +219,7 @@ def shift(run: Experiment) -> None:
     if settings.temperature_on:
         temperature = temperature_metrics(clean.mean_probs, clean.labels, num_held_out=settings.temperature_on)
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
-    idata = inference_data.shift_to_inference_data(
-        shifted, outside, run.test_images, temperature=temperature, attrs=attrs
-    )
+    idata = shift_to_inference_data(shifted, outside, run.test_images, temperature=temperature, attrs=attrs)
     netcdf.save(idata, path)
     found = read_shift(path)
     for row in found["shift"]:
@@ -277,7 +279,7 @@ def prune(run: Experiment) -> None:
         level = next(level for level in levels if level.fraction == save)
         _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
-    idata = inference_data.sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
+    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
     for level in levels:
         found = level.predictive.summary()

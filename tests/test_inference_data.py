@@ -13,6 +13,7 @@ import torch
 from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, netcdf, predict, sweep
 from ppl_bnn.data import Images
 from ppl_bnn.files import FileError
+from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.plots import draw_figures
 
 mpl.use("Agg")
@@ -42,7 +43,7 @@ def results(tmp_path_factory):
     levels = sweep(
         net, guide, x, y, fractions=(0.0, 0.5, 0.9), num_samples=12, keep=torch.arange(0, 40, 2), progress=False
     )
-    netcdf.save(inference_data.sweep_to_inference_data(levels, images, guide=guide), folder / "pruning.nc")
+    netcdf.save(sweep_to_inference_data(levels, images, guide=guide), folder / "pruning.nc")
     return folder, predictive, images, levels
 
 

@@ -17,6 +17,7 @@ PURE = (
 )  # fmt: skip
 IMPURE = {
     "ppl_bnn.config",
+    "ppl_bnn.config_check",
     "ppl_bnn.run",
     "ppl_bnn.stages",
     "ppl_bnn.experiment",

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from ppl_bnn import Classifier, Images, MeanFieldNormal, bayesian, build, inference_data, metrics, netcdf, predict
+from ppl_bnn import Classifier, Images, MeanFieldNormal, bayesian, build, metrics, netcdf, predict
+from ppl_bnn.inference_data_shift import shift_to_inference_data
 from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.plots_shift import draw_shift_figures
 from ppl_bnn.predictive import draw_logits
@@ -149,7 +150,7 @@ def test_shift_nc_and_its_figures(tmp_path):
         net, guide, x, y, severities=SEVERITIES, outside=outside, num_samples=7, progress=False
     )
     images = Images((255 * x).to(torch.uint8), y, ("a", "b", "c"), "little ones", "test")
-    netcdf.save(inference_data.shift_to_inference_data(shifted, other, images), tmp_path / "shift.nc")
+    netcdf.save(shift_to_inference_data(shifted, other, images), tmp_path / "shift.nc")
     levels, ood = (netcdf.read_group(tmp_path / "shift.nc", name) for name in ("shift", "ood"))
     assert levels["kind"].values.tolist() == ["none", "rotation", "noise", "blur", "blur"]
     for at, one in enumerate(shifted):
