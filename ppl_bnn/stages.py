@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_bnn import checkpoint, netcdf
 from ppl_bnn import config as configs
@@ -19,25 +18,21 @@ from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import write_text
 from ppl_bnn.inference_data import to_inference_data
-from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.inference_data_shift import shift_to_inference_data
 from ppl_bnn.inference_data_training import train_to_inference_data
 from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.manifest import manifest
-from ppl_bnn.models import Classifier, render, site_priors
+from ppl_bnn.models import render
 from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.posterior import layer_posteriors, verdict
 from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.provenance import inputs_of, up_to_date
-from ppl_bnn.pruning import Pruned, finetune
-from ppl_bnn.pruning import prune as prune_guide
-from ppl_bnn.pruning.storage import save_pruned
-from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
 from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
+from ppl_bnn.stage_prune import prune
 from ppl_bnn.training import SETTINGS, fit
 
 # What all ranks do together; rank 0 does the others alone.
@@ -240,94 +235,6 @@ def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
         images = (train if name == "digits100k" else test).first(len(x))
         sets[images.title] = run.tensors(images)[0]
     return sets
-
-
-def prune(run: Experiment) -> None:
-    """Sweep over the pruning levels and write pruning.nc, and pruned.safetensors if asked for."""
-    settings, path = run.config.pruning, run.out / "pruning.nc"
-    if not run.guide.sites:
-        log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
-        return
-    state = run.restored(settings.checkpoint)
-    saved = run.out / "pruned.safetensors"
-    how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
-    how["priors"] = site_priors(run.model, *run.example())
-    save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
-    if save is not None and not tune:
-        _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
-    inputs = inputs_of(run, state, settings)
-    if (save is None or saved.exists()) and up_to_date(path, inputs, "prune"):
-        return
-    x, y = run.test_tensors()
-    levels = sweep(
-        run.model.net, run.guide, x, y, **how,
-        thresholds=settings.thresholds(),
-        fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
-        tuned=_finetuning(run) if tune else None,
-        num_samples=settings.num_samples, seed=settings.seed, keep=_images_to_keep(run),
-        progress=run.progress, should_stop=run.should_stop,
-    )  # fmt: skip
-    for level in levels:
-        for site, nonzero in level.pruned.nonzero.items():
-            if nonzero == 0:
-                log.warning(
-                    "prune: at %.4g%% pruned (%s < %.3g) no weight is left in %s: the network predicts from what "
-                    "comes after it alone",
-                    100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, site,
-                )  # fmt: skip
-    if tune and save is not None:
-        level = next(level for level in levels if level.fraction == save)
-        _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
-    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
-    netcdf.save(idata, path)
-    for level in levels:
-        found = level.predictive.summary()
-        log.info(
-            "prune: %.4g%% pruned (%s < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
-            100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, sum(level.pruned.nonzero.values()),
-            found["accuracy"], found["nll"], found["ece"], found["seconds"],
-        )  # fmt: skip
-
-
-def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
-    save_pruned(path, model=model, guide=pruned.guide)
-    count = sum(pruned.nonzero.values())
-    log.info("prune: %s, %d weights, %d bytes", path.name, count, path.stat().st_size)
-
-
-def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
-    train, settings = run.config.train, run.config.pruning
-    x, y = run.train_tensors()
-    how = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
-    how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0}
-
-    def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
-        log.info("prune: fine-tuning what %.4g%% pruned left", 100 * pruned.fraction)
-        model, found = finetune(
-            run.model, pruned, x, y, epochs=settings.finetune_epochs, **how, kl_weight=train.kl_weight,
-            seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
-        )  # fmt: skip
-        return model.net, found
-
-    return tuned
-
-
-def _images_to_keep(run: Experiment) -> Tensor:
-    # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
-    labels = run.test_images.labels
-    order = torch.arange(len(labels))
-    path = run.out / "predictive.nc"
-    if path.exists():
-        uncertainty = netcdf.read_group(path, "uncertainty")
-        if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):
-            epistemic = uncertainty["epistemic"].values
-            order = torch.from_numpy(epistemic).argsort(descending=True, stable=True)
-    kept = set()
-    for label in labels.unique().tolist():
-        kept.add(int((labels == label).nonzero()[0]))
-        kept.update(order[labels[order] == label][:10].tolist())
-    return torch.tensor(sorted(kept))
 
 
 STAGES: dict[str, Callable[[Experiment], None]] = {

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ppl_bnn import checkpoint, netcdf, predict, stages
+from ppl_bnn import checkpoint, netcdf, predict, stage_prune
 from ppl_bnn.experiment import opened
 from ppl_bnn.pruning import finetune
 from ppl_bnn.pruning.storage import load_pruned
@@ -376,7 +376,7 @@ def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run
     call("--stages", "train")
     tuned = []
     monkeypatch.setattr(
-        stages, "finetune", lambda *args, **settings: tuned.append(args[1].fraction) or finetune(*args, **settings)
+        stage_prune, "finetune", lambda *args, **settings: tuned.append(args[1].fraction) or finetune(*args, **settings)
     )
     choice = ["--pruning.finetune_epochs", 1, "--pruning.save_fraction", "0.9", "--pruning.threshold", "0"]
     assert call("--stages", "prune", *choice)[0] == 0
@@ -401,6 +401,35 @@ def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run
     choice[3] = "0.8"
     call("--stages", "prune", *choice)
     assert tuned[4:] == pytest.approx([0.5, 0.8, 0.9], abs=1e-5)
+
+
+def test_a_fine_tuning_that_was_cut_off_goes_on_where_it_was(call, run_folder, monkeypatch):
+    choice = ["--pruning.finetune_epochs", 2, "--pruning.threshold", "0", "--pruning.save_fraction", "0.9"]
+    choice += ["--train.checkpoint_every", 1]
+    call("--stages", "train,prune", *choice)
+    out = run_folder / "out"
+    whole = (out / "pruned.safetensors").read_bytes()
+    assert not (out / "finetuning").exists()
+    for name in ("pruned.safetensors", "pruning.nc"):
+        (out / name).unlink()
+    seen = []
+
+    def cut_off(*args, **settings):
+        # In the second level's second epoch, as an exception between two steps: what a crash leaves behind.
+        seen.append(args[1].fraction)
+        asked = iter(range(100))
+        settings["should_stop"] = lambda: len(seen) == 2 and next(asked) == 8 and 1 / 0
+        return finetune(*args, **settings)
+
+    monkeypatch.setattr(stage_prune, "finetune", cut_off)
+    assert call("--stages", "prune", *choice)[0] == 1
+    steps = {path.parent.parent.name[:6]: path.stem for path in sorted(out.glob("finetuning/*/checkpoints/*"))}
+    assert steps == {"0.5000": "step-00000012", "0.9000": "step-00000006"}
+    monkeypatch.undo()
+    code, lines = call("--stages", "prune", *choice)
+    assert code == 0
+    assert not (out / "finetuning").exists()
+    assert (out / "pruned.safetensors").read_bytes() == whole
 
 
 def test_a_full_disk_costs_nothing_that_was_there(run_folder):

@@ -1,0 +1,126 @@
+"""The prune stage: a sweep over pruning levels, each fine-tuned first if asked."""
+
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn import netcdf
+from ppl_bnn.experiment import Experiment
+from ppl_bnn.inference_data_pruning import sweep_to_inference_data
+from ppl_bnn.models import Classifier, site_priors
+from ppl_bnn.provenance import inputs_of, up_to_date
+from ppl_bnn.pruning import Pruned, finetune
+from ppl_bnn.pruning import prune as prune_guide
+from ppl_bnn.pruning.storage import save_pruned
+from ppl_bnn.pruning.sweep import sweep
+from ppl_bnn.training import SETTINGS
+
+# Fine-tunings that are not yet part of pruning.nc.
+_FINETUNING = "finetuning"
+
+log = logging.getLogger(__name__)
+
+
+def prune(run: Experiment) -> None:
+    """Sweep over the pruning levels and write pruning.nc, and pruned.safetensors if asked for."""
+    settings, path = run.config.pruning, run.out / "pruning.nc"
+    if not run.guide.sites:
+        log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
+        return
+    state = run.restored(settings.checkpoint)
+    saved = run.out / "pruned.safetensors"
+    how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
+    how["priors"] = site_priors(run.model, *run.example())
+    save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
+    if save is not None and not tune:
+        _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
+    inputs = inputs_of(run, state, settings)
+    if (save is None or saved.exists()) and up_to_date(path, inputs, "prune"):
+        return
+    x, y = run.test_tensors()
+    levels = sweep(
+        run.model.net, run.guide, x, y, **how,
+        thresholds=settings.thresholds(),
+        fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
+        tuned=_finetuning(run) if tune else None,
+        num_samples=settings.num_samples, seed=settings.seed, keep=_images_to_keep(run),
+        progress=run.progress, should_stop=run.should_stop,
+    )  # fmt: skip
+    for level in levels:
+        for site, nonzero in level.pruned.nonzero.items():
+            if nonzero == 0:
+                log.warning(
+                    "prune: at %.4g%% pruned (%s < %.3g) no weight is left in %s: the network predicts from what "
+                    "comes after it alone",
+                    100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, site,
+                )  # fmt: skip
+    if tune and save is not None:
+        level = next(level for level in levels if level.fraction == save)
+        _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
+    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
+    netcdf.save(idata, path)
+    shutil.rmtree(run.out / _FINETUNING, ignore_errors=True)
+    for level in levels:
+        found = level.predictive.summary()
+        log.info(
+            "prune: %.4g%% pruned (%s < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
+            100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, sum(level.pruned.nonzero.values()),
+            found["accuracy"], found["nll"], found["ece"], found["seconds"],
+        )  # fmt: skip
+
+
+def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
+    save_pruned(path, model=model, guide=pruned.guide)
+    count = sum(pruned.nonzero.values())
+    log.info("prune: %s, %d weights, %d bytes", path.name, count, path.stat().st_size)
+
+
+def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
+    train, settings = run.config.train, run.config.pruning
+    x, y = run.train_tensors()
+    how: dict[str, Any] = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
+    how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
+    how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
+
+    def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
+        log.info("prune: fine-tuning what %.4g%% pruned left", 100 * pruned.fraction)
+        model, found = finetune(
+            run.model, pruned, x, y, **how, progress=run.progress, should_stop=run.should_stop,
+            folder=run.out / _FINETUNING / _name_of(pruned, how),
+        )  # fmt: skip
+        return model.net, found
+
+    return tuned
+
+
+def _name_of(pruned: Pruned, how: dict[str, Any]) -> str:
+    # What is tuned, and how: a fine-tuning that was cut off goes on only where both are the same.
+    crc = zlib.crc32(json.dumps(how).encode())
+    for tensor in pruned.guide.state_dict().values():
+        crc = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), crc)
+    return f"{pruned.fraction:.4f}-{crc:08x}"
+
+
+def _images_to_keep(run: Experiment) -> Tensor:
+    # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
+    labels = run.test_images.labels
+    order = torch.arange(len(labels))
+    path = run.out / "predictive.nc"
+    if path.exists():
+        uncertainty = netcdf.read_group(path, "uncertainty")
+        if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):
+            epistemic = uncertainty["epistemic"].values
+            order = torch.from_numpy(epistemic).argsort(descending=True, stable=True)
+    kept = set()
+    for label in labels.unique().tolist():
+        kept.add(int((labels == label).nonzero()[0]))
+        kept.update(order[labels[order] == label][:10].tolist())
+    return torch.tensor(sorted(kept))
