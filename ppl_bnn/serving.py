@@ -13,6 +13,7 @@ from ppl_bnn.layerwise import Numbers, prepared
 from ppl_bnn.models.plain import PlainNetwork
 from ppl_bnn.predictive import cheapest, check_draws, check_finite, drawn_blocks, mirrored, traced
 from ppl_bnn.pruning.compact import compact
+from ppl_bnn.pruning.layerwise import NotDense
 from ppl_bnn.pruning.layerwise import layerwise as compact_layerwise
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
@@ -91,7 +92,7 @@ def _of_compact(
     if x.is_cuda or not guide.is_pruned:
         return None
     small = compact(network, guide)
-    with suppress(ValueError):
+    with suppress(NotDense):
         draws = compact_layerwise(small, small.select(x), num_samples)
         noise, limit = draws.noise(num_samples, seed), max(1, _KEPT_ROWS // num_samples)
 

@@ -17,6 +17,10 @@ from ppl_bnn.pruning.units import kind_of
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+class NotDense(ValueError):
+    """A network with other layers than layerwise draws of a compact network know."""
+
+
 class LayerwiseDraws(NamedTuple):
     """What `layerwise` prepares.
 
@@ -50,7 +54,7 @@ def layerwise(network: CompactNetwork, x: Tensor, num_samples: int = 400) -> Lay
             dense or as sparse matrices, whichever answers it faster.
 
     Raises:
-        ValueError: the network has other layers.
+        NotDense: the network has other layers.
     """
     run = _only_run(network)
     units = [len(layer.entries.rows) for layer in network.layers]
@@ -81,7 +85,7 @@ def _only_run(network: CompactNetwork) -> Run:
     for node in network.net.graph.nodes:
         known = node.op in ("placeholder", "output") or kind_of(network.net, node) in ("flatten", "same")
         if not (known or any(node in run.nodes for run in runs)):
-            raise ValueError(f"layerwise prediction needs Linear layers and ReLU alone, the network has {node.target}")
+            raise NotDense(f"layerwise prediction needs Linear layers and ReLU alone, the network has {node.target}")
     assert len(runs) == 1
     return runs[0]
 
