@@ -64,7 +64,8 @@ def layerwise(network: CompactNetwork, x: Tensor, num_samples: int = 400) -> Lay
 
     def by_layer(num_samples: int, seed: int) -> list[Tensor]:
         # The same numbers, [S, units] of each layer.
-        return list(numbers(num_samples, seed).transpose(1, 2).flatten(0, 1)[:num_samples].split(units, 1))
+        parts = numbers(num_samples, seed).split(units, 1)
+        return [part.transpose(1, 2).flatten(0, 1)[:num_samples] for part in parts]
 
     dense, sparse = zip(*(_forms(network, layer) for layer in run.layers), strict=True)
     found = LayerwiseDraws(by_layer, _dense_draws(dense, run.relu), by_layer)
