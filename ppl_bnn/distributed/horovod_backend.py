@@ -35,8 +35,8 @@ class HorovodRanks(Communicator):
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(min(30, seconds)))
         if not hvd.nccl_built():
             # Each time Horovod's thread looks for messages, by default every millisecond, it takes a processor from the
-            # thread that computes; a step on a CPU takes long enough to wait for it.
-            os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
+            # thread that computes; but a small network's step is over before a long cycle is.
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", "3")
         with self._rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
