@@ -37,6 +37,8 @@ class HorovodRanks(Communicator):
             # Each time Horovod's thread looks for messages, by default every millisecond, it takes a processor from the
             # thread that computes; but a small network's step is over before a long cycle is.
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "3")
+            # And while that thread waits for another rank, Open MPI would keep a processor busy with looking.
+            os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         with self._rank_lost():
             hvd.init()
         self.name = f"Horovod ({'MPI' if hvd.mpi_enabled() else 'Gloo'}{', NCCL' if hvd.nccl_built() else ''})"
