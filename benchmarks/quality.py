@@ -23,7 +23,7 @@ from ppl_bnn.config import GuideConfig, TrainConfig
 from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties
 from ppl_bnn.models import parse_prior
-from ppl_bnn.training import SETTINGS
+from ppl_bnn.training_settings import SETTINGS
 
 METHODS = ("vi", "twin", "dropout", "ensemble")
 MEMBERS = 5

@@ -11,7 +11,7 @@ from ppl_bnn.models import NETWORKS, parse_prior
 from ppl_bnn.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.prune import SCOPES, check_threshold
-from ppl_bnn.training import check_settings
+from ppl_bnn.training_settings import check_settings
 
 
 def check(config: Config) -> None:

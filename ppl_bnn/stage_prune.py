@@ -20,7 +20,7 @@ from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
-from ppl_bnn.training import SETTINGS
+from ppl_bnn.training_settings import SETTINGS
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"

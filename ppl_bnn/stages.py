@@ -33,7 +33,8 @@ from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
 from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.stage_prune import prune
-from ppl_bnn.training import SETTINGS, fit
+from ppl_bnn.training import fit
+from ppl_bnn.training_settings import SETTINGS
 
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")

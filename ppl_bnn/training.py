@@ -16,33 +16,17 @@ from tqdm import tqdm
 
 from ppl_bnn import checkpoint, data_parallel
 from ppl_bnn.augmentation import AUGMENTATIONS
-from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, check_buckets, first_unequal, shard
+from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.guides.mean_field import draw_seed
-from ppl_bnn.optimizers import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    NonFiniteGradient,
-    build_optimizer,
-    descend,
-    first_gone_bad,
-    set_lr,
-)  # fmt: skip
+from ppl_bnn.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
 from ppl_bnn.training_log import BatchAccuracy, TrainingLog
+from ppl_bnn.training_settings import DECISIVE, check_settings
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16")
-# The settings that decide what comes out; two trainings that agree on them may share a folder.
-DECISIVE = (
-    "epochs", "batch_size", "lr", "optimizer", "beta2", "lr_schedule", "lr_warmup", "scale_lr_factor", "clip_norm",
-    "estimator", "num_particles", "augment", "precision", "compile", "lr_per_rank", "compression",
-)  # fmt: skip
-SETTINGS = (
-    *DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "bucket_mb", "compare_every",
-)  # fmt: skip
 # Writing every so many minutes is put off until it costs at most this share of the time.
 _WRITING_SHARE = 0.05
 
@@ -280,29 +264,6 @@ def fit(
         each, megabytes = (sum(n) / (step - begun) for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
         log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)
     return records.epochs
-
-
-def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Raise ValueError for the first of `fit`'s settings (those in SETTINGS) that is out of range, as prefix + name."""
-    for name, known in (
-        ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("estimator", tuple(ESTIMATORS)),
-        ("augment", tuple(AUGMENTATIONS)), ("precision", PRECISIONS),
-    ):  # fmt: skip
-        if settings[name] not in known:
-            raise ValueError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
-    check_buckets(settings["bucket_mb"], settings["compression"], prefix=prefix)
-    for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints", "compare_every"):
-        if settings[name] is not None and settings[name] < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {settings[name]}")
-    for name in ("lr", "scale_lr_factor", "clip_norm", "checkpoint_minutes"):
-        value = settings[name]
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{prefix}{name} must be positive and finite, got {value}")
-    for name in ("beta2", "lr_warmup"):
-        if not 0 <= settings[name] < 1:
-            raise ValueError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
-    if settings["optimizer"] == "ivon" and settings["scale_lr_factor"] != 1:
-        raise ValueError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
 
 
 def _batches(n: int, size: int, epoch: int, seed: int, *, skip: int, device: torch.device) -> Iterator[Tensor]:

@@ -535,13 +535,44 @@ class Deaf:
         return {"size": lambda: 2, "poll": lambda handle: False}.get(name, lambda *arguments, **keywords: 0)
 
 
-def test_horovod_does_not_wait_longer_than_the_bound(monkeypatch):
-    for name in ("STALL_CHECK_TIME", "STALL_SHUTDOWN_TIME", "GLOO_TIMEOUT"):
-        monkeypatch.setenv(f"HOROVOD_{name}_SECONDS", "1")
-    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "1")
+class OnGpus(Deaf):
+    """The same, built with NCCL."""
+
+    nccl_built = staticmethod(lambda: True)
+
+
+@pytest.fixture
+def _own_environment(monkeypatch):
+    """What a test sets for Horovod is forgotten after it."""
+    for name in list(os.environ):
+        if name.startswith(("HOROVOD_", "OMPI_MCA_")):
+            monkeypatch.delenv(name)
+    yield
+    for name in list(os.environ):
+        if name.startswith(("HOROVOD_", "OMPI_MCA_")):
+            del os.environ[name]
+
+
+@pytest.mark.usefixtures("_own_environment")
+def test_horovod_does_not_wait_longer_than_the_bound():
     ranks = HorovodRanks(Deaf(), timeout=0.2)
     with pytest.raises(RankLost, match=r"nothing from one of the 2 ranks for 0\.2 s"):
         ranks.barrier()
+
+
+@pytest.mark.usefixtures("_own_environment")
+@pytest.mark.parametrize(
+    ("hvd", "before", "expected"),
+    [
+        (Deaf(), {}, {"HOROVOD_CYCLE_TIME": "3", "OMPI_MCA_mpi_yield_when_idle": "1"}),
+        (Deaf(), {"HOROVOD_CYCLE_TIME": "7"}, {"HOROVOD_CYCLE_TIME": "7", "OMPI_MCA_mpi_yield_when_idle": "1"}),
+        (OnGpus(), {}, {"HOROVOD_CYCLE_TIME": None, "OMPI_MCA_mpi_yield_when_idle": None}),
+    ],
+)
+def test_horovod_leaves_the_processor_to_the_computation_unless_told_otherwise(hvd, before, expected):
+    os.environ.update(before)
+    HorovodRanks(hvd, timeout=1)
+    assert {name: os.environ.get(name) for name in expected} == expected
 
 
 def test_elastic_training_needs_its_launcher():
@@ -656,9 +687,12 @@ def horovodrun():
     return str(Path(sys.executable).parent / "horovodrun")
 
 
-def test_horovodrun_runs_the_same_training(run_folder, horovodrun):
-    output, rows = launched(run_folder, [horovodrun, "-np", "2", "--gloo", sys.executable, "-m"])
-    assert "2 ranks over Horovod (Gloo" in output
+@pytest.mark.parametrize("controller", ["gloo", "mpi"])
+def test_horovodrun_runs_the_same_training(run_folder, horovodrun, controller):
+    if controller == "mpi" and not import_horovod().mpi_built():
+        pytest.skip("Horovod was built without MPI here")
+    output, rows = launched(run_folder, [horovodrun, "-np", "2", f"--{controller}", sys.executable, "-m"])
+    assert f"2 ranks over Horovod ({controller}".lower() in output.lower()
     other = run_folder / "other"
     arguments = (str(run_folder), "--stages", "train", "--out", str(other))
     ranks = Ranks(run_folder / "ranks", 2, command_line, *arguments, connected=False)
