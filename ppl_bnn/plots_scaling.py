@@ -100,7 +100,8 @@ def _bands(
         axes.fill_between(ranks, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         for place in range(rows.sizes["point"]):
             row = rows.isel(point=place)
-            same_link = float(row["mbit"]) == predicted.attrs["mbit"] or int(row["ranks"]) == 1
+            link = float(row["mbit"]), float(row["latency_ms"])
+            same_link = link == (predicted.attrs["mbit"], 0) or int(row["ranks"]) == 1
             if same_link and row["point"].item().startswith(f"{workload}, "):
                 axes.plot(int(row["ranks"]), measured(row), "o", color=f"C{number}")
     axes.set_xscale("log", base=2)
@@ -108,7 +109,7 @@ def _bands(
 
 
 def _links(rows: xr.Dataset) -> Figure:
-    figure, axes = _figure("Seconds a step by link: measured (points), predicted by the other speeds (90%)")
+    figure, axes = _figure("Seconds a step by link: measured (points), predicted by the other links (90%)")
     limited = rows.isel(point=rows["mbit"].values > 0)
     for key in dict.fromkeys(zip(limited["run"].values, limited["ranks"].values, limited["batch"].values, strict=True)):
         mine = [(r, n, b) == key for r, n, b in zip(limited["run"].values, limited["ranks"].values,

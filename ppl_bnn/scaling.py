@@ -2,7 +2,7 @@
 
     python -m ppl_bnn.scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
     python -m ppl_bnn.scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
-    python -m ppl_bnn.scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000                         # rehearsed hosts
+    python -m ppl_bnn.scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000 --latency_ms 0 5        # rehearsed hosts
     python -m ppl_bnn.scaling RUN ... --epochs 64 --accuracy 0.6                                # whole trainings
     python -m ppl_bnn.scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
 
@@ -68,11 +68,13 @@ def _study(options: Namespace, settings: list[str]) -> bool:
         configs.read(Path(run) / "config.yaml")
     if len({Path(run).name for run in options.runs}) < len(options.runs):
         raise ValueError(f"run folders need different names to be told apart in the table, got {options.runs}")
-    least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0}
+    least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0, "latency_ms": 0}
     for name, lowest in least.items():
         values = getattr(options, name)
         if values is not None and min(values if isinstance(values, list) else [values]) < lowest:
             raise ValueError(f"--{name} must be at least {lowest}, got {values}")
+    if any(options.latency_ms) and not any(options.mbit):
+        raise ValueError("--latency_ms is of rehearsed hosts: give them a bandwidth with --mbit")
     points = list(_points(options))
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))
     failed, done = False, []
@@ -112,10 +114,12 @@ def _study(options: Namespace, settings: list[str]) -> bool:
 
 def _points(options: Namespace) -> Iterator[Setting]:
     # Repeats outermost, so that a machine that becomes slower slows all points.
-    lists = range(options.repeats), options.devices, options.batches, options.ranks, options.mbit, options.runs
-    for repeat, device, batch, ranks, mbit, run in product(*lists):
-        if ranks > 1 or mbit == min(options.mbit):
-            yield Setting(run, device, batch, ranks, mbit if ranks > 1 else 0, repeat)
+    links = dict.fromkeys((mbit, delay if mbit else 0.0) for mbit, delay in product(options.mbit, options.latency_ms))
+    for repeat, device, batch, ranks in product(
+        range(options.repeats), options.devices, options.batches, options.ranks
+    ):
+        for (mbit, delay), run in product(links if ranks > 1 else [(0.0, 0.0)], options.runs):
+            yield Setting(run, device, batch, ranks, mbit, delay, repeat)
 
 
 def _flat(rows: xr.Dataset) -> Any:
@@ -140,7 +144,7 @@ def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
         )  # fmt: skip
         if (band := row["held_out_step_seconds"]).notnull().all():
             log.info(
-                "    %.4f s a step; predicted by the other link speeds: %.4f (%.4f to %.4f)",
+                "    %.4f s a step; predicted by the other links: %.4f (%.4f to %.4f)",
                 row["step_seconds"], band[1], band[0], band[2],
             )  # fmt: skip
     for line in (*predicted.attrs["ratios"].splitlines(), PUBLISHED):
@@ -166,6 +170,13 @@ def _parser() -> ArgumentParser:
         nargs="+",
         default=[0.0],
         help="rehearse a host a rank, each sending at most so many Mbit/s (needs root); 0: as the launcher has them",
+    )
+    add(
+        "--latency_ms",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="between rehearsed hosts, each way: of each of --mbit with each of these",
     )
     add("--steps", type=int, default=10, help="timed steps of each point, after an untimed one")
     add("--repeats", type=int, default=1, help="times to go through all points")

@@ -16,13 +16,18 @@ from ppl_bnn.files import write_text
 
 @dataclass(frozen=True)
 class Setting:
-    """One training to be timed: ranks on rehearsed hosts of so many Mbit/s each, or 0: as the launcher has them."""
+    """One training to be timed.
+
+    Args:
+        mbit, latency_ms: of the links between rehearsed hosts, one for each rank; 0: ranks as the launcher has them.
+    """
 
     run: str
     device: str
     batch: int
     ranks: int
     mbit: float
+    latency_ms: float
     repeat: int
 
     @property
@@ -30,6 +35,7 @@ class Setting:
         """Of its folder."""
         run = re.sub(r"\W+", "-", self.run).strip("-")
         link = f"-{self.mbit:g}mbit" if self.mbit else ""
+        link += f"-{self.latency_ms:g}ms" if self.latency_ms else ""
         return f"{run}-{self.device.replace(':', '')}-batch{self.batch}-ranks{self.ranks}{link}-{self.repeat}"
 
 
@@ -72,7 +78,7 @@ def measure(
     else:
         arguments += ["--train.epochs", str(epochs)]
     arguments += settings
-    command = {"arguments": arguments, "launcher": launcher if point.ranks > 1 else "", "mbit": point.mbit}
+    command = {"arguments": arguments, "launcher": launcher if point.ranks > 1 else ""}
     if (folder / "point.json").exists():
         before = json.loads((folder / "point.json").read_text())
         if before["command"] != command:
@@ -90,7 +96,8 @@ def measure(
 def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -> None:
     """Run a training to its end, its output in a file."""
     if point.mbit:
-        with rehearsed_hosts(point.ranks, mbit=point.mbit) as hosts, output.open("w") as file:
+        links = rehearsed_hosts(point.ranks, mbit=point.mbit, latency_ms=point.latency_ms)
+        with links as hosts, output.open("w") as file:
             _wait(start_ranks(hosts, [sys.executable, *arguments], file), output)
     else:
         command = [sys.executable] if point.ranks == 1 else _launcher(launcher, point.ranks)

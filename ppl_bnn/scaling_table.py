@@ -12,7 +12,7 @@ import xarray as xr
 
 from ppl_bnn import config as configs
 from ppl_bnn.config import TrainConfig
-from ppl_bnn.distributed.cost_model import Point, fit_cost_model
+from ppl_bnn.distributed.cost_model import Link, Point, fit_cost_model
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
 RANKS = tuple(2**k for k in range(11))
@@ -21,15 +21,15 @@ PUBLISHED = (
     "that is 2.59"
 )
 _IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "digits100k": 100_000}
-_SETTING = ("run", "device", "batch", "ranks", "mbit")
+_SETTING = ("run", "device", "batch", "ranks", "mbit", "latency_ms")
 
 
 def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, whole: bool) -> xr.Dataset:
     """One row for each setting, its repeats' steps one after the other.
 
     Args:
-        points: each one's run, device, batch (of a rank), ranks, mbit (of its link, 0 for the machine's own) and the
-            out folder of its training.
+        points: each one's run, device, batch (of a rank), ranks, mbit and latency_ms (of its links; 0 for the machine's
+            own) and the out folder of its training.
         accuracy: the training accuracy whose time is looked for.
         whole: the trainings are whole ones; else they say nothing of accuracy.
 
@@ -59,6 +59,7 @@ def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, 
     names = [
         f"{Path(row['run']).name}, {row['device']}, batch {row['batch']}, {row['ranks']} ranks"
         + (f" at {row['mbit']:g} Mbit/s" if row["mbit"] else "")
+        + (f", {row['latency_ms']:g} ms" if row["latency_ms"] else "")
         for row in rows
     ]
     padded = np.full((len(rows), max(map(len, steps))), math.nan)
@@ -71,7 +72,7 @@ def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, 
     dataset = xr.Dataset(variables, coords={"point": names, "kind": list(KINDS)})
     for name, units in (("samples_per_second", "1/s"), ("step_seconds", "s"), ("fixed_epochs_seconds", "s"),
                         ("seconds_to_accuracy", "s"), ("call_mean_bytes", "bytes"), ("call_seconds", "s"),
-                        ("seconds", "s"), ("mbit", "Mbit/s")):  # fmt: skip
+                        ("seconds", "s"), ("mbit", "Mbit/s"), ("latency_ms", "ms")):  # fmt: skip
         dataset[name].attrs["units"] = units
     return dataset
 
@@ -83,12 +84,12 @@ def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int
     BNN over that of its CNN twin.
     """
     model = fit_cost_model(_model_points(rows), num_samples=num_samples)
-    bandwidth = None if mbit is None else mbit * 1e6 / 8
+    link = None if mbit is None else Link(mbit * 1e6 / 8)
     found, efficiency, times = [], [], {}
     workloads = {_workload(row): row for row in _rows(rows)}
     for name, row in workloads.items():
         sent = _sent(rows, row)
-        times[name] = [model.measured(name, ranks, *sent, bandwidth=bandwidth) for ranks in RANKS]
+        times[name] = [model.measured(Point(name, ranks, *sent, (), link)) for ranks in RANKS]
         found.append([_quantiles(float(row["batch"]) * n / time) for n, time in zip(RANKS, times[name], strict=True)])
         efficiency.append([_quantiles(times[name][0] / time) for time in times[name]])
     dimensions = ("workload", "ranks", "quantile")
@@ -100,19 +101,18 @@ def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int
 
 
 def held_out(rows: xr.Dataset, *, num_samples: int = 100) -> xr.DataArray:
-    """What each point at one of three link speeds or more should have taken, by a fit that saw the other speeds alone.
+    """What each point of one of three kinds of link or more should have taken, by a fit that saw the others alone.
 
     Seconds a step over ``point`` and ``quantile`` (5, 50, 95%, the model's own error included); NaN for other points.
     """
     quantiles = np.full((rows.sizes["point"], 3), math.nan)
-    speeds = sorted({float(value) for value in rows["mbit"].values} - {0.0})
-    for speed in speeds if len(speeds) > 2 else []:
-        model = fit_cost_model(_model_points(rows.isel(point=rows["mbit"].values != speed)), num_samples=num_samples)
-        for place, row in enumerate(_rows(rows)):
-            if float(row["mbit"]) == speed:
-                sent = float(row["messages"]), float(row["bytes"])
-                time = model.measured(_workload(row), int(row["ranks"]), *sent, bandwidth=speed * 1e6 / 8)
-                quantiles[place] = _quantiles(time)
+    points = _model_points(rows)
+    links = {point.link for point in points if point.link is not None}
+    for link in links if len(links) > 2 else []:
+        model = fit_cost_model([point for point in points if point.link != link], num_samples=num_samples)
+        for place, point in enumerate(points):
+            if point.link == link:
+                quantiles[place] = _quantiles(model.measured(point))
     return xr.DataArray(quantiles, coords={"quantile": [0.05, 0.5, 0.95]}, dims=("point", "quantile"))
 
 
@@ -175,9 +175,10 @@ def _model_points(rows: xr.Dataset) -> list[Point]:
     points = []
     for row in _rows(rows):
         seconds = row["seconds"].values
-        bandwidth = float(row["mbit"]) * 1e6 / 8 or None
+        mbit, delay = float(row["mbit"]), float(row["latency_ms"]) / 1e3
+        link = Link(mbit * 1e6 / 8, delay) if mbit else None
         sent = float(row["messages"]), float(row["bytes"])
-        points.append(Point(_workload(row), int(row["ranks"]), *sent, seconds[np.isfinite(seconds)], bandwidth))
+        points.append(Point(_workload(row), int(row["ranks"]), *sent, seconds[np.isfinite(seconds)], link))
     return points
 
 

@@ -36,20 +36,20 @@ def write_point(folder, run, *, deterministic, ranks, seconds, still):
 
 
 def points(tmp_path, *, mbit=(0.0,), batch=64):
-    """Compute 0.2 s; the wire's ring of two ranks is bytes / bandwidth, all of it exposed but 2/3 of compute."""
+    """Compute 0.2 s; the wire's ring of two ranks is bytes / goodput, all of it exposed but 2/3 of compute."""
     found = []
     random = np.random.default_rng(0)
     for run in BYTES:
         (tmp_path / run).mkdir(exist_ok=True)
         (tmp_path / run / "config.yaml").write_text(yaml.safe_dump({"train": {"epochs": 10}}))
         for ranks, link in [(1, 0.0), *((2, link) for link in mbit)]:
-            wire = BYTES[run] / (link * 1e6 / 8 or 1e9) if ranks > 1 else 0.0
+            wire = BYTES[run] / (0.9 * link * 1e6 / 8 or 1e9) if ranks > 1 else 0.0
             exact = 0.2 + max(0.3 * wire, wire - 0.2 * 2 / 3)
             seconds = exact * np.exp(random.normal(0, 0.01, 12))
             folder = tmp_path / "points" / f"{run}-{batch}-{ranks}-{link}"
             write_point(folder, run, deterministic=run == "cnn", ranks=ranks, seconds=seconds.tolist(), still=0.6)
             setting = {"run": str(tmp_path / run), "device": "cpu", "batch": batch, "ranks": ranks, "mbit": link}
-            found.append(({**setting, "repeat": 0}, folder))
+            found.append(({**setting, "latency_ms": 0.0, "repeat": 0}, folder))
     return found
 
 
@@ -139,6 +139,8 @@ def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
     assert main([str(tmp_path), "--steps", "one"]) == 2
     assert main(["runs/mnist-fc", "--ranks", "0"]) == 2
     assert main(["runs/mnist-fc", "elsewhere/mnist-fc"]) == 2
+    assert main(["runs/mnist-fc", "--latency_ms", "5"]) == 2
+    assert "error: --latency_ms is of rehearsed hosts: give them a bandwidth with --mbit" in capsys.readouterr().err
     with pytest.raises(SystemExit) as code:
         main(["--help"])
     assert code.value.code == 0
@@ -179,6 +181,49 @@ def test_rehearsed_hosts_have_no_more_than_their_bandwidth(tmp_path):
     assert float(seconds) > 0.35
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
     assert not [name for name in names if name.startswith("ppl")]
+
+
+PING = """
+import os, socket, time
+address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if os.environ["RANK"] == "0":
+    with socket.create_server(address) as server:
+        connection, _ = server.accept()
+        for _ in range(10):
+            started = time.perf_counter()
+            connection.sendall(b"?")
+            connection.recv(1)
+            print(time.perf_counter() - started)
+        connection.sendall(b".")
+        received = 0
+        while part := connection.recv(1 << 20):
+            assert set(part) == {7}
+            received += len(part)
+        print(received)
+else:
+    while True:
+        try:
+            connection = socket.create_connection(address)
+            break
+        except OSError:
+            time.sleep(0.05)
+    while connection.recv(1) == b"?":
+        connection.sendall(b"!")
+    connection.sendall(bytes([7]) * 3_000_000)
+"""
+
+
+def test_what_rehearsed_hosts_send_arrives_later(tmp_path):
+    try:
+        with rehearsed_hosts(2, mbit=400, latency_ms=20) as hosts, (tmp_path / "output").open("w") as output:
+            processes = start_ranks(hosts, [sys.executable, "-c", PING], output)
+            assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "output").read_text()
+    except NotPermitted as reason:
+        pytest.skip(str(reason))
+    *there_and_back, received = map(float, (tmp_path / "output").read_text().split())
+    assert received == 3_000_000
+    assert min(there_and_back) >= 0.04
+    assert sorted(there_and_back)[1] < 0.06
 
 
 def test_a_machine_that_does_not_let_hosts_be_rehearsed_says_so(monkeypatch):

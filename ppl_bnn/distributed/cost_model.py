@@ -1,15 +1,16 @@
 """What a step takes on any number of ranks: fitted to measured steps, it predicts others, with an uncertainty.
 
-    step(N) = compute + [N > 1] (copy bytes + exposed(N))
-    wire(N) = 2 (N - 1) (latency messages + bytes / (N bandwidth))
+    step(N) = compute + [N > 1] (copy bytes + exposed(N) + 2 (N - 1) (latency + delay))
+    wire(N) = 2 (N - 1) ((latency + trips delay) messages + bytes / (N bandwidth))
     exposed(N) = max((1 - overlap) wire(N), wire(N) - 2/3 compute)
 
 Compute is what a rank's own step takes. It depends on the workload (network, batch, device) and not on N, since each
 rank has a batch of its own. Wire is the ring allreduce (Patarasuk and Yuan 2009): 2 (N - 1) rounds, in each of which a
 rank sends 1/N of every message. A share of it, `overlap`, hides behind back-propagation, which is two thirds of compute
-and cannot hide more than its own length. Of a link whose bandwidth is known, `goodput` is the share that gradients get:
-the rest goes to headers and to waiting for acknowledgements. Copy is what a byte costs a rank's processor, which
-nothing hides: into the bucket, through the sockets, added up.
+and cannot hide more than its own length; the step's small message hides behind nothing. Of a link that is known,
+`goodput` is the share of its bandwidth that gradients get, the rest goes to headers and to waiting for
+acknowledgements; and a large message travels it `trips` times in a round, to ask, to answer, and until TCP's window is
+open. Copy is what a byte costs a rank's processor, which nothing hides: into the bucket, through the sockets, added up.
 """
 
 import zlib
@@ -22,39 +23,49 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 # Relative standard deviation of what the formula leaves out: that of eight rehearsed points, each predicted by the
-# other link speeds. Where there are enough speeds, `discrepancy` finds the machine's own.
+# other link speeds. Where there are enough links, `discrepancy` finds the machine's own.
 MODEL_ERROR = 0.15
-# It is known from so few link speeds that it has Student's t, of about so many degrees of freedom.
+# It is known from so few links that it has Student's t, of about so many degrees of freedom.
 _FREEDOM = 3
 # Centre and standard deviation of what is fitted beside compute, before there are data: log seconds, log bytes a
-# second, log seconds a byte, and logits of the shares. 1.5 is a factor of 4.5; goodput lies between 0.7 and 0.97.
+# second, log seconds a byte, logits of the shares, and a log number. 1.5 is a factor of 4.5; goodput lies between 0.7
+# and 0.97, and trips between 0.8 and 5.
 _PRIOR = {
     "latency": (np.log(1e-4), 1.5),
     "bandwidth": (np.log(1e9), 1.5),
     "copy": (np.log(1e-9), 1.5),
     "overlap": (0.0, 1.5),
     "goodput": (2.2, 0.7),
+    "trips": (np.log(2.0), 0.6),
 }
 
 
 @dataclass(frozen=True)
+class Link:
+    """What is known of the links between ranks: bytes a second, and seconds until a packet arrives."""
+
+    bandwidth: float
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
 class Point:
-    """A measured setting.
+    """A setting, measured or not.
 
     Args:
         workload: any name; points of one name share their compute.
         ranks: how many.
         messages, bytes: of gradients, a step.
-        seconds: of each measured step [K], K at least 2.
-        bandwidth: bytes a second of the links between the ranks, where it is known; else it is fitted.
+        seconds: of each measured step [K], K at least 2 where it is fitted to.
+        link: between the ranks, where it is known; else it is fitted.
     """
 
     workload: str
     ranks: int
     messages: float
     bytes: float
-    seconds: Sequence[float]
-    bandwidth: float | None = None
+    seconds: Sequence[float] = ()
+    link: Link | None = None
 
 
 @dataclass(frozen=True)
@@ -63,24 +74,23 @@ class CostModel:
 
     Attributes:
         draws: ``latency`` (seconds a message and round), ``bandwidth`` (bytes a second), ``copy`` (seconds a byte),
-            ``overlap`` and ``goodput`` (in [0, 1]) and ``compute <workload>`` (seconds): [S] each, the best fit first.
+            ``overlap`` and ``goodput`` (in [0, 1]), ``trips`` and ``compute <workload>`` (seconds): [S] each, the best
+            fit first.
         error: relative standard deviation of what the formula leaves out.
     """
 
     draws: Mapping[str, NDArray[Any]]
     error: float = 0.0
 
-    def step(self, workload: str, ranks: int, messages: float, bytes: float, bandwidth: float | None = None) -> NDArray:
-        """Seconds a step [S] of a workload that was fitted; arguments as in `Point`."""
-        return _step(self.draws, Point(workload, ranks, messages, bytes, (), bandwidth))
+    def step(self, point: Point) -> NDArray:
+        """Seconds a step [S] of a workload that was fitted."""
+        return _step(self.draws, point)
 
-    def measured(
-        self, workload: str, ranks: int, messages: float, bytes: float, bandwidth: float | None = None
-    ) -> NDArray:
+    def measured(self, point: Point) -> NDArray:
         """`step`, and on several ranks the model's own error on top: what a run that is measured may take [S]."""
-        steps = self.step(workload, ranks, messages, bytes, bandwidth)
-        random = np.random.default_rng([zlib.crc32(workload.encode()), ranks])
-        return steps * np.exp(self.error * (ranks > 1) * random.standard_t(_FREEDOM, len(self.draws["copy"])))
+        random = np.random.default_rng([zlib.crc32(point.workload.encode()), point.ranks])
+        error = self.error * (point.ranks > 1) * random.standard_t(_FREEDOM, len(self.draws["copy"]))
+        return self.step(point) * np.exp(error)
 
 
 def fit_cost_model(
@@ -124,7 +134,7 @@ def fit_cost_model(
         return least_squares(residuals, start)
 
     # The exposed part has a kink, so there may be an optimum on each side of it.
-    tilts = np.array([[0, 0, 0, 0, 0], [0, 1, 0, -1, 0], [0, -1, 0, 1, 0], [0, 2, 1, 0, 0]])
+    tilts = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0], [0, 2, 1, 0, 0, 0]])
     starts = [np.concatenate([centres + tilt * deviations, shortest]) for tilt in tilts]
     best = min((solve(observed, centres, start) for start in starts), key=lambda found: found.cost).x
     random = np.random.default_rng(seed)
@@ -139,17 +149,17 @@ def fit_cost_model(
 def discrepancy(points: Sequence[Point]) -> float:
     """Relative standard deviation of what the formula leaves out, run-to-run noise included.
 
-    With three known link speeds or more: the root mean square of log(measured / predicted), each speed predicted by a
-    fit to the others (never below a fifth of `MODEL_ERROR`). With fewer: `MODEL_ERROR`.
+    With three known links or more: the root mean square of log(measured / predicted), each link predicted by a fit to
+    the others (never below a fifth of `MODEL_ERROR`). With fewer: `MODEL_ERROR`.
     """
-    speeds = sorted({point.bandwidth for point in points if point.bandwidth is not None})
-    if len(speeds) < 3:
+    links = dict.fromkeys(point.link for point in points if point.link is not None)
+    if len(links) < 3:
         return MODEL_ERROR
     errors = []
-    for speed in speeds:
-        others = [point for point in points if point.bandwidth != speed]
+    for link in links:
+        others = [point for point in points if point.link != link]
         model = fit_cost_model(others, num_samples=1, model_error=MODEL_ERROR)
-        left_out = [point for point in points if point.bandwidth == speed]
+        left_out = [point for point in points if point.link == link]
         errors += [np.log(np.median(point.seconds) / _step(model.draws, point)[0]) for point in left_out]
     return max(MODEL_ERROR / 5, float(np.sqrt(np.mean(np.square(errors)))))
 
@@ -165,9 +175,10 @@ def _step(constants: Mapping[str, NDArray], point: Point) -> NDArray:
     compute = constants[f"compute {point.workload}"]
     if point.ranks == 1:
         return compute
-    known = point.bandwidth is not None
-    bandwidth = constants["goodput"] * point.bandwidth if known else constants["bandwidth"]
-    one_round = constants["latency"] * point.messages + point.bytes / (point.ranks * bandwidth)
-    wire = 2 * (point.ranks - 1) * one_round
+    bandwidth = constants["goodput"] * point.link.bandwidth if point.link else constants["bandwidth"]
+    delay = point.link.delay if point.link else 0.0
+    rounds = 2 * (point.ranks - 1)
+    latency = constants["latency"] + constants["trips"] * delay
+    wire = rounds * (latency * point.messages + point.bytes / (point.ranks * bandwidth))
     exposed = np.maximum((1 - constants["overlap"]) * wire, wire - 2 / 3 * compute)
-    return compute + constants["copy"] * point.bytes + exposed
+    return compute + constants["copy"] * point.bytes + exposed + rounds * (constants["latency"] + delay)

@@ -3,12 +3,16 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ppl_bnn.distributed.long_cable import long_cable, tun_device
+
 INTERFACE = "eth0"
+# Of a long cable, which carries packet by packet.
+_MTU = 9000
 
 
 class NotPermitted(RuntimeError):
@@ -25,42 +29,34 @@ class Host:
 
 @contextmanager
 def rehearsed_hosts(count: int, *, mbit: float, latency_ms: float = 0.0) -> Iterator[list[Host]]:
-    """Hosts that reach each other through a switch alone; they share this machine's processors and files.
+    """Hosts that reach each other alone; they share this machine's processors and files.
 
     Args:
         mbit: megabits a second that a host sends at most (a token bucket, tc-tbf).
-        latency_ms: added to what each host sends (tc-netem).
+        latency_ms: what a host sends arrives so much later; hosts are then joined by TUN devices and a thread of this
+            process (`long_cable`), and else by veth and a bridge.
 
     Raises:
-        NotPermitted: it needs Linux, root, ip and tc, and of the kernel namespaces, veth, bridge, tbf, and netem for a
-            latency.
+        NotPermitted: it needs Linux, root, ip and tc, and of the kernel namespaces, tbf, and veth and bridge or TUN.
     """
     if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
         raise NotPermitted(f"hosts cannot be rehearsed here: no {' and '.join(missing)} (Debian: iproute2)")
-    names = [f"ppl{os.getpid()}-{number}" for number in range(count + 1)]
-    switch = names[-1]
+    hosts = {f"ppl{os.getpid()}-{number}": f"10.99.0.{number + 1}" for number in range(count)}
     with ExitStack() as made:
-        for name in names:
-            _ip(f"netns add {name}")
-            made.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
-        _ip(f"-n {switch} link add name switch type bridge")
-        _ip(f"-n {switch} link set switch up")
-        hosts = []
-        for number, name in enumerate(names[:-1]):
-            port, address = f"port{number}", f"10.99.0.{number + 1}"
-            _ip(f"-n {name} link add {INTERFACE} type veth peer name {port} netns {switch}")
-            _ip(f"-n {switch} link set {port} master switch up")
+        for name in hosts:
+            _namespace(name, made)
+        if latency_ms:
+            _join_by_cable(hosts, latency_ms, made)
+        else:
+            _join_by_switch(hosts, made)
+        for name, address in hosts.items():
             _ip(f"-n {name} address add {address}/24 dev {INTERFACE}")
             for interface in ("lo", INTERFACE):
                 _ip(f"-n {name} link set {interface} up")
             # A token bucket of 5 ms, but at least one large segment.
             burst = max(65536, int(mbit * 1e6 / 8 * 0.005))
-            qdisc = f"-n {name} qdisc add dev {INTERFACE}"
-            _run("tc", f"{qdisc} root handle 1: tbf rate {mbit}mbit burst {burst} latency 100ms")
-            if latency_ms:
-                _run("tc", f"{qdisc} parent 1:1 netem delay {latency_ms}ms")
-            hosts.append(Host(("ip", "netns", "exec", name), address))
-        yield hosts
+            _run("tc", f"-n {name} qdisc add dev {INTERFACE} root tbf rate {mbit}mbit burst {burst} latency 100ms")
+        yield [Host(("ip", "netns", "exec", name), address) for name, address in hosts.items()]
 
 
 def start_ranks(
@@ -77,6 +73,33 @@ def start_ranks(
         whole = [*host.prefix, *command]
         processes.append(subprocess.Popen(whole, env=environment, stdout=output, stderr=subprocess.STDOUT))
     return processes
+
+
+def _join_by_switch(hosts: Mapping[str, str], made: ExitStack) -> None:
+    switch = f"ppl{os.getpid()}-switch"
+    _namespace(switch, made)
+    _ip(f"-n {switch} link add name switch type bridge")
+    _ip(f"-n {switch} link set switch up")
+    for number, name in enumerate(hosts):
+        _ip(f"-n {name} link add {INTERFACE} type veth peer name port{number} netns {switch}")
+        _ip(f"-n {switch} link set port{number} master switch up")
+
+
+def _join_by_cable(hosts: Mapping[str, str], latency_ms: float, made: ExitStack) -> None:
+    ends = {}
+    for name, address in hosts.items():
+        try:
+            ends[address] = made.enter_context(tun_device(name))
+        except OSError as error:
+            raise NotPermitted(f"a latency cannot be rehearsed here: /dev/net/tun: {error.strerror}") from None
+        _ip(f"link set {name} netns {name}")
+        _ip(f"-n {name} link set {name} name {INTERFACE} mtu {_MTU}")
+    made.enter_context(long_cable(ends, latency_ms / 1e3))
+
+
+def _namespace(name: str, made: ExitStack) -> None:
+    _ip(f"netns add {name}")
+    made.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
 
 
 def _ip(arguments: str) -> None:
