@@ -111,15 +111,18 @@ def _bands(
 def _links(rows: xr.Dataset) -> Figure:
     figure, axes = _figure("Seconds a step by link: measured (points), predicted by the other links (90%)")
     limited = rows.isel(point=rows["mbit"].values > 0)
-    for key in dict.fromkeys(zip(limited["run"].values, limited["ranks"].values, limited["batch"].values, strict=True)):
-        mine = [(r, n, b) == key for r, n, b in zip(limited["run"].values, limited["ranks"].values,
-                                                   limited["batch"].values, strict=True)]  # fmt: skip
-        series = limited.isel(point=mine).sortby("mbit")
-        (line,) = axes.plot(series["mbit"], series["step_seconds"], "o", label=f"{Path(key[0]).name}, {key[1]} ranks")
+    delays = np.unique(limited["latency_ms"].values).tolist()
+    names = ("run", "ranks", "batch", "latency_ms")
+    settings = list(zip(*(limited[name].values.tolist() for name in names), strict=True))
+    for key in dict.fromkeys(settings):
+        series = limited.isel(point=[each == key for each in settings]).sortby("mbit")
+        # Beside each other where links differ in latency alone.
+        at = series["mbit"] * 1.08 ** delays.index(key[3])
+        label = f"{Path(key[0]).name}, {key[1]} ranks" + (f", {key[3]:g} ms" if key[3] else "")
+        (line,) = axes.plot(at, series["step_seconds"], "o", label=label)
         low, middle, high = series["held_out_step_seconds"].values.T
-        axes.errorbar(
-            series["mbit"], middle, (middle - low, high - middle), fmt="_", capsize=4, color=line.get_color(), alpha=0.6
-        )
+        errors = middle - low, high - middle
+        axes.errorbar(at, middle, errors, fmt="_", capsize=4, color=line.get_color(), alpha=0.6)
     axes.set(xlabel="Mbit/s", ylabel="seconds a step", xscale="log", yscale="log")
     _legend(axes)
     return figure

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import time
 
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
-from ppl_bnn.predictive import draw_logits
+from ppl_bnn.predictive import draw_logits, drawn_blocks
 from ppl_bnn.training import Interrupted
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,16 @@ def test_a_deterministic_network_predicts_too():
     found = predict(net, guide, X, Y, num_samples=1, progress=False)
     torch.testing.assert_close(found.probs[0], net(X).softmax(-1).detach())
     assert found.uncertainties()[2].max() < 1e-6
+
+
+def test_seconds_count_what_is_computed_before_the_first_draw(monkeypatch):
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return drawn_blocks(*arguments)
+
+    monkeypatch.setattr("ppl_bnn.predictive.drawn_blocks", slowly)
+    net, guide = small()
+    assert predict(net, guide, X, Y, num_samples=1, progress=False).summary()["seconds"] >= 0.2
 
 
 @pytest.mark.parametrize(
