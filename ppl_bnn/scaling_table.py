@@ -89,7 +89,7 @@ def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int
     workloads = {_workload(row): row for row in _rows(rows)}
     for name, row in workloads.items():
         sent = _sent(rows, row)
-        times[name] = [model.measured(Point(name, ranks, *sent, (), link)) for ranks in RANKS]
+        times[name] = [model.measured(Point(name, ranks, *sent, link=link)) for ranks in RANKS]
         found.append([_quantiles(float(row["batch"]) * n / time) for n, time in zip(RANKS, times[name], strict=True)])
         efficiency.append([_quantiles(times[name][0] / time) for time in times[name]])
     dimensions = ("workload", "ranks", "quantile")

@@ -544,13 +544,8 @@ class OnGpus(Deaf):
 @pytest.fixture
 def _own_environment(monkeypatch):
     """What a test sets for Horovod is forgotten after it."""
-    for name in list(os.environ):
-        if name.startswith(("HOROVOD_", "OMPI_MCA_")):
-            monkeypatch.delenv(name)
-    yield
-    for name in list(os.environ):
-        if name.startswith(("HOROVOD_", "OMPI_MCA_")):
-            del os.environ[name]
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("HOROVOD_", "OMPI_MCA_"))}
+    monkeypatch.setattr(os, "environ", others)
 
 
 @pytest.mark.usefixtures("_own_environment")

@@ -160,7 +160,7 @@ def discrepancy(points: Sequence[Point]) -> float:
         others = [point for point in points if point.link != link]
         model = fit_cost_model(others, num_samples=1, model_error=MODEL_ERROR)
         left_out = [point for point in points if point.link == link]
-        errors += [np.log(np.median(point.seconds) / _step(model.draws, point)[0]) for point in left_out]
+        errors += [np.log(np.median(point.seconds) / model.step(point)[0]) for point in left_out]
     return max(MODEL_ERROR / 5, float(np.sqrt(np.mean(np.square(errors)))))
 
 
