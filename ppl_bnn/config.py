@@ -141,8 +141,9 @@ class PredictConfig:
     Args:
         num_samples: Monte Carlo draws of the weights; the most, where there is a tolerance.
         method: draws (each is one network), layerwise (pre-activations of dense layers), moments (an approximation
-            without draws: epistemic uncertainty comes out too small) or auto (of the first two, the one that needs
-            fewer random numbers).
+            without draws: on average 0.003 to 0.025 of probability from 1000 draws, and its epistemic uncertainty too
+            small by 11% to 51%, on ResNet-18 by 96%) or auto (of the first two, the one that needs fewer random
+            numbers).
         sampling: independent, antithetic (mirrored pairs) or sobol (quasi-random, with the method layerwise).
         tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
             (default: the same number of draws for all).
