@@ -57,7 +57,9 @@ def save(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     if random is None:
-        random = random_state(next((value.device for value in tensors.values() if value.is_cuda), torch.device("cpu")))
+        random = random_state(
+            next((value.device for value in tensors.values() if not value.is_cpu), torch.device("cpu"))
+        )
     tensors |= {f"random.{name}": value for name, value in random.items()}
     groups: list[dict[str, Any]] = []
     if optimizer is not None:
@@ -175,16 +177,19 @@ def restore(
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's random generators, of the CPU and of `device`, by name."""
-    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
 
 
 def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) -> None:
     """Set torch's random generators, of the CPU and of `device`, to where that rank had them when it was written."""
     end = f".{rank}" if rank else ""
     torch.set_rng_state(checkpoint.tensors[f"random.cpu{end}"])
-    if f"random.cuda{end}" in checkpoint.tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(checkpoint.tensors[f"random.cuda{end}"], device)
+    state = checkpoint.tensors.get(f"random.{device.type}{end}")
+    if device.type != "cpu" and state is not None:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def read_verified(

@@ -240,7 +240,7 @@ class Config:
     """All settings of a run.
 
     Args:
-        device: cpu, cuda or cuda:N.
+        device: cpu, cuda or cuda:N (any device that torch has).
         threads: CPU threads torch uses (default: torch's own choice).
         channels_last: memory layout of images and convolutions; faster on most machines.
     """

@@ -59,7 +59,7 @@ def coherent(
     with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
-    waiting = not x.is_cuda and guide.is_pruned
+    waiting = x.is_cpu and guide.is_pruned
 
     def logits(index: int, sign: float) -> Tensor:
         nonlocal run, seconds, fastest, waiting
@@ -145,7 +145,7 @@ def constants(module: fx.GraphModule, random: set[str], x: Tensor) -> dict[fx.No
 
 def laid_out(network: PlainNetwork, x: Tensor) -> Tensor:
     """The inputs, and the network with them, in the faster memory layout: channels_last for convolutions on a CPU."""
-    if _convolutions(network) and x.dim() == 4 and not x.is_cuda:
+    if _convolutions(network) and x.dim() == 4 and x.is_cpu:
         network.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return x.contiguous(memory_format=torch.channels_last)
     return x

@@ -62,7 +62,14 @@ class KLScaledELBO(ELBO):
         self.num_data = num_data
         self.kl_weight = kl_weight
         self.likelihood_weight = 1.0
-        self.terms = Terms(math.nan, math.nan, math.nan)
+        self._last: list[Tensor] | Terms = Terms(math.nan, math.nan, math.nan)
+
+    @property
+    def terms(self) -> Terms:
+        """The parts of the last evaluation; reading them waits for a device to have computed them."""
+        if isinstance(self._last, list):
+            self._last = Terms(*torch.stack(self._last).tolist())
+        return self._last
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Tensor:
         """The loss as a tensor to differentiate."""
@@ -80,7 +87,8 @@ class KLScaledELBO(ELBO):
                 kl = sum(run.kl.values())
         nll, kl = -self.likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
         loss = torch.as_tensor(nll + self.kl_weight * kl)
-        self.terms = Terms(*(float(term.detach()) if isinstance(term, Tensor) else term for term in (loss, nll, kl)))
+        # As numbers they are wanted after back-propagation: read here, a device would stand still before it.
+        self._last = [t.detach().to(loss) if isinstance(t, Tensor) else loss.new_full((), t) for t in (loss, nll, kl)]
         return loss
 
     def loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> float:

@@ -169,9 +169,9 @@ def _load_data(config: Config, progress: bool) -> tuple[Images, Images]:
 def _device(name: str, ranks: Communicator) -> torch.device:
     try:
         device = torch.device(name)
-        if name == "cuda" and ranks.size > 1:
-            device = torch.device("cuda", ranks.local_rank)
-            torch.cuda.set_device(device)
+        if device.type != "cpu" and device.index is None and ranks.size > 1:
+            device = torch.device(device.type, ranks.local_rank)
+            torch.get_device_module(device).set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

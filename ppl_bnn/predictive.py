@@ -104,8 +104,8 @@ def predict(
             started = time.perf_counter()
             first = tally.done // blocks.size
             logits = blocks.logits(first + ranks.rank, 1.0).float()
-            if logits.is_cuda:
-                torch.cuda.synchronize(logits.device)
+            if not logits.is_cpu:
+                torch.get_device_module(logits.device).synchronize(logits.device)
             logits = ranks.gather(logits).flatten(0, 1)
             tally.seconds += time.perf_counter() - started
             # A block is whole wherever it is needed in part: its numbers are the same.

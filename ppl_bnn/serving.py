@@ -89,7 +89,7 @@ def _of_compact(
     network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, num_samples: int, seed: int
 ) -> Callable[[Tensor], Tensor] | None:
     """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
-    if x.is_cuda or not guide.is_pruned:
+    if not x.is_cpu or not guide.is_pruned:
         return None
     small = compact(network, guide)
     with suppress(NotDense):

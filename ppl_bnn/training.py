@@ -176,7 +176,7 @@ def fit(
     # The scopes keep the caller's parameter store, random state and validation setting as they were.
     with ExitStack() as scopes:
         scopes.enter_context(pyro.get_param_store().scope())
-        scopes.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
+        scopes.enter_context(torch.random.fork_rng([] if x.is_cpu else [x.device], device_type=x.device.type))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
         saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pyro.distributions import Categorical
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.elbo import Terms
@@ -101,11 +102,16 @@ class TrainingLog:
 class BatchAccuracy(Messenger):
     """Pyro handler: reads off the last step's correct answers where the observed site is categorical."""
 
-    correct = math.nan
+    _correct: Tensor | float = math.nan
+
+    @property
+    def correct(self) -> float:
+        """Their number, NaN where there was none; reading it waits for a device to have computed it."""
+        return float(self._correct)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] and isinstance(msg["fn"], Categorical):
-            self.correct = float((msg["fn"].logits.argmax(-1) == msg["value"]).sum())
+            self._correct = (msg["fn"].logits.argmax(-1) == msg["value"]).sum()
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:

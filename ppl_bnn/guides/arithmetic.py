@@ -32,9 +32,9 @@ def arithmetic(function: Callable) -> Callable:
     def call(*tensors: Tensor) -> Tensor | None:
         like, size = tensors[0], _BLOCK * torch.get_num_threads()
         native = None
-        if like.dim() and not like.is_cuda and all(tensor.dtype == torch.float32 for tensor in tensors):
+        if like.dim() and like.is_cpu and all(tensor.dtype == torch.float32 for tensor in tensors):
             native = getattr(library(_SOURCE), function.__name__.lstrip("_"), None)
-        if native is None and _compiled is None and (like.is_cuda or like.numel() <= size):
+        if native is None and _compiled is None and (not like.is_cpu or like.numel() <= size):
             return function(*tensors)  # type: ignore[no-any-return]
         vectors = [tensor if tensor.dim() == 0 < like.dim() else _as_vector(tensor, like) for tensor in tensors]
         if native is not None:

@@ -141,7 +141,7 @@ def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noq
 
     One draw in float32 on a CPU takes its seed from there, and is the same for any number of threads.
     """
-    if sample_shape or like.is_cuda or like.dtype != torch.float32:
+    if sample_shape or not like.is_cpu or like.dtype != torch.float32:
         return torch.randn(sample_shape + like.shape, dtype=like.dtype, device=like.device)
     noise = normals(int(torch.randint(2**63 - 1, ())), like.numel(), like)
     # The strides may be those of channels_last; the memory is dense in any case.

@@ -138,7 +138,7 @@ def sparse_layer(
 ) -> SparseLinear | SparseConv2d | None:
     """The sparse counterpart of a compact layer, or None: another kind, device, stride or dtype, or no C compiler."""
     weight = layer.weight
-    if weight.is_cuda or weight.dtype != torch.float32 or library(_SOURCE) is None:
+    if not weight.is_cpu or weight.dtype != torch.float32 or library(_SOURCE) is None:
         return None
     if isinstance(layer, nn.Linear):
         return SparseLinear((layer.out_features, layer.in_features), position, values, bias)
@@ -165,7 +165,7 @@ def _struct(layer: Sequence[SparseLinear], relu: bool) -> _Layer:
 def _call(name: str, *arguments: object) -> None:
     def given(argument: object) -> object:
         if isinstance(argument, Tensor):
-            if argument.dtype != torch.float32 or argument.is_cuda:
+            if argument.dtype != torch.float32 or not argument.is_cpu:
                 raise ValueError(f"sparse layers need float32 on a CPU, got {argument.dtype} on {argument.device}")
             return ctypes.c_void_p(argument.data_ptr())
         return ctypes.c_long(argument) if isinstance(argument, int) else argument
