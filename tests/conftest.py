@@ -1,4 +1,4 @@
-"""Shared fixtures: a clean parameter store and seed for every test, and the real digits."""
+"""Shared fixtures: a clean parameter store and seed for every test, the real digits, and a run on a few of them."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pyro
 import pytest
 import torch
+import yaml
 
 from ppl_bnn.data import Images, load
+from ppl_bnn.run import main
 
 DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
+
+# What a failed assert compared is shown for those of the helpers too.
+pytest.register_assert_rewrite("ranks", "refusals", "small_posteriors", "small_training")
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +35,31 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def mnist() -> tuple[Images, Images]:
     return load("mnist", DATA)
+
+
+@pytest.fixture
+def run_folder(tmp_path, data_dir):
+    """A run of seconds on real MNIST: 600 training and 200 test digits."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    config = {
+        "data": {"dir": str(data_dir), "num_train": 600, "num_test": 200},
+        "model": {"prior": "normal(0, 0.1)"},
+        "train": {"epochs": 2, "optimizer": "adam", "estimator": "local", "kl_weight": 0.1},
+        "predict": {"num_samples": 5},
+        "pruning": {"num_samples": 3, "threshold": [0.5, 10.0], "fractions": [0.0, 0.5, 0.9]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def call(run_folder, capsys):
+    """Run the command line in this process: (exit code, the lines it wrote to standard error)."""
+
+    def _call(*arguments, run=run_folder):
+        capsys.readouterr()
+        code = main([str(run), *map(str, arguments)])
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return _call

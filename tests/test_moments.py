@@ -1,8 +1,9 @@
 import pytest
 import torch
+from small_posteriors import X, Y, dense
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.models.plain import plain
 from ppl_bnn.moments import larger, moment_network, moment_predictive, softmax_moments, standard_normals
 
@@ -192,3 +193,18 @@ def test_the_predictive_of_one_hidden_layer_is_the_draws():
     found, entropy = moment_predictive(net, guide, x, batch_size=7)
     assert float((found - probs.mean(0)).abs().sum(-1).mean()) / 2 < 0.02
     torch.testing.assert_close(entropy, metrics.entropy(probs).mean(0), rtol=0.05, atol=0.02)
+
+
+def test_moments_are_a_predictive_without_draws():
+    net, guide = dense(0.1)
+    found = predict(net, guide, X, Y, num_samples=50, method="moments", keep=torch.tensor([3]), progress=False)
+    probs, entropy = moment_predictive(net, guide, X)
+    torch.testing.assert_close(found.mean_probs, probs.double())
+    torch.testing.assert_close(found.mean_entropy, entropy.double())
+    torch.testing.assert_close(found.probs, probs[None, [3]])
+    assert found.method == "moments"
+    assert found.draws.tolist() == [0] * len(X)
+    assert found.mc_error.isnan().all()
+    assert found.summary()["nll"] == pytest.approx(-probs[range(len(X)), Y].log().mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="labels must be from 0 to 2"):
+        predict(net, guide, X, Y + 3, method="moments", progress=False)

@@ -1,7 +1,7 @@
 """Sobol points as standard normal noise."""
 
 import torch
-from test_predictive_methods import Y, convolutional
+from small_posteriors import X, Y, convolutional, dense
 
 from ppl_bnn import predict
 from ppl_bnn.sobol import sobol_normals_by_image
@@ -42,3 +42,33 @@ def test_random_convolutions_take_points_too_and_no_error_is_claimed():
     assert found.mc_error.isnan().all()
     again = predict(net, guide, x, Y[:6], num_samples=256, batch_size=4, sampling="sobol", **options)
     torch.testing.assert_close(again.probs, found.probs, rtol=1e-4, atol=1e-5)
+
+
+def test_sobol_points_are_unbiased_and_average_better():
+    net, guide = dense()
+    reference = predict(net, guide, X[:4], Y[:4], num_samples=20_000, method="layerwise", progress=False).mean_probs
+    errors = {}
+    for sampling in ("independent", "sobol"):
+        found = [
+            predict(net, guide, X[:4], Y[:4], num_samples=64, seed=seed, method="layerwise", sampling=sampling,
+                    progress=False).mean_probs - reference
+            for seed in range(1, 41)
+        ]  # fmt: skip
+        errors[sampling] = torch.stack(found)
+    spread = {name: part.square().mean().sqrt() for name, part in errors.items()}
+    assert spread["sobol"] < 0.75 * spread["independent"]
+    bias = errors["sobol"].mean(0)
+    assert (bias.abs() < 4.5 * errors["sobol"].std(0) / 40**0.5 + 0.004).all()
+
+
+def test_sobol_points_can_be_added_to_and_differ_between_images():
+    net, guide = dense()
+    same = X[:1].expand(3, *X.shape[1:])
+    arguments = {"method": "layerwise", "sampling": "sobol", "progress": False}
+    whole = predict(net, guide, same, Y[:3], num_samples=64, **arguments)
+    part = predict(net, guide, same, Y[:3], num_samples=24, **arguments)
+    assert torch.equal(predict(net, guide, same, Y[:3], num_samples=64, so_far=part, **arguments).probs, whole.probs)
+    assert torch.equal(
+        predict(net, guide, same, Y[:3], num_samples=64, sampling="sobol", progress=False).probs, whole.probs
+    )
+    assert not torch.isclose(whole.probs[:, 0], whole.probs[:, 1]).all(-1).any()

@@ -1,0 +1,42 @@
+"""A predictor answers small requests as predict does."""
+
+import math
+
+import pytest
+import torch
+from small_posteriors import X, dense
+
+from ppl_bnn import predict, predictor, prune
+
+
+@pytest.mark.parametrize("sampling", ["independent", "antithetic", "sobol"])
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_predictor_answers_as_predict_does(sampling, count):
+    net, guide = dense()
+    answer = predictor(net, guide, X[:count], num_samples=50, seed=3, sampling=sampling)
+    for x in (X[:count], X[-count:], X[:count]):
+        probs, entropy = answer(x)
+        expected = predict(
+            net, guide, x, torch.zeros(len(x)).long(), num_samples=50, seed=3, sampling=sampling, progress=False
+        )
+        torch.testing.assert_close(probs.double(), expected.mean_probs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="1 examples have NaN"):
+        answer(X[:count].index_fill(0, torch.tensor([0]), math.nan))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_predictor_of_a_pruned_posterior_draws_from_its_compact_network(sparse, monkeypatch):
+    monkeypatch.setattr("ppl_bnn.pruning.layerwise.faster", lambda one, other: sparse)
+    net, guide = dense()
+    pruned = prune(guide, fraction=0.7).guide
+    draws = 20_000
+    answer = predictor(net, pruned, X[:2], num_samples=draws, seed=3)
+    for x in (X[:2], X[-1:], X[:2]):
+        expected = predict(net, pruned, x, torch.zeros(len(x)).long(), num_samples=draws, seed=4, progress=False)
+        probs, entropy = answer(x)
+        error = (expected.mean_squares - expected.mean_probs.square()).clamp_min(0).div(draws / 2).sqrt()
+        assert ((probs - expected.mean_probs).abs() < 4.5 * error + 1e-6).all()
+        assert not torch.equal(probs.double(), expected.mean_probs)
+        torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=0.02, atol=1e-3)
+    assert torch.equal(answer(X[:2])[0], answer(X[:2])[0])
