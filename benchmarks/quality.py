@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict
-from ppl_bnn import config as configs
+from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict, saved_config
 from ppl_bnn.config import GuideConfig, TrainConfig
 from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "vi" not in methods and options.budget is None:
         parser.error("without vi, --budget has to say how long to train")
     torch.set_num_threads(options.threads)
-    run = configs.read(options.run / "config.yaml")
+    run = saved_config.read(options.run / "config.yaml")
     train, test = load(run["data"]["name"])
     data = train.inputs(), train.labels
     x, y = test.inputs(), test.labels

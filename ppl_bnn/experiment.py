@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import checkpoint
-from ppl_bnn import config as configs
+from ppl_bnn import checkpoint, saved_config
 from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.data import Images, load
@@ -54,7 +53,7 @@ class Experiment:
         if config.channels_last:
             self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))
         self.origin = {
-            **configs.trained_part(config),
+            **saved_config.trained_part(config),
             "trained on": f"{len(self.train_images)} images of {self.train_images.title}",
         }
 
@@ -71,7 +70,7 @@ class Experiment:
         """
         path = checkpoint.find(self.out / "checkpoints", name)
         state = checkpoint.load(path)
-        if difference := configs.first_difference(self.origin, state.meta["origin"]):
+        if difference := saved_config.first_difference(self.origin, state.meta["origin"]):
             raise FileError(f"{path} is of another run: {difference}; choose another folder with --out")
         return state
 
@@ -122,7 +121,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
         ValueError: the folder has no settings, or some that cannot be run.
     """
     config = Config()
-    for name, value in configs.read(out / "config.yaml").items():
+    for name, value in saved_config.read(out / "config.yaml").items():
         part: Any = getattr(config, name)
         setattr(config, name, replace(part, **value) if isinstance(value, dict) else value)
     config.device, config.data.dir = "cpu", data_dir or config.data.dir
@@ -146,9 +145,9 @@ def check_out(config: Config, out: Path) -> None:
     results = [out / "predictive.nc", out / "pruning.nc", *checkpoint.saved(out / "checkpoints")]
     if not path.exists() or not any(result.exists() for result in results):
         return
-    there = configs.read(path)
-    for part, here in configs.trained_part(config).items():
-        if difference := configs.first_difference(here, {**there.get(part, {})}, prefix=f"{part}."):
+    there = saved_config.read(path)
+    for part, here in saved_config.trained_part(config).items():
+        if difference := saved_config.first_difference(here, {**there.get(part, {})}, prefix=f"{part}."):
             raise FileError(
                 f"{out} holds a run with other settings: {difference}; "
                 "choose another folder with --out, or delete that one"

@@ -30,8 +30,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from ppl_bnn import checkpoint
-from ppl_bnn import config as configs
+from ppl_bnn import checkpoint, saved_config
 from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.experiment import Experiment, check_out
@@ -60,7 +59,7 @@ def _import(arguments: list[str]) -> None:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     path = Path(parsed.run) / "config.yaml"
-    configs.read(path)
+    saved_config.read(path)
     parser = _parser()
     parser.default_config_files = [glob.escape(str(path))]
     parsed = parser.parse_args(arguments)
@@ -80,7 +79,7 @@ def _import(arguments: list[str]) -> None:
     )  # fmt: skip
     for note in notes:
         log.warning("import: %s", note)
-    configs.save(config, out / "config.yaml")
+    saved_config.save(config, out / "config.yaml")
     write_text(out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
     meta = {"history": [], "steps": 1, "settings": {}, "origin": {**run.origin, "imported from": file.name}}
     written = checkpoint.save(out / "checkpoints", 1, model=run.model, guide=run.guide, meta=meta)

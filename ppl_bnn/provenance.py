@@ -5,8 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppl_bnn import config as configs
-from ppl_bnn import netcdf
+from ppl_bnn import netcdf, saved_config
 from ppl_bnn.checkpoint import Checkpoint
 from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment import Experiment
@@ -50,4 +49,4 @@ def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
 
 def difference_from(path: Path, inputs: dict[str, Any]) -> str | None:
     """In what a result is not made of `inputs`, or None."""
-    return configs.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))
+    return saved_config.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))

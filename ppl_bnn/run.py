@@ -26,8 +26,7 @@ from types import FrameType
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ppl_bnn import config as configs
-from ppl_bnn import stages
+from ppl_bnn import saved_config, stages
 from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
@@ -160,7 +159,7 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
     run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
     # Only now: settings that cannot be run must not stand in the way of those that can.
     if writes:
-        configs.save(config, out / "config.yaml")
+        saved_config.save(config, out / "config.yaml")
     stop.asked = True
     if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
         log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
@@ -183,7 +182,7 @@ def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
     if not path.exists():
         known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
         raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
-    configs.read(path)
+    saved_config.read(path)
     parser = _parser()
     parser.default_config_files = [glob.escape(str(path))]
     try:

@@ -28,8 +28,7 @@ import xarray as xr
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
-from ppl_bnn import config as configs
-from ppl_bnn import netcdf
+from ppl_bnn import netcdf, saved_config
 from ppl_bnn.distributed.hosts import NotPermitted
 from ppl_bnn.files import written_atomically
 from ppl_bnn.plots_scaling import draw_scaling
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(options: Namespace, settings: list[str]) -> bool:
     out = Path(options.out)
     for run in options.runs:
-        configs.read(Path(run) / "config.yaml")
+        saved_config.read(Path(run) / "config.yaml")
     if len({Path(run).name for run in options.runs}) < len(options.runs):
         raise ValueError(f"run folders need different names to be told apart in the table, got {options.runs}")
     least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0, "latency_ms": 0}

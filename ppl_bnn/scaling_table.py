@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_bnn import config as configs
+from ppl_bnn import saved_config
 from ppl_bnn.config import TrainConfig
 from ppl_bnn.distributed.cost_model import Link, Point, fit_cost_model
 
@@ -117,7 +117,7 @@ def held_out(rows: xr.Dataset, *, num_samples: int = 100) -> xr.DataArray:
 
 
 def _row(parts: Sequence[tuple[Path, dict[str, Any]]], epochs: int, accuracy: float, whole: bool) -> dict[str, Any]:
-    settings = configs.read(parts[0][0] / "config.yaml")
+    settings = saved_config.read(parts[0][0] / "config.yaml")
     first = parts[0][1]
     seconds = np.concatenate([content["seconds"][1:] for _, content in parts])
     speeds = np.concatenate([np.divide(content["rows"][1:], content["seconds"][1:]) for _, content in parts])
@@ -149,7 +149,7 @@ def _row(parts: Sequence[tuple[Path, dict[str, Any]]], epochs: int, accuracy: fl
 
 
 def _epochs(run: str) -> int:
-    return configs.read(Path(run) / "config.yaml").get("train", {}).get("epochs", TrainConfig.epochs)
+    return saved_config.read(Path(run) / "config.yaml").get("train", {}).get("epochs", TrainConfig.epochs)
 
 
 def _time_to(accuracy: float, path: Path) -> float:

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_bnn import checkpoint, netcdf
-from ppl_bnn import config as configs
+from ppl_bnn import checkpoint, netcdf, saved_config
 from ppl_bnn.data import load
 from ppl_bnn.data_parallel import share_state
 from ppl_bnn.elbo import kl_by_site, kl_schedule
@@ -175,7 +174,7 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
             continue
         count, of = there["num_samples"], there["inputs"]
         alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
-        if count < wanted and configs.first_difference(inputs, alike) is None:
+        if count < wanted and saved_config.first_difference(inputs, alike) is None:
             most = max(most or (0, path), (count, path))
     if most is None:
         return None

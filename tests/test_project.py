@@ -18,6 +18,7 @@ PURE = (
 IMPURE = {
     "ppl_bnn.config",
     "ppl_bnn.config_check",
+    "ppl_bnn.saved_config",
     "ppl_bnn.run",
     "ppl_bnn.stages",
     "ppl_bnn.experiment",

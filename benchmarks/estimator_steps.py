@@ -1,0 +1,90 @@
+"""Trainings of one network by each estimator, step by step, and how a study of them prints its tables."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_bnn import Classifier, Images, KLScaledELBO, MeanFieldNormal, build
+from ppl_bnn.guides import ESTIMATORS, GroupedFlips
+from ppl_bnn.optimizers import build_optimizer, descend
+from ppl_bnn.training_log import BatchAccuracy
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+METHODS: dict[str, Callable[[], AbstractContextManager]] = {
+    **ESTIMATORS,
+    **{f"groups-{count}": partial(GroupedFlips, count) for count in (2, 8, 16)},
+}
+TRAINABLE = (*METHODS, "ivon", *(f"ivon+{name}" for name in METHODS))
+
+
+@dataclass
+class Training:
+    """A network and its guide under `ppl_bnn.fit`'s machinery, and the steps so far and their seconds."""
+
+    model: Classifier
+    guide: MeanFieldNormal
+    elbo: KLScaledELBO
+    optimizer: torch.optim.Optimizer
+    seconds: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def start(
+        cls, images: Images, options: argparse.Namespace, *, deterministic: bool = False, ivon: bool = False
+    ) -> "Training":
+        """The same network and guide at each call."""
+        torch.manual_seed(0)
+        shape, one, count = tuple(images.pixels.shape[1:]), images.first(1), len(images)
+        net = build(options.network, image_shape=shape, prior=options.prior, deterministic=deterministic)
+        model, start = Classifier(net, count), {"init_scale": options.init_scale, "init_jitter": 0.0}
+        guide = MeanFieldNormal(model, one.inputs(), one.labels, init_loc="he", **start)
+        model, guide = (part.train().to(memory_format=options.layout) for part in (model, guide))
+        kind, lr = ("ivon", options.ivon_lr) if ivon else ("adam", options.lr)
+        optimizer = build_optimizer(kind, model, guide, lr=lr, beta2=options.ivon_beta2)
+        optimizer.param_groups[0]["kl_per_datum"] = 1 / count
+        elbo = KLScaledELBO(count)
+        return cls(model, guide, elbo, optimizer)
+
+    def step(self, x: Tensor, y: Tensor, estimator: str = "plain") -> float:
+        """Run one step and return its seconds."""
+        started = time.perf_counter()
+        # A parameter store of its own: the parameters of all trainings have the same names.
+        with pyro.get_param_store().scope(), METHODS[estimator](), BatchAccuracy():
+            self.elbo.loss_and_grads(self.model, self.guide, x, y)
+            descend(self.optimizer)
+        seconds = time.perf_counter() - started
+        self.seconds, self.steps = self.seconds + seconds, self.steps + 1
+        return seconds
+
+
+def shuffled(x: Tensor, y: Tensor, options: argparse.Namespace) -> Batches:
+    """Whole batches without end, in an order that is the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        # A last batch that is smaller would be a faster step with another gradient variance.
+        for rows in torch.randperm(len(x), generator=generator).split(options.batch)[: len(x) // options.batch]:
+            yield x[rows].contiguous(memory_format=options.layout), y[rows]
+
+
+def with_error(pair: Tensor) -> str:
+    """A number and its standard error [2]."""
+    return f"{float(pair[0]):.3f} ± {float(pair[1]):.3f}"
+
+
+def show(title: str, table: list[list[str]], options: argparse.Namespace) -> None:
+    """Print a table under its title, as text or markdown."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if options.markdown:
+        rule = ["---", *["---:"] * (len(widths) - 1)]
+        lines = [f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:])]
+    else:
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+    print("", title, "", *lines, "", sep="\n", flush=True)

@@ -1,0 +1,60 @@
+"""Settings as they are saved beside the results, read back, and compared with a run's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppl_bnn.config import Config
+from ppl_bnn.files import FileError, write_text
+
+
+def trained_part(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings that decide what training produces: two runs that agree here may share an out folder.
+
+    Where files lie, how many test images are used and how often a checkpoint is written do not count; how the ranks
+    train together is known to their checkpoints.
+    """
+    part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
+    del part["data"]["dir"], part["data"]["num_test"]
+    for name in (
+        "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
+        "compare_every", "rank_timeout",
+    ):  # fmt: skip
+        del part["train"][name]
+    return part
+
+
+def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str = "") -> str | None:
+    """``train.lr is 0.001 there and 0.01 here`` for the first of this side's settings that differs, or None."""
+    for name, value in here.items():
+        other = there.get(name, "absent")
+        if isinstance(value, dict) and isinstance(other, dict) and name != "prior":
+            if found := first_difference(value, other, prefix=f"{prefix}{name}."):
+                return found
+        elif value != other:
+            return f"{prefix}{name} is {other!r} there and {value!r} here"
+    return None
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved settings as YAML."""
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read saved settings.
+
+    Raises:
+        FileError: it cannot be read, or is not a YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path} must be a mapping of settings, got {type(content).__name__}")
+    return content
