@@ -220,8 +220,10 @@ def package(name: str) -> str | None:
     return first if first in PACKAGES else None
 
 
-def why_absent(name: str) -> str | None:
+def why_absent(name: str, device: torch.device, precision: str) -> str | None:
     """Why a contender cannot run here, as far as can be told beforehand."""
+    if name.startswith("tfp") and (device.type != "cpu" or precision != "float32"):
+        return "is for float32 on a CPU"
     if (key := package(name)) and find_spec(PACKAGES[key][0]) is None:
         return f"not installed; pip install {PACKAGES[key][1]}"
     return None

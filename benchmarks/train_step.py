@@ -48,7 +48,7 @@ contenders:
   tyxe                           TyXe's BNN of the network in its flipout context, with Pyro's Adam
   tfp                            the network in Keras with TensorFlow Probability's flipout layers, as a tf.function;
                                  "tfp cnn", Keras's own layers, is its base too and comes with it; always channels_last
-A package that is not installed or fails is left out, and a line says why. All of them:
+A package that is not installed or fails is left out, and a line says why; tfp is for float32 on a CPU. All of them:
   pip install ivon-opt bayesian-torch tyxe==0.0.2 tensorflow-probability tf-keras
 
 examples:
@@ -56,6 +56,7 @@ examples:
   python benchmarks/train_step.py --network bnn-fc --markdown
   python benchmarks/train_step.py --contenders "bayesian-torch flipout,tyxe,tfp"
   python benchmarks/train_step.py --memory
+  python benchmarks/train_step.py --device cuda --precision bfloat16 --channels_last
 """
 
 
@@ -69,6 +70,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--threads", type=int, default=2, help="CPU threads of torch and of TensorFlow (default: 2)")
     add("--rounds", type=int, default=7, help="timed steps of each contender, after 2 untimed ones (default: 7)")
     add("--channels_last", action="store_true", help="that memory layout of images and kernels, for every contender")
+    add(
+        "--device",
+        default="cpu",
+        help="cpu, cuda or cuda:N; the clock waits for it at the end of a step (default: cpu)",
+    )
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: all under torch.autocast")
     add("--contenders", help="comma-separated, of those below; the base runs in any case (default: all that fit)")
     add("--memory", action="store_true", help="peak memory instead: 3 steps of each in a process of its own")
     add("--operations", action="store_true", help="multiply-adds from the layers' shapes instead; nothing is timed")
@@ -87,14 +94,18 @@ def main(arguments: list[str] | None = None) -> None:
     # Batch norm cannot learn from one image of a 1x1 map, and one round has no quartiles.
     if min(options.batch, options.rounds) < 2 or options.threads < 1:
         parser.error("--batch and --rounds must be at least 2, --threads at least 1")
-    if options.memory and sys.platform != "linux":
+    try:
+        options.device = torch.empty(0, device=options.device).device
+    except RuntimeError as error:
+        parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
+    if options.memory and sys.platform != "linux" and options.device.type == "cpu":
         parser.error("--memory reads /proc, which only Linux has")
     _set_up(options)
     print(_heading(options), flush=True)
     if options.operations:
         table = operations(options.network, SHAPES[options.network], options.batch)
     else:
-        absent = {name: why for name in names if (why := why_absent(name))}
+        absent = {name: why for name in names if (why := why_absent(name, options.device, options.precision))}
         for name, why in absent.items():
             print(f"{name}: {why}", flush=True)
         runnable = [name for name in dict.fromkeys(names) if name not in absent]
@@ -122,6 +133,8 @@ def seconds(names: list[str], options: argparse.Namespace) -> Table:
         for name in order.sample(list(steps), len(steps)):
             started = time.perf_counter()
             steps[name]()
+            if options.device.type != "cpu":
+                torch.get_device_module(options.device).synchronize(options.device)
             found[name].append(time.perf_counter() - started)
     table = [["step", "median s", "min s", f"x {names[0]}", "quartiles of the rounds'"]]
     for name, own in found.items():
@@ -134,7 +147,7 @@ def seconds(names: list[str], options: argparse.Namespace) -> Table:
 
 
 def memory(names: list[str], options: argparse.Namespace) -> Table:
-    """Peak memory over what the process held before the network was built; the ratios are to the first of `names`.
+    """Peak memory of the device over that before the network was built; the ratios are to the first of `names`.
 
     The last column, (peak - parameters and optimizer state) / the base's peak, is at most 1.6 where a step takes at
     most 1.6 times the base's memory plus its own parameters and optimizer state.
@@ -173,9 +186,17 @@ def _a_package_may_fail(name: str) -> Iterator[None]:
 
 def _contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    x = torch.rand(options.batch, *SHAPES[options.network]).contiguous(memory_format=layout)
-    net = (net or build(options.network, deterministic=True)).to(memory_format=layout)
-    return CONTENDERS[name](net, x, torch.randint(10, (len(x),)), layout)
+    x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device).contiguous(memory_format=layout)
+    net = (net or build(options.network, deterministic=True)).to(options.device).to(memory_format=layout)
+    contender = CONTENDERS[name](net, x, torch.randint(10, (len(x),)).to(options.device), layout)
+    if options.precision == "float32":
+        return contender
+
+    def step() -> None:
+        with torch.autocast(options.device.type, torch.bfloat16, cache_enabled=False):
+            contender.step()
+
+    return contender._replace(step=step)
 
 
 def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
@@ -186,12 +207,17 @@ def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
     tiny = nn.Sequential(*convolution, nn.Flatten(), nn.Linear(math.prod(shape), 10))
     _contender(name, argparse.Namespace(**{**vars(options), "batch": 2}), tiny).step()
     gc.collect()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    on_cpu, backend = options.device.type == "cpu", torch.get_device_module(options.device)
+    if on_cpu:
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    else:
+        before = backend.memory_allocated(options.device)
+        backend.reset_peak_memory_stats(options.device)
     contender = _contender(name, options)
     for _ in range(3):
         contender.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return peak - before, contender.held()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else backend.max_memory_allocated()
+    return used - before, contender.held()
 
 
 def _set_up(options: argparse.Namespace) -> None:
@@ -208,7 +234,7 @@ def _heading(options: argparse.Namespace) -> str:
     layout = "channels_last" if options.channels_last else "contiguous"
     return (
         f"{options.network}: torch {torch.__version__}, threads {options.threads}, batch {options.batch}, "
-        f"{named[1] if named else platform.machine()}, {layout}, "
+        f"{named[1] if named else platform.machine()}, {options.device}, {options.precision}, {layout}, "
         f"mallopt tuning {'off' if options.default_malloc else 'on'}"
     )
 

@@ -57,10 +57,10 @@ class IVON(torch.optim.Optimizer):
             state = self._state(loc)
             if "initial_variance" not in state:
                 state["initial_variance"] = softplus(unconstrained).square_().mean()
-            # The step's factors as tensors, so that a compiled function does not take them for constants.
+            # The step's factors as tensors on the device, so that a compiled function does not take them for constants.
             rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
-            c = torch.tensor((1 - locs["beta2"]) / locs["kl_per_datum"], dtype=loc.dtype)
-            beta1 = torch.tensor(locs["beta1"], dtype=loc.dtype)
+            c = loc.new_full((), (1 - locs["beta2"]) / locs["kl_per_datum"])
+            beta1 = loc.new_full((), locs["beta1"])
             momentum = state["momentum"]
             # What is changed in place must lie in memory like the first argument.
             assert loc.stride() == unconstrained.stride() == momentum.stride()

@@ -23,8 +23,8 @@ NAME = "pretend"
 aten = torch.ops.aten
 _COPIES = (aten.copy_.default, aten._to_copy.default)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
-# What a GPU wants all on one device, its counters of steps included.
-_OF_LISTS = ("aten::_foreach", "aten::_fused")
+# Of a number on the CPU and tensors on a GPU, these at least make something.
+_OF_NUMBERS = {"add", "sub", "mul", "div", "pow", "eq", "ne", "gt", "ge", "lt", "le", "where", "masked_fill", "fill"}
 _HALF = ("linear", "conv2d", "matmul", "mm", "addmm")
 
 
@@ -38,12 +38,17 @@ def pretend_device() -> Iterator["Backend"]:
         # torch.tensor asks a device for memory below the level at which a mode is asked.
         return made(data, **kwargs) if device is None else made(data, **kwargs).to(device)
 
-    # A wrapper can be viewed in inference mode only where it was made there.
-    with (
-        patch("torch.Generator", Generator), patch("torch.tensor", tensor),
-        patch("torch.inference_mode", torch.no_grad), _Mode(),
-    ):  # fmt: skip
-        yield backend
+    # A module's parameter that is laid out anew must take its wrapper along.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        # A wrapper can be viewed in inference mode only where it was made there.
+        with (
+            patch("torch.Generator", Generator), patch("torch.tensor", tensor),
+            patch("torch.inference_mode", torch.no_grad), _Mode(),
+        ):  # fmt: skip
+            yield backend
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 class Backend(ModuleType):
@@ -177,7 +182,8 @@ def _check(func: Any, args: tuple, tensors: list[Tensor], away: list[Away]) -> N
     if func in _COPIES or not 0 < len(away) < len(tensors):
         return
     others = [tensor for tensor in tensors if not isinstance(tensor, Away)]
-    numbers = all(tensor.dim() == 0 for tensor in others) and not func._schema.name.startswith(_OF_LISTS)
+    takes_numbers = func._schema.name.removeprefix("aten::").rstrip("_") in _OF_NUMBERS
+    numbers = takes_numbers and all(tensor.dim() == 0 for tensor in others)
     indices = func in _INDEXING and isinstance(args[0], Away) and not any(t.is_floating_point() for t in others)
     if not (numbers or indices):
         found = ", ".join(f"{list(tensor.shape)} on {tensor.device.type}" for tensor in tensors)
