@@ -26,8 +26,8 @@ class Flipout(KnowsPosteriors):
             x, weight, bias = msg["args"]
             loc = self.posterior[msg["name"]].loc
             sign_in, sign_out = signs(x), signs(x, x.shape[:-1] + weight.shape[:1])
-            noise = F.linear(x * sign_in, weight - loc).mul_(sign_out)
-            msg["value"] = F.linear(x, loc, bias).add_(noise)
+            noise = F.linear(x * sign_in, weight - loc)
+            msg["value"] = F.linear(x, loc, bias).addcmul_(noise, sign_out)
             msg["done"] = True
 
     def _pyro_bayes_conv2d(self, msg: dict) -> None:
@@ -35,8 +35,8 @@ class Flipout(KnowsPosteriors):
             x, weight, bias, *settings = msg["args"]
             loc = self.posterior[msg["name"]].loc
             sign_in, sign_out = signs(x, (*x.shape[:2], 1, 1)), signs(x, (len(x), len(weight), 1, 1))
-            noise = F.conv2d(x * sign_in, weight - loc, None, *settings).mul_(sign_out)
-            msg["value"] = F.conv2d(x, loc, bias, *settings).add_(noise)
+            noise = F.conv2d(x * sign_in, weight - loc, None, *settings)
+            msg["value"] = F.conv2d(x, loc, bias, *settings).addcmul_(noise, sign_out)
             msg["done"] = True
 
 
