@@ -1,31 +1,54 @@
 """A run on a device that is not the CPU: a GPU where there is one, else one that is as strict and no faster."""
 
 import copy
+import inspect
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import wraps
+from multiprocessing import get_context
 
+import pyro
 import pytest
 import torch
 from pretend_device import NAME, pretend_device
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.run import main
 from ppl_bnn.training import Diverged, Interrupted
+from ppl_bnn.training_log import BatchAccuracy
 
 GPU = torch.cuda.is_available()
+SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "progress": False}
+TESTS = {}
 
 
-@pytest.fixture
-def backend():
-    with nullcontext() if GPU else pretend_device() as found:
-        yield found
+@pytest.fixture(scope="module")
+def process():
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        yield executor
 
 
-@pytest.fixture
-def device(backend):
-    return torch.device("cuda" if GPU else NAME)
+def there(test):
+    """Call test(device, backend, ...) in a process of its own: autograd knows the devices of its first use alone."""
+    TESTS[test.__name__] = test
+
+    @wraps(test)
+    def run(process, **arguments):
+        process.submit(call, test.__name__, arguments).result()
+
+    first, *rest = inspect.signature(test).parameters.values()
+    run.__signature__ = inspect.Signature([first.replace(name="process"), *rest[1:]])
+    return run
+
+
+def call(name, arguments):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    with nullcontext() if GPU else pretend_device() as backend:
+        TESTS[name](torch.device("cuda" if GPU else NAME), backend, **arguments)
 
 
 def small(device, deterministic=False):
@@ -37,11 +60,9 @@ def small(device, deterministic=False):
     return model.to(device), guide.to(device), x.to(device), y.to(device)
 
 
-SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "progress": False}
-
-
 @pytest.mark.skipif(GPU, reason="a GPU needs no proof that it is strict")
-def test_the_stand_in_is_as_strict_as_a_gpu(device):
+@there
+def test_the_stand_in_is_as_strict_as_a_gpu(device, backend):
     there = torch.rand(3, device=device)
     with pytest.raises(RuntimeError, match=r"two devices: \[3\] on pretend, \[3\] on cpu"):
         there + torch.rand(3)
@@ -49,12 +70,16 @@ def test_the_stand_in_is_as_strict_as_a_gpu(device):
         torch.randn(3, device=device, generator=torch.Generator())
     assert (there + 1).device.type == NAME
     assert torch.randn(3, device=device, generator=torch.Generator(device)).device.type == NAME
+    assert backend.waits == []
+    assert there.cpu().tolist() == there.tolist()
+    assert len(backend.waits) == 2
 
 
 @pytest.mark.parametrize(
     ("run", "stages"), [("mnist-lenet", "train,posterior,predict,shift,report"), ("mnist-fc-sparse", "train,prune")]
 )
-def test_every_stage_of_a_run_works_there(device, tmp_path, data_dir, run, stages, capsys):
+@there
+def test_every_stage_of_a_run_works_there(device, backend, tmp_path, data_dir, run, stages):
     out = tmp_path / "out"
     arguments = [
         f"runs/{run}", "--device", str(device), "--data.dir", str(data_dir), "--data.num_train", "200",
@@ -62,7 +87,7 @@ def test_every_stage_of_a_run_works_there(device, tmp_path, data_dir, run, stage
         "--predict.num_samples", "2", "--shift.num_samples", "2", "--pruning.num_samples", "2",
         "--pruning.fractions", "[0.9]", "--stages", stages, "--quiet", "--out", str(out),
     ]  # fmt: skip
-    assert main(arguments) == 0, capsys.readouterr().err
+    assert main(arguments) == 0
     assert (out / ("metrics.json" if "report" in stages else "pruning.nc")).exists()
 
 
@@ -74,7 +99,8 @@ def test_every_stage_of_a_run_works_there(device, tmp_path, data_dir, run, stage
         ("plain", "rmsprop", "float32"),
     ],
 )
-def test_every_estimator_and_optimizer_learns_there(device, estimator, optimizer, precision):
+@there
+def test_every_estimator_and_optimizer_learns_there(device, backend, estimator, optimizer, precision):
     model, guide, x, y = small(device)
     lr = 0.5 if optimizer == "ivon" else 1e-2
     changes = {"estimator": estimator, "optimizer": optimizer, "precision": precision, "epochs": 20, "lr": lr}
@@ -82,7 +108,8 @@ def test_every_estimator_and_optimizer_learns_there(device, estimator, optimizer
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_a_deterministic_training_has_the_numbers_of_the_cpu(device):
+@there
+def test_a_deterministic_training_has_the_numbers_of_the_cpu(device, backend):
     found = []
     for place in (torch.device("cpu"), device):
         model, guide, x, y = small(place, deterministic=True)
@@ -92,7 +119,8 @@ def test_a_deterministic_training_has_the_numbers_of_the_cpu(device):
 
 
 @pytest.mark.parametrize("method", ["draws", "layerwise", "moments"])
-def test_a_prediction_is_the_cpus(device, method):
+@there
+def test_a_prediction_is_the_cpus(device, backend, method):
     model, guide, x, y = small(torch.device("cpu"))
     fit(model, guide, x, y, **SETTINGS)
     found = []
@@ -104,7 +132,8 @@ def test_a_prediction_is_the_cpus(device, method):
     torch.testing.assert_close(*found, rtol=0, atol=1e-4 if method == "moments" else 0.03)
 
 
-def test_a_training_that_stopped_there_goes_on_bitwise(device, tmp_path):
+@there
+def test_a_training_that_stopped_there_goes_on_bitwise(device, backend, tmp_path):
     def train(folder, stop_at):
         calls = iter(range(100))
         model, guide, x, y = small(device)
@@ -120,7 +149,8 @@ def test_a_training_that_stopped_there_goes_on_bitwise(device, tmp_path):
         assert torch.equal(tensor, parts[name]), name
 
 
-def test_what_goes_bad_there_is_named(device):
+@there
+def test_what_goes_bad_there_is_named(device, backend):
     model, guide, x, y = small(device)
     with torch.no_grad():
         model.net[4].bias.fill_(float("nan"))
@@ -130,12 +160,28 @@ def test_what_goes_bad_there_is_named(device):
 
 @pytest.mark.skipif(GPU, reason="a GPU does not count")
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
-def test_a_step_waits_for_the_device_only_when_all_its_gradients_are_asked_for(device, backend, estimator):
+@there
+def test_a_step_waits_for_the_device_after_back_propagation_alone(device, backend, estimator):
+    model, guide, x, y = small(device)
+    elbo = KLScaledELBO(24)
+    for step in range(2):
+        backend.waits.clear()
+        with ESTIMATORS[estimator](), BatchAccuracy() as accuracy:
+            elbo.differentiable_loss(model, guide, x, y).backward()
+        # The prior's scale is looked at once.
+        assert step == 0 or backend.waits == []
+    assert elbo.terms.loss > 0 <= accuracy.correct
+    assert len(backend.waits) == 2
+
+
+@pytest.mark.skipif(GPU, reason="a GPU does not count")
+@there
+def test_a_step_waits_for_the_device_three_times(device, backend):
     waits = []
     for epochs in (1, 3):
         model, guide, x, y = small(device)
-        before = len(backend.waits)
-        fit(model, guide, x, y, **{**SETTINGS, "epochs": epochs}, estimator=estimator)
-        waits.append(len(backend.waits) - before)
+        backend.waits.clear()
+        fit(model, guide, x, y, **{**SETTINGS, "epochs": epochs})
+        waits.append(len(backend.waits))
     # The terms, the number of correct answers and the gradient's norm.
     assert (waits[1] - waits[0]) / (2 * 3) == 3

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
+from torch.nn import functional as F
 
-from ppl_bnn import Classifier, GaussianScaleMixture, MeanFieldNormal, bayesian, build, fit
+from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, bayesian, build, fit
 from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, parse_prior, render
 
 DIGITS = torch.zeros(2, 1, 28, 28)
@@ -258,6 +259,19 @@ def test_the_classifier_scales_the_likelihood_and_nothing_else():
     assert trace.nodes["fc1.weight"]["scale"] == 1
     with pytest.raises(ValueError, match="num_data"):
         Classifier(build("bnn-fc"), 0)
+
+
+def test_the_likelihood_of_layers_in_half_precision_keeps_its_digits():
+    net = build("bnn-fc", deterministic=True)
+    with torch.no_grad():
+        net.fc3.weight.mul_(50)
+    x, y = torch.rand(200, 1, 28, 28), torch.arange(200) % 10
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(x)
+        elbo = KLScaledELBO(200)
+        elbo.loss(Classifier(net, 200), lambda *_: None, x, y)
+    assert logits.dtype == torch.bfloat16
+    assert elbo.terms.nll == pytest.approx(F.cross_entropy(logits.double(), y).item(), rel=1e-6)
 
 
 def test_pyro_draws_from_the_model():

@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 
@@ -27,6 +28,8 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Inputs [B, ...] and labels [B] (or None) -> logits [B, C]."""
         logits = self.net(x)
+        # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
         with pyro.plate("data", self.num_data, subsample=x):
             pyro.sample("y", dist.Categorical(logits=logits), obs=y)
