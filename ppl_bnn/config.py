@@ -234,7 +234,7 @@ class Config:
     """All settings of a run.
 
     Args:
-        device: cpu, cuda or cuda:N (any device that torch has).
+        device: cpu, cuda or cuda:N; other devices that torch knows were not tried.
         threads: CPU threads torch uses (default: torch's own choice).
         channels_last: memory layout of images and convolutions; faster on most machines.
     """
