@@ -90,7 +90,6 @@ def test_flipout_signs_are_plus_minus_one_and_constant_over_space():
     assert {-1.0, 1.0} == set(noise.sign().flatten().tolist())
 
 
-# Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
 @pytest.mark.parametrize("convolution", [False, True], ids=["linear", "conv"])
 def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
     def noise(inputs, outputs_):
@@ -108,6 +107,7 @@ def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
     assert len({round(size, 9) for size in noise(2, 1).abs().flatten().tolist()}) == 2
 
 
+# Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
 @pytest.mark.parametrize(
     ("estimator", "layer", "x"),
     [("flipout", *LINEAR), ("flipout", *CONV), ("groups", *LINEAR), ("groups", *CONV), ("local", *LINEAR)],
