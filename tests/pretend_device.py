@@ -15,11 +15,12 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 aten = torch.ops.aten
 _COPIES = (aten.copy_.default, aten._to_copy.default)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
@@ -55,7 +56,7 @@ class Backend(ModuleType):
     """What torch asks of ``torch.pretend``.
 
     Attributes:
-        waits: the operations so far that brought numbers back, so that the program waited for them.
+        waits: the operations so far whose numbers, or whose result's shape, the program waited for.
     """
 
     def __init__(self) -> None:
@@ -167,15 +168,21 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
             _backend.generator.set_state(torch.get_rng_state())
     else:
         result = func(*arguments, **named)
-    written = {id(tensor.here): tensor for tensor in away}
-    if away and result is not None and not (there and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))):
+    if away and _waits(func, tensors, result, there):
         _backend.waits.append(str(func))
+    written = {id(tensor.here): tensor for tensor in away}
 
     def out(tensor: Tensor) -> Tensor:
         # What an operation writes into is what it returns.
         return written[id(tensor)] if id(tensor) in written else Away(tensor) if there else tensor
 
     return tree_map_only(Tensor, out, result)
+
+
+def _waits(func: Any, tensors: list[Tensor], result: object, there: bool) -> bool:
+    if torch.Tag.dynamic_output_shape in func.tags:
+        return func is not aten.index.Tensor or any(tensor.dtype == torch.bool for tensor in tensors[1:])
+    return result is not None and not (there and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)))
 
 
 def _check(func: Any, args: tuple, tensors: list[Tensor], away: list[Away]) -> None:
@@ -194,7 +201,7 @@ def _register() -> Backend:
     global _backend
     if _backend is None:
         _backend = Backend()
-        _setup_privateuseone_for_python_backend(NAME, _backend)
+        backend_registration._setup_privateuseone_for_python_backend(NAME, _backend)
         _libraries.extend((torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")))
         _libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         for name in _HALF:

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pyro
 import pytest
 import torch
-from pretend_device import NAME, pretend_device
+from pretend_device import AVAILABLE, NAME, pretend_device
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,6 +21,7 @@ from ppl_bnn.training import Diverged, Interrupted
 from ppl_bnn.training_log import BatchAccuracy
 
 GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(not (GPU or AVAILABLE), reason="needs a GPU, or a torch that can pretend")
 SETTINGS = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "progress": False}
 TESTS = {}
 
