@@ -15,6 +15,7 @@ from ppl_bnn import Classifier, Images, KLScaledELBO, MeanFieldNormal, build
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
 from ppl_bnn.optimizers import build_optimizer, descend
 from ppl_bnn.training_log import BatchAccuracy
+from report import Table, aligned, as_markdown
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -79,12 +80,7 @@ def with_error(pair: Tensor) -> str:
     return f"{float(pair[0]):.3f} ± {float(pair[1]):.3f}"
 
 
-def show(title: str, table: list[list[str]], options: argparse.Namespace) -> None:
+def show(title: str, table: Table, options: argparse.Namespace) -> None:
     """Print a table under its title, as text or markdown."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if options.markdown:
-        rule = ["---", *["---:"] * (len(widths) - 1)]
-        lines = [f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:])]
-    else:
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+    lines = as_markdown(table) if options.markdown else aligned(table)
     print("", title, "", *lines, "", sep="\n", flush=True)

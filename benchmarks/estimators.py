@@ -1,13 +1,9 @@
 """Which estimator learns most in a second: its gradient's variance, its step's seconds, and the ELBO it reaches."""
 
 import argparse
-import platform
 import random
-import re
 import statistics
-import sys
 from functools import partial
-from pathlib import Path
 
 import pyro
 import torch
@@ -21,6 +17,7 @@ from ppl_bnn.memory import keep_freed_memory
 from ppl_bnn.models import parse_prior
 from ppl_bnn.models.networks import NETWORKS
 from ppl_bnn.optimizers import NonFiniteGradient
+from report import cpu_name
 
 PARTS = ("variance", "time", "elbo")
 
@@ -163,10 +160,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _heading(options: argparse.Namespace, images: Images) -> str:
-    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    cpu = named[1] if (named := re.search(r"model name\s*:\s*(.+)", info)) else platform.machine()
     return (
-        f"torch {torch.__version__}, threads {options.threads}, batch {options.batch}, {cpu}, {images.title}, "
+        f"torch {torch.__version__}, threads {options.threads}, batch {options.batch}, {cpu_name()}, {images.title}, "
         f"{'channels_last' if options.channels_last else 'contiguous'}, {options.network}"
     )
 

@@ -4,9 +4,7 @@ import argparse
 import gc
 import math
 import os
-import platform
 import random
-import re
 import resource
 import statistics
 import sys
@@ -26,11 +24,11 @@ from contenders import CONTENDERS, Contender, package, why_absent
 from operations import operations
 from ppl_bnn import build
 from ppl_bnn.memory import keep_freed_memory
+from report import Table, aligned, as_markdown, cpu_name
 
 SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28)}
 # A contender whose framework is not torch is also compared to that framework's deterministic network.
 OWN_BASES = {"tfp": "tfp cnn"}
-Table = list[list[str]]
 
 _HELP = """
 A step is: gradients to zero, forward, loss, backward, update. In a round each contender runs one step, in an order
@@ -110,12 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name}: {why}", flush=True)
         runnable = [name for name in dict.fromkeys(names) if name not in absent]
         table = (memory if options.memory else seconds)(runnable, options)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    print(*aligned(table), sep="\n")
     if options.markdown:
-        rule = ["---", *["---:"] * (len(widths) - 1)]
-        print("", *(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]]), sep="\n")
+        print("", *as_markdown(table), sep="\n")
 
 
 def seconds(names: list[str], options: argparse.Namespace) -> Table:
@@ -216,8 +211,11 @@ def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
     contender = _contender(name, options)
     for _ in range(3):
         contender.step()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else backend.max_memory_allocated()
-    return used - before, contender.held()
+    if on_cpu:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    else:
+        peak = backend.max_memory_allocated(options.device)
+    return peak - before, contender.held()
 
 
 def _set_up(options: argparse.Namespace) -> None:
@@ -229,12 +227,10 @@ def _set_up(options: argparse.Namespace) -> None:
 
 
 def _heading(options: argparse.Namespace) -> str:
-    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    named = re.search(r"model name\s*:\s*(.+)", info)
     layout = "channels_last" if options.channels_last else "contiguous"
     return (
         f"{options.network}: torch {torch.__version__}, threads {options.threads}, batch {options.batch}, "
-        f"{named[1] if named else platform.machine()}, {options.device}, {options.precision}, {layout}, "
+        f"{cpu_name()}, {options.device}, {options.precision}, {layout}, "
         f"mallopt tuning {'off' if options.default_malloc else 'on'}"
     )
 

@@ -23,7 +23,7 @@ def normals(seed: int, count: int, like: Tensor) -> Tensor:
     Args:
         seed: in [0, 2^64).
     """
-    native = library(_SOURCE) if like.dtype == torch.float32 and like.device.type == "cpu" else None
+    native = library(_SOURCE) if like.dtype == torch.float32 and like.is_cpu else None
     if native is None:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.randn(count, generator=generator, dtype=like.dtype, device=like.device)

@@ -10,7 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pyro
 import pytest
 import torch
-import yaml
+from run_folders import written
 
 from ppl_bnn.data import Images, load
 from ppl_bnn.run import main
@@ -40,8 +40,6 @@ def mnist() -> tuple[Images, Images]:
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
     """A run of seconds on real MNIST: 600 training and 200 test digits."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
     config = {
         "data": {"dir": str(data_dir), "num_train": 600, "num_test": 200},
         "model": {"prior": "normal(0, 0.1)"},
@@ -49,8 +47,7 @@ def run_folder(tmp_path, data_dir):
         "predict": {"num_samples": 5},
         "pruning": {"num_samples": 3, "threshold": [0.5, 10.0], "fractions": [0.0, 0.5, 0.9]},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
+    return written(tmp_path / "tiny", config)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import yaml
 from pyro import poutine
+from run_folders import written
 from safetensors.torch import save_file
 from torch import nn
 
@@ -157,15 +157,12 @@ class _Harmful:
 @pytest.fixture
 def fc_run(tmp_path, data_dir):
     """The settings of a small evaluation of BNN-FC."""
-    folder = tmp_path / "theirs"
-    folder.mkdir()
     config = {
         "data": {"dir": str(data_dir), "num_train": 100, "num_test": 50},
         "predict": {"num_samples": 4},
         "pruning": {"num_samples": 3, "threshold": 1.0, "fractions": [0.0, 0.5]},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
+    return written(tmp_path / "theirs", config)
 
 
 def fc_arrays():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-import yaml
+from run_folders import written
 
 from ppl_bnn import checkpoint, inference_data, metrics, netcdf, run
 from ppl_bnn.jobs import _shard, main, vary
@@ -44,16 +44,13 @@ def test_shards_are_disjoint_and_complete(size):
 
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
-    folder = tmp_path / "tiny"
-    folder.mkdir()
     config = {
         "data": {"dir": str(data_dir), "num_train": 200, "num_test": 60},
         "train": {"epochs": 1, "optimizer": "adam", "estimator": "local"},
         "predict": {"num_samples": 4},
         "pruning": {"num_samples": 2, "threshold": [0.5, 1.0], "fractions": [0.0, 0.5]},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
+    return written(tmp_path / "tiny", config)
 
 
 def test_trainings_become_the_chains_of_one_file(run_folder):

@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import yaml
 from ranks import Ranks
+from run_folders import written
 
 from ppl_bnn import checkpoint
 from ppl_bnn.distributed.horovod_backend import import_horovod
@@ -22,14 +22,11 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
     """A run of seconds on real MNIST: 600 training digits, 6 steps an epoch on one rank."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
     config = {
         "data": {"dir": str(data_dir), "num_train": 600, "num_test": 200},
         "train": {"epochs": 2, "optimizer": "adam", "estimator": "local", "checkpoint_every": 1},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
+    return written(tmp_path / "tiny", config)
 
 
 def command_line(*arguments):
