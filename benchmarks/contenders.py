@@ -197,7 +197,7 @@ def tensorflow_probability(
 CONTENDERS: dict[str, Callable[..., Contender]] = {
     "hand": by_hand,
     "cnn": deterministic,
-    **{name: partial(ours, name=name) for name in ("plain", "groups", "flipout", "local", "ivon")},
+    **{name: partial(ours, name=name) for name in (*ESTIMATORS, "ivon")},
     "ivon-opt": ivon_opt,
     "bayesian-torch flipout": partial(bayesian_torch, kind="Flipout"),
     "bayesian-torch reparam": partial(bayesian_torch, kind="Reparameterization"),

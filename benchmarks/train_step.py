@@ -38,7 +38,8 @@ memory do not depend on them.
 contenders:
   cnn                            the deterministic network in plain torch, with Adam: the base
   hand                           bnn-fc only, and its base: the plain estimator's step written by hand in torch
-  plain, groups, flipout, local  our estimators with Adam, as ppl_bnn.fit runs a step
+  plain, flipout, flipout-bfloat16, groups, local
+                                 our estimators with Adam, as ppl_bnn.fit runs a step
   ivon                           the plain estimator with optimizer="ivon"
   ivon-opt                       the optimizer of the package ivon-opt on the deterministic network
   bayesian-torch flipout, bayesian-torch reparam

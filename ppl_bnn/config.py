@@ -79,7 +79,8 @@ class TrainConfig:
         lr_warmup: the learning rate rises in a line over this fraction of training.
         scale_lr_factor: the guide's scales learn at this times lr.
         clip_norm: clip the gradient's norm to this (default: no clipping).
-        estimator: plain, flipout, groups (sign-flipped groups) or local (local reparameterization).
+        estimator: plain, flipout, flipout-bfloat16 (its noise in half precision), groups (sign-flipped groups) or
+            local (local reparameterization).
         kl_weight: weight of the KL in the ELBO; 1 is the Bayesian posterior, below 1 a colder one.
         kl_schedule: constant, linear or cyclical rise of the KL weight.
         kl_ramp: the rise takes this fraction of training (linear) or of each cycle (cyclical).

@@ -89,7 +89,7 @@ def fit(
         lr_warmup: the learning rate rises in a line over this fraction of training.
         scale_lr_factor: the learning rate of the guide's scales is this times `lr` (not with ivon).
         clip_norm: clip the gradient's total norm to this.
-        estimator: ``plain``, ``flipout``, ``groups`` or ``local`` (`ppl_bnn.guides`).
+        estimator: ``plain``, ``flipout``, ``flipout-bfloat16``, ``groups`` or ``local`` (`ppl_bnn.guides`).
         kl_weight: a number, or a function of training progress in [0, 1] (`ppl_bnn.elbo.kl_schedule`).
         augment: ``none`` or ``crop_flip`` (`ppl_bnn.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.

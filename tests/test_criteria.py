@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, bayesian, fit, kl_by_site, prune
+from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.models import site_priors
 from ppl_bnn.pruning import finetune, scores
 from ppl_bnn.pruning.criteria import by_group
@@ -201,11 +202,9 @@ def test_the_estimated_kl_of_a_pruned_posterior_leaves_pruned_weights_out():
     assert abs(values.mean() - expected) < 4 * values.std() / 20 + 0.01
 
 
-@pytest.mark.parametrize("estimator", ["plain", "flipout", "groups", "local"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
 @pytest.mark.parametrize("prior", [None, dist.StudentT(1.0, 0.0, 0.1)])
 def test_gradients_reach_surviving_weights_only(estimator, prior):
-    from ppl_bnn.guides import ESTIMATORS
-
     model, guide, _ = small(prior)
     pruned = prune(guide, fraction=0.6).guide
     with ESTIMATORS[estimator]():

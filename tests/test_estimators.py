@@ -73,6 +73,7 @@ def test_flipout_decorrelates_examples_and_plain_does_not(layer, x):
 
     assert correlation("plain") == pytest.approx(1, abs=0.01)
     assert abs(correlation("flipout")) < 0.05
+    assert abs(correlation("flipout-bfloat16")) < 0.05
 
 
 def test_flipout_signs_are_plus_minus_one_and_constant_over_space():
@@ -107,11 +108,38 @@ def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
     assert len({round(size, 9) for size in noise(2, 1).abs().flatten().tolist()}) == 2
 
 
+@pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV, GROUPED], ids=["linear", "conv", "grouped-conv"])
+def test_flipout_with_noise_in_half_precision_is_flipout_to_a_hundredth_of_the_noise(layer, x):
+    net, guide = layer_and_guide(layer, x)
+    parameters = [*guide.parameters(), *net.parameters()]
+
+    def found(estimator):
+        # The same draws and the same signs for both.
+        torch.manual_seed(4)
+        with ESTIMATORS[estimator]():
+            trace = poutine.trace(guide).get_trace(x)
+            y = poutine.replay(net, trace=trace)(x)
+        assert y.dtype == torch.float64
+        return y, *torch.autograd.grad(F.softplus(y).sum(), parameters)
+
+    with torch.no_grad():
+        function = F.conv2d if x.dim() == 4 else F.linear
+        settings = (1, 1, 1, layer.groups) if x.dim() == 4 else ()
+        mean = function(x, guide.loc_scale("0.weight")[0], net[0]._parameters["bias"], *settings)
+    (exact, *gradients), (half, *half_gradients) = found("flipout"), found("flipout-bfloat16")
+    assert 0 < (half - exact).norm() < 0.01 * (exact - mean).norm()
+    for one, other in zip(gradients, half_gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=0.01 * float(one.norm()))
+
+
 # Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
 @pytest.mark.parametrize(
     ("estimator", "layer", "x"),
-    [("flipout", *LINEAR), ("flipout", *CONV), ("groups", *LINEAR), ("groups", *CONV), ("local", *LINEAR)],
-    ids=["flipout-linear", "flipout-conv", "groups-linear", "groups-conv", "local-linear"],
+    [
+        *(("flipout", *LINEAR), ("flipout", *CONV), ("flipout-bfloat16", *CONV)),
+        *(("groups", *LINEAR), ("groups", *CONV), ("local", *LINEAR)),
+    ],
+    ids=["flipout-linear", "flipout-conv", "flipout-bfloat16-conv", "groups-linear", "groups-conv", "local-linear"],
 )
 def test_gradients_have_the_plain_estimators_mean(estimator, layer, x):
     net, guide = layer_and_guide(layer, x)

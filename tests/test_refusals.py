@@ -31,7 +31,10 @@ from ppl_bnn import checkpoint
             ["model.name must be one of bnn-fc, bnn-conv, lenet, vgg16, resnet18; got 'alexnet'"],
         ),
         (["--data.name", "svhn"], ["data.name must be one of mnist"]),
-        (["--train.estimator", "magic"], ["train.estimator must be one of plain, flipout, groups, local"]),
+        (
+            ["--train.estimator", "magic"],
+            ["train.estimator must be one of plain, flipout, flipout-bfloat16, groups, local"],
+        ),
         (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
         (["--guide.init_loc", "xavier"], ["guide.init_loc must be a finite number or 'he'"]),
         (

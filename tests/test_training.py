@@ -10,10 +10,11 @@ from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
 from ppl_bnn import checkpoint, fit
+from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.training import Diverged, Interrupted
 
 
-@pytest.mark.parametrize("estimator", ["plain", "flipout", "groups", "local"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_it_learns(estimator, optimizer):
     model, guide = small(prior=dist.Normal(0.0, 3.0))

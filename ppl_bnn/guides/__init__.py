@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
 
 from ppl_bnn.guides.flipout import Flipout
 from ppl_bnn.guides.groups import GroupedFlips
@@ -12,6 +15,7 @@ from ppl_bnn.guides.mean_field import MeanFieldNormal
 ESTIMATORS: dict[str, Callable[[], AbstractContextManager]] = {
     "plain": nullcontext,
     "flipout": Flipout,
+    "flipout-bfloat16": partial(Flipout, torch.bfloat16),
     "groups": GroupedFlips,
     "local": LocalReparameterization,
 }

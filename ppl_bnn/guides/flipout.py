@@ -1,5 +1,7 @@
 """Flipout: a weight perturbation that is pseudo-independent between the examples of a batch (Wen et al. 2018)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,29 +21,41 @@ class Flipout(KnowsPosteriors):
     Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A site
     without a posterior from the guide (conditioned, or drawn from the prior) is left as a plain draw. A random bias is
     shared by the batch.
+
+    Args:
+        noise_dtype: of the second layer, that of the noise (default: x's). With torch.bfloat16 it takes half its time
+            where the hardware multiplies bfloat16; rounding is symmetric, so each y_n keeps its mean, and changes the
+            noise by less than a hundredth of itself.
     """
+
+    def __init__(self, noise_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.noise_dtype = noise_dtype
 
     def _pyro_bayes_linear(self, msg: dict) -> None:
         if msg["name"] in self.posterior:
-            x, weight, bias = msg["args"]
-            loc = self.posterior[msg["name"]].loc
-            sign_in, sign_out = signs(x), signs(x, x.shape[:-1] + weight.shape[:1])
-            noise = F.linear(x * sign_in, weight - loc)
-            msg["value"] = F.linear(x, loc, bias).addcmul_(noise, sign_out)
-            msg["done"] = True
+            x, weight, _ = msg["args"]
+            self._flip(msg, F.linear, x.shape, x.shape[:-1] + weight.shape[:1])
 
     def _pyro_bayes_conv2d(self, msg: dict) -> None:
         if msg["name"] in self.posterior:
-            x, weight, bias, *settings = msg["args"]
-            loc = self.posterior[msg["name"]].loc
-            sign_in, sign_out = signs(x, (*x.shape[:2], 1, 1)), signs(x, (len(x), len(weight), 1, 1))
-            noise = F.conv2d(x * sign_in, weight - loc, None, *settings)
-            msg["value"] = F.conv2d(x, loc, bias, *settings).addcmul_(noise, sign_out)
-            msg["done"] = True
+            x, weight, *_ = msg["args"]
+            self._flip(msg, F.conv2d, (*x.shape[:2], 1, 1), (len(x), len(weight), 1, 1))
+
+    def _flip(self, msg: dict, layer: Callable[..., Tensor], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        x, weight, bias, *settings = msg["args"]
+        loc = self.posterior[msg["name"]].loc
+        sign_in, sign_out = signs(x, inputs), signs(x, outputs)
+        flipped, noise_weight = x, weight - loc
+        if self.noise_dtype is not None:
+            flipped, sign_in, noise_weight = (part.to(self.noise_dtype) for part in (flipped, sign_in, noise_weight))
+        noise = layer(flipped * sign_in, noise_weight, None, *settings)
+        msg["value"] = layer(x, loc, bias, *settings).addcmul_(noise, sign_out)
+        msg["done"] = True
 
 
-def signs(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Independent -1 or +1, each with probability 1/2, of `like`'s shape (or `shape`), dtype and device."""
+def signs(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Independent -1 or +1, each with probability 1/2, of `shape` and of `like`'s dtype and device."""
     # Of normal numbers, which are faster to draw than torch's bits.
-    noise = standard_normal(torch.empty(like.shape if shape is None else shape, dtype=like.dtype, device=like.device))
+    noise = standard_normal(torch.empty(shape, dtype=like.dtype, device=like.device))
     return torch.ones_like(noise).copysign_(noise)
