@@ -5,6 +5,13 @@ Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`)
 (`to_inference_data`).
 """
 
+import os
+
+# GNU OpenMP, which `import torch` loads, reads this once. Its threads look 300,000 times for each other before they
+# sleep: on a core that other work wants too, that wait takes the time slice the awaited thread would need.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "3000"
+
 from ppl_bnn.data import Images, load
 from ppl_bnn.elbo import KLScaledELBO, kl_by_site, kl_schedule
 from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal

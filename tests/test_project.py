@@ -1,6 +1,7 @@
 """The project holds its own rules: imports run one way, and the README tells the truth."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -63,12 +64,23 @@ def test_nothing_imports_the_command_line_or_the_stages():
         assert path.name == "run.py" or "ppl_bnn.stages" not in found
 
 
-def test_importing_the_package_has_no_side_effects():
+def test_importing_the_package_has_no_side_effects_but_how_openmp_waits():
     code = (
         "import pyro, torch; seed = torch.get_rng_state(); import ppl_bnn; "
         "assert torch.equal(seed, torch.get_rng_state()); assert not list(pyro.get_param_store().keys())"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU OpenMP on Linux")
+@pytest.mark.parametrize(("given", "spins"), [({}, 3000), ({"OMP_WAIT_POLICY": "active"}, "[0-9]{5,}"),
+                                              ({"GOMP_SPINCOUNT": "70"}, 70)])  # fmt: skip
+def test_threads_wait_awake_for_a_short_time_unless_the_user_says_how(given, spins):
+    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**known, "OMP_DISPLAY_ENV": "verbose", **given}
+    # What OpenMP itself says it has read, when torch loads it.
+    found = subprocess.run([sys.executable, "-c", "import ppl_bnn"], env=environment, capture_output=True, text=True)
+    assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", found.stderr), found.stderr
 
 
 def readme_blocks(language):
