@@ -142,6 +142,9 @@ class PredictConfig:
         sampling: independent, antithetic (mirrored pairs) or sobol (quasi-random, with the method layerwise).
         tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
             (default: the same number of draws for all).
+        norm_images: each draw's batch norm has its own statistics, of the first so many training images, in place of
+            averages over training's draws: as many images more to predict, for the draws of shift and prune too; about
+            1000 (default: 0, the running averages).
         checkpoint: which saved step to use: last, or a name such as step-00006000.
         seed: of the draws.
         train_log_likelihood: write train_log_likelihood.nc too: each draw's log likelihood of every training example,
@@ -152,6 +155,7 @@ class PredictConfig:
     method: str = "auto"
     sampling: str = "independent"
     tolerance: float | None = None
+    norm_images: int = 0
     checkpoint: str = "last"
     seed: int = 0
     train_log_likelihood: bool = False

@@ -80,6 +80,15 @@ def check(config: Config) -> None:
         config.predict.method == "draws" or config.predict.tolerance is not None
     ):
         raise ValueError("predict.sampling sobol goes with predict.method layerwise and without predict.tolerance")
+    if config.predict.norm_images and (
+        config.predict.method not in ("auto", "draws") or config.predict.sampling == "sobol"
+    ):
+        raise ValueError(
+            "predict.norm_images goes with predict.method draws and independent or antithetic sampling, got "
+            f"method {config.predict.method} and sampling {config.predict.sampling}"
+        )
+    if config.predict.norm_images < 0 or config.predict.norm_images == 1:
+        raise ValueError(f"predict.norm_images must be 0 or at least 2, got {config.predict.norm_images}")
     if config.predict.tolerance is not None and not 0 < config.predict.tolerance < 1:
         raise ValueError(f"predict.tolerance must be above 0 and below 1, got {config.predict.tolerance}")
     if not config.pruning.thresholds() and not config.pruning.fractions:

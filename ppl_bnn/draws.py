@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.norm_statistics import own_statistics
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.fastest import choose_layers
 
@@ -40,6 +41,7 @@ def coherent(
     seed: int = 0,
     batch_size: int | None = None,
     network: PlainNetwork | None = None,
+    norm_inputs: Tensor | None = None,
 ) -> Blocks:
     """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
 
@@ -50,7 +52,10 @@ def coherent(
     Args:
         batch_size: examples a forward pass; unless given, 200 where there are convolutions, else 2000.
         network: ``plain(net)``, where it is there already.
+        norm_inputs: each draw has batch norm by its own statistics of these [K, ...] (`ppl_bnn.norm_statistics`).
     """
+    if norm_inputs is not None:
+        network = plain(net, fold=False)
     try:
         network = network or plain(net)
     except NotTraceable:
@@ -59,11 +64,14 @@ def coherent(
     with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
-    waiting = x.is_cpu and guide.is_pruned
+    waiting = x.is_cpu and guide.is_pruned and norm_inputs is None
+    normalize = None if norm_inputs is None else own_statistics(network.net, laid_out(network, norm_inputs))
 
     def logits(index: int, sign: float) -> Tensor:
         nonlocal run, seconds, fastest, waiting
         with_noise((site, sign * noise) for site, noise in guide.noise(index, seed=seed))
+        if normalize is not None:
+            normalize()
         started = time.perf_counter()
         found = run()
         took = time.perf_counter() - started

@@ -18,6 +18,7 @@ from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
+from ppl_bnn.norm_statistics import batch_norms
 
 
 class Experiment:
@@ -47,6 +48,8 @@ class Experiment:
             deterministic=config.model.deterministic,
             bayesian_bias=config.model.bayesian_bias,
         )
+        if config.predict.norm_images and not config.model.deterministic:
+            batch_norms(net)
         self.model = Classifier(net, len(self.train_images)).to(self.device)
         self.rows = layer_table(self.model.net, self.example()[0])
         self.guide = self._build_guide().to(self.device)
@@ -87,6 +90,11 @@ class Experiment:
     def train_tensors(self) -> tuple[Tensor, Tensor]:
         """The training inputs and labels on the run's device."""
         return self.tensors(self.train_images)
+
+    def norm_inputs(self) -> Tensor | None:
+        """The training inputs whose statistics each draw's batch norm is to have; None: the running averages."""
+        count = self.config.predict.norm_images
+        return self.tensors(self.train_images.first(count))[0] if count and self.guide.sites else None
 
     def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
         """Inputs and labels of any images on the run's device."""

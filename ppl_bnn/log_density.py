@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ def train_log_likelihood(
     num_samples: int = 400,
     seed: int = 0,
     batch_size: int | None = None,
+    norm_inputs: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainLogLikelihood:
@@ -50,6 +52,7 @@ def train_log_likelihood(
 
     Args:
         x, y: the training inputs [N, ...] and labels [N], without augmentation.
+        norm_inputs: as in `predict`.
 
     Raises:
         ValueError: S < 1, or a guide without sites, which has no densities.
@@ -65,7 +68,8 @@ def train_log_likelihood(
         site_priors(model, x[:1], y[:1]),
         {site: guide.distribution(site) for site in guide.sites},
     ]
-    draws = draw_logits(model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size)
+    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "norm_inputs": norm_inputs}
+    draws = draw_logits(model.net, guide, x, num_samples=num_samples, **how)
     for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
         log_likelihood[s] = -F.cross_entropy(logits.float(), y, reduction="none")
         draw = guide.draw(s, seed=seed)

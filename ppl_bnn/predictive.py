@@ -37,6 +37,7 @@ def predict(
     sampling: str = "independent",
     tolerance: float | None = None,
     batch_size: int | None = None,
+    norm_inputs: Tensor | None = None,
     keep: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -64,6 +65,8 @@ def predict(
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
             (`ppl_bnn.stopping`).
         batch_size: examples a forward pass.
+        norm_inputs: training inputs [K, ...], a thousand, say: each draw's batch norm has its own statistics of them
+            instead of the running averages (`ppl_bnn.norm_statistics`), for K examples more a draw. For `draws` alone.
         keep: positions [K] of the examples whose probabilities are kept for every draw; all of them unless given.
         communicator: ranks to share the draws out among, called by all of them alike; all get the result, but only
             rank 0 the kept probabilities.
@@ -72,10 +75,13 @@ def predict(
 
     Raises:
         ValueError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
-            fit, or a method that the network does not allow.
+            fit, a method that the network does not allow, or `norm_inputs` for one without batch norm.
         Interrupted: `should_stop` said so on some rank.
     """
     _check(x, y, num_samples, method, sampling, tolerance)
+    if norm_inputs is not None:
+        method = _whole_draws(guide, method, sampling)
+        check_finite(norm_inputs)
     ranks = communicator or Alone()
     network = traced(net)
     if method == "auto":
@@ -91,7 +97,7 @@ def predict(
             tally.leave_out(precise(tally.result(), tolerance))
         started = time.perf_counter()
         rest = x[tally.active.to(x.device)]
-        blocks = drawn_blocks(net, guide, rest, seed, method, sampling, batch_size, network)
+        blocks = drawn_blocks(net, guide, rest, seed, method, sampling, batch_size, network, norm_inputs)
         # Layers in front of the first random one are computed here: all of a deterministic network.
         tally.seconds += time.perf_counter() - started
         return blocks
@@ -159,9 +165,10 @@ def draw_logits(
     batch_size: int | None = None,
     method: str = "draws",
     sampling: str = "independent",
+    norm_inputs: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size)
+    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size, norm_inputs=norm_inputs)
     for first in range(0, num_samples, blocks.size):
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
@@ -175,11 +182,14 @@ def drawn_blocks(
     sampling: str,
     batch_size: int | None,
     network: PlainNetwork | None = None,
+    norm_inputs: Tensor | None = None,
 ) -> Blocks:
     """Blocks of draws by a method and a sampling; of no examples, empty ones."""
     if not len(x):
         return Blocks(1, lambda block, sign: x)
     how: dict[str, Any] = {"sobol": True} if sampling == "sobol" else {}
+    if norm_inputs is not None:
+        how["norm_inputs"] = norm_inputs
     blocks = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size, network=network, **how)
     return mirrored(blocks) if sampling == "antithetic" else blocks
 
@@ -221,6 +231,16 @@ def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, t
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     check_finite(x)
+
+
+def _whole_draws(guide: MeanFieldNormal, method: str, sampling: str) -> str:
+    """The method that has a draw of every layer, which batch norm's own statistics need."""
+    if not guide.sites:
+        raise ValueError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
+    if method not in ("auto", "draws") or sampling == "sobol":
+        asked = f"method {method}" if sampling != "sobol" else "sampling sobol"
+        raise ValueError(f"batch norm's own statistics are those of whole draws: method draws, not {asked}")
+    return "draws"
 
 
 def check_draws(num_samples: int, sampling: str) -> None:

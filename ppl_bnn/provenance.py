@@ -28,6 +28,8 @@ def inputs_of(
     if isinstance(settings, PredictConfig):
         # It has a file of its own.
         del inputs["settings"]["train_log_likelihood"]
+    else:
+        inputs["predict.norm_images"] = run.config.predict.norm_images
     if isinstance(settings, PruningConfig):
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.

@@ -55,6 +55,7 @@ def predict_shifted(
     outside: Mapping[str, Tensor],
     num_samples: int = 100,
     seed: int = 0,
+    norm_inputs: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Shifted], dict[str, Predictive]]:
@@ -65,6 +66,7 @@ def predict_shifted(
         severities: {kind of shift in `SHIFTS`: its severities}.
         outside: {name of a set: its images [M, channels, height, width]}. It has no labels among the classes; those in
             its predictive mean nothing.
+        norm_inputs: as in `predict`.
 
     Raises:
         ValueError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
@@ -82,7 +84,8 @@ def predict_shifted(
         # The single draws of so many sets would fill the memory.
         return predict(
             net, guide, images, labels,
-            num_samples=num_samples, seed=seed, keep=torch.arange(0), progress=progress, should_stop=should_stop,
+            num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=torch.arange(0), progress=progress,
+            should_stop=should_stop,
         )  # fmt: skip
 
     shifted = [Shifted("none", 0.0, predictive(x, y))]

@@ -140,8 +140,8 @@ def predict(run: Experiment) -> None:
         run.model.net, run.guide, x, y,
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
         method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
-        tolerance=settings.tolerance, progress=run.progress, should_stop=run.should_stop, communicator=ranks,
-        so_far=before, save=save,
+        tolerance=settings.tolerance, norm_inputs=run.norm_inputs(), progress=run.progress,
+        should_stop=run.should_stop, communicator=ranks, so_far=before, save=save,
     )  # fmt: skip
     if not ranks.is_main:
         return
@@ -189,7 +189,8 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
         return
     found = train_log_likelihood(
         run.model, run.guide, *run.train_tensors(),
-        num_samples=settings.num_samples, seed=settings.seed, progress=run.progress, should_stop=run.should_stop,
+        num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(), progress=run.progress,
+        should_stop=run.should_stop,
     )  # fmt: skip
     attrs = {"run": run.name, "inputs": inputs, "step": state.step, "kl_weight": run.config.train.kl_weight}
     netcdf.save(train_to_inference_data(found, run.train_images, attrs=attrs), path)
@@ -208,7 +209,7 @@ def shift(run: Experiment) -> None:
         run.model.net, run.guide, x, y,
         severities=settings.severities(), outside=_outside(run, x),
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
-        progress=run.progress, should_stop=run.should_stop,
+        norm_inputs=run.norm_inputs(), progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
     clean, temperature = shifted[0].predictive, None
     if settings.temperature_on:

@@ -40,10 +40,10 @@ class PlainNetwork:
         return self.net.get_parameter(site)
 
 
-def plain(net: nn.Module) -> PlainNetwork:
+def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     """Return a copy of a network, Bayesian or not, as plain torch layers, batch norm folded in (running statistics).
 
-    Weights of random sites are zero until they are set. `net` is not changed.
+    Weights of random sites are zero until they are set. `net` is not changed. Without `fold` batch norm is left.
 
     Raises:
         NotTraceable: torch.fx cannot write its forward pass down as a graph.
@@ -65,7 +65,7 @@ def plain(net: nn.Module) -> PlainNetwork:
         if path in leaves and isinstance(layer, BayesianConv2d | BayesianLinear)
         for name in layer._pyro_samples  # type: ignore[union-attr]
     }
-    folded = _fold_batch_norm(graph, leaves, random)
+    folded = _fold_batch_norm(graph, leaves, random) if fold else {}
     module = fx.GraphModule(leaves, graph, type(net).__name__)
     return PlainNetwork(module.eval().requires_grad_(False), folded)
 

@@ -42,6 +42,7 @@ def sweep(
     tuned: Callable[[Pruned], tuple[nn.Module, Pruned]] | None = None,
     num_samples: int = 200,
     seed: int = 0,
+    norm_inputs: Tensor | None = None,
     keep: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -54,7 +55,8 @@ def sweep(
         scope, criterion, structure, priors: as in `prune`.
         tuned: returns the network and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetune`).
-        keep: positions [K] of the examples whose single draws are kept (`ppl_bnn.predictive.predict`).
+        norm_inputs: training inputs whose statistics each draw's batch norm has (`ppl_bnn.predictive.predict`).
+        keep: positions [K] of the examples whose single draws are kept (likewise).
 
     Raises:
         ValueError: no level, or one out of range; before any prediction is made.
@@ -77,6 +79,7 @@ def sweep(
             num_samples=num_samples,
             seed=seed,
             method="draws",
+            norm_inputs=norm_inputs,
             keep=keep,
             progress=progress,
             should_stop=should_stop,

@@ -1,0 +1,43 @@
+"""Batch norm by a draw's own statistics: of training inputs under its weights, not averages over training's draws."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def own_statistics(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A function that sets `module`'s batch norm to the statistics of x [K, ...] under the weights it has when called.
+
+    In training, a batch is normalized by its own statistics: what a draw of the weights does to a layer's mean and
+    scale is gone in the next batch norm. The running averages are those over many draws, and leave it in. Each draw's
+    own statistics take it out again (Maddox et al. 2019, algorithm 1), for one forward pass of x a draw.
+
+    Raises:
+        ValueError: the module has no batch norm with running statistics, or x has fewer than 2 examples.
+    """
+    norms = batch_norms(module)
+    if len(x) < 2:
+        raise ValueError(f"batch norm's statistics need at least 2 examples, got {len(x)}")
+    for layer in norms:
+        # The running statistics become those of the last pass.
+        layer.momentum = 1.0
+
+    def measure() -> None:
+        for layer in norms:
+            layer.train()
+        with torch.inference_mode():
+            module(x)
+        for layer in norms:
+            layer.eval()
+
+    return measure
+
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    """The batch norm layers that have running statistics; ValueError where there is none."""
+    found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    found = [layer for layer in found if layer.track_running_stats]
+    if not found:
+        raise ValueError("the network has no batch norm with running statistics, so a draw has none of its own")
+    return found

@@ -1,0 +1,150 @@
+"""Batch norm by each draw's own statistics: the draws, what stays as it is, and what it is not for."""
+
+import copy
+import re
+
+import pytest
+import torch
+from refusals import assert_refused
+from run_folders import written
+from small_posteriors import Y, convolutional, dense
+from torch import nn
+
+from ppl_bnn import MeanFieldNormal, predict, prune
+from ppl_bnn.norm_statistics import own_statistics
+from ppl_bnn.predictive import draw_logits
+
+K = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(7)) * 2 + 1
+
+
+def by_hand(net, guide, x, num_samples, sign=1):
+    """Logits of the draws, batch norm written out."""
+    for index in range(num_samples):
+        draw = {site: loc + sign * (value - loc) for site, value, loc in _draws(guide, index)}
+        bias = [net[layer]._parameters["bias"] for layer in (0, 4, 6)]
+
+        def hidden(images, draw=draw, bias=bias):
+            return nn.functional.conv2d(images, draw["0.weight"], bias[0])
+
+        with torch.no_grad():
+            seen = hidden(K)
+            mean = seen.mean((0, 2, 3), keepdim=True)
+            variance = seen.var((0, 2, 3), keepdim=True)
+            norm = (hidden(x) - mean) / (variance + net[1].eps).sqrt()
+            h = norm * net[1].weight.view(1, -1, 1, 1) + net[1].bias.view(1, -1, 1, 1)
+            h = nn.functional.linear(h.relu().flatten(1), draw["4.weight"], bias[1]).relu()
+            yield nn.functional.linear(h, draw["6.weight"], bias[2])
+
+
+def _draws(guide, index):
+    return [(site, value, guide.loc_scale(site)[0].detach()) for site, value in guide.draw(index, seed=3).items()]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_each_draw_is_normalized_by_its_own_statistics(pruned):
+    net, guide, x = convolutional()
+    guide = prune(guide, fraction=0.5).guide if pruned else guide
+    state = copy.deepcopy(net.state_dict())
+    found = list(draw_logits(net, guide, x, num_samples=3, seed=3, batch_size=4, norm_inputs=K))
+    for logits, expected in zip(found, by_hand(net, guide, x, 3), strict=True):
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    # Not what the running averages give, and these are not touched.
+    for logits, other in zip(found, draw_logits(net, guide, x, num_samples=3, seed=3), strict=True):
+        assert (logits - other).abs().max() > 0.01
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_predict_has_the_same_draws_one_by_one_added_to_and_mirrored():
+    net, guide, x = convolutional()
+    how = {"seed": 3, "norm_inputs": K, "progress": False}
+    whole = predict(net, guide, x, Y[:6], num_samples=3, **how)
+    expected = torch.stack(list(by_hand(net, guide, x, 3))).softmax(-1)
+    torch.testing.assert_close(whole.probs, expected, rtol=1e-4, atol=1e-5)
+    assert whole.method == "draws"
+    first = predict(net, guide, x, Y[:6], num_samples=1, **how)
+    rest = predict(net, guide, x, Y[:6], num_samples=3, so_far=first, **how)
+    assert torch.equal(rest.probs, whole.probs)
+    pair = predict(net, guide, x, Y[:6], num_samples=2, sampling="antithetic", **how).probs
+    (mirrored,) = by_hand(net, guide, x, 1, sign=-1)
+    torch.testing.assert_close(pair, torch.stack((expected[0], mirrored.softmax(-1))), rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_that_a_draw_has_of_its_own_is_gone():
+    """Behind batch norm a layer's weights count up to a factor, which the running averages know nothing of."""
+    layer = nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4)).eval().requires_grad_(False)
+    x = torch.randn(50, 5)
+    measure = own_statistics(layer, x)
+    measure()
+    before = layer(x)
+    layer[0].weight.mul_(3.0)
+    assert (layer(x) - before).abs().max() > 1
+    measure()
+    torch.testing.assert_close(layer(x), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "layerwise"}, "method draws, not method layerwise"),
+        ({"method": "moments"}, "method draws, not method moments"),
+        ({"sampling": "sobol"}, "not sampling sobol"),
+        ({"norm_inputs": K[:1]}, "at least 2 examples, got 1"),
+        ({"norm_inputs": K * torch.nan}, "must be finite"),
+    ],
+    ids=["layerwise", "moments", "sobol", "one", "nan"],
+)
+def test_what_it_is_not_for_is_said(changes, message):
+    net, guide, x = convolutional()
+    with pytest.raises(ValueError, match=message):
+        predict(net, guide, x, Y[:6], **{"num_samples": 2, "progress": False, "norm_inputs": K, **changes})
+
+
+def test_a_network_without_batch_norm_or_draws_is_refused():
+    net, guide = dense()
+    x = torch.randn(6, 5)
+    with pytest.raises(ValueError, match="no batch norm"):
+        predict(net, guide, x, Y[:6], num_samples=2, norm_inputs=x, progress=False)
+    twin = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).eval()
+    with pytest.raises(ValueError, match="deterministic"):
+        predict(twin, MeanFieldNormal(twin, x), x, Y[:6], num_samples=1, norm_inputs=x, progress=False)
+
+
+def test_a_run_uses_it_in_every_stage_that_draws(call, tmp_path, data_dir):
+    config = {
+        "data": {"dir": str(data_dir), "num_train": 64, "num_test": 20},
+        "model": {"name": "resnet18", "prior": "normal(0, 0.316)"},
+        "guide": {"init_loc": "he", "init_scale": 0.01},
+        "train": {"epochs": 1, "batch_size": 32, "optimizer": "adam"},
+        "predict": {"num_samples": 2, "norm_images": 64, "train_log_likelihood": True},
+        "shift": {"num_samples": 2, "rotation": [15.0], "noise": [], "blur": [], "ood": []},
+        "pruning": {"num_samples": 2, "threshold": [], "fractions": [0.0]},
+    }
+    folder = written(tmp_path / "resnet", config)
+    stages = ("--stages", "train,predict,shift,prune")
+    code, own = call(*stages, run=folder)
+    assert code == 0
+    code, averages = call(*stages, "--predict.norm_images", "0", run=folder)
+    assert code == 0
+    for part in ("predictive.nc again, because settings.norm_images", "shift.nc again", "pruning.nc again"):
+        assert any(part in line for line in averages), averages
+    # Without a shift and with nothing pruned the three stages say the same.
+    found = [
+        re.findall(r"^(predict|shift|prune): .*nll (\d+\.\d+)", "\n".join(lines), re.M) for lines in (own, averages)
+    ]
+    assert [stage for stage, _ in found[0]] == ["predict", "shift", "shift", "prune"]
+    assert found[0][0][1] == found[0][1][1] == found[0][3][1]
+    # After two steps the running averages are not yet those of any network.
+    assert all(float(own[1]) < float(average[1]) for own, average in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--predict.norm_images", "100"], "the network has no batch norm"),
+        (["--predict.norm_images", "1"], "predict.norm_images must be 0 or at least 2, got 1"),
+        (["--predict.norm_images", "9", "--predict.method", "moments"], "goes with predict.method draws"),
+    ],
+)
+def test_the_command_line_refuses_before_any_training(call, run_folder, arguments, part):
+    assert_refused(call(*arguments), part)
+    assert not (run_folder / "out" / "checkpoints").exists()
