@@ -14,9 +14,8 @@ from multiprocessing import get_context
 import torch
 from tqdm import tqdm
 
-from ppl_bnn.memory import keep_freed_memory
 from report import Table, aligned, as_markdown, cpu_name
-from train_step import SHAPES
+from train_step import SHAPES, build_contender, set_up
 
 # How often a thread of GNU OpenMP looks for the others before it sleeps: its own setting, and ppl_bnn's.
 WAITS = {"OpenMP's own": "300000", "ppl_bnn's": "3000", "none": "0"}
@@ -63,13 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def step_seconds(network: str, threads: int, seconds: float) -> float:
     """The mean step in this process."""
-    from train_step import _contender
-
-    keep_freed_memory()
-    torch.set_num_threads(threads)
     settings = {"batch": 100 if network == "bnn-fc" else 128, "channels_last": network != "bnn-fc"}
     settings |= {"network": network, "device": torch.device("cpu"), "precision": "float32"}
-    step = _contender("groups", argparse.Namespace(**settings)).step
+    options = argparse.Namespace(**settings, threads=threads, default_malloc=False)
+    set_up(options)
+    step = build_contender("groups", options).step
     step()
     steps, started = 0, time.perf_counter()
     while steps < 3 or time.perf_counter() < started + seconds:

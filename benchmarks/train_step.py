@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
     if options.memory and sys.platform != "linux" and options.device.type == "cpu":
         parser.error("--memory reads /proc, which only Linux has")
-    _set_up(options)
+    set_up(options)
     print(_heading(options), flush=True)
     if options.operations:
         table = operations(options.network, SHAPES[options.network], options.batch)
@@ -119,7 +119,7 @@ def seconds(names: list[str], options: argparse.Namespace) -> Table:
     steps = {}
     for name in names:
         with _a_package_may_fail(name):
-            step = _contender(name, options).step
+            step = build_contender(name, options).step
             step()
             step()
             steps[name] = step
@@ -180,7 +180,8 @@ def _a_package_may_fail(name: str) -> Iterator[None]:
         tqdm.write(f"{name}: could not run: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
+def build_contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
+    """A contender by name, on random images, as the options say; `net` in place of the network they name."""
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device).contiguous(memory_format=layout)
     net = (net or build(options.network, deterministic=True)).to(options.device).to(memory_format=layout)
@@ -196,12 +197,12 @@ def _contender(name: str, options: argparse.Namespace, net: nn.Module | None = N
 
 
 def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
-    _set_up(options)
+    set_up(options)
     # What the libraries load at the first step of all, 100 MB and more, is no part of a network's memory.
     shape = SHAPES[options.network]
     convolution = [nn.Conv2d(3, 3, 3, padding="same")] if shape[0] == 3 else []
     tiny = nn.Sequential(*convolution, nn.Flatten(), nn.Linear(math.prod(shape), 10))
-    _contender(name, argparse.Namespace(**{**vars(options), "batch": 2}), tiny).step()
+    build_contender(name, argparse.Namespace(**{**vars(options), "batch": 2}), tiny).step()
     gc.collect()
     on_cpu, backend = options.device.type == "cpu", torch.get_device_module(options.device)
     if on_cpu:
@@ -209,7 +210,7 @@ def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
     else:
         before = backend.memory_allocated(options.device)
         backend.reset_peak_memory_stats(options.device)
-    contender = _contender(name, options)
+    contender = build_contender(name, options)
     for _ in range(3):
         contender.step()
     if on_cpu:
@@ -219,7 +220,8 @@ def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
     return peak - before, contender.held()
 
 
-def _set_up(options: argparse.Namespace) -> None:
+def set_up(options: argparse.Namespace) -> None:
+    """What a process does before it times or weighs anything."""
     if not options.default_malloc:
         keep_freed_memory()
     torch.set_num_threads(options.threads)

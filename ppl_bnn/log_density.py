@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +67,9 @@ def train_log_likelihood(
         site_priors(model, x[:1], y[:1]),
         {site: guide.distribution(site) for site in guide.sites},
     ]
-    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "norm_inputs": norm_inputs}
-    draws = draw_logits(model.net, guide, x, num_samples=num_samples, **how)
+    draws = draw_logits(
+        model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
+    )
     for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
         log_likelihood[s] = -F.cross_entropy(logits.float(), y, reduction="none")
         draw = guide.draw(s, seed=seed)

@@ -83,7 +83,8 @@ def predict(
         method = _whole_draws(guide, method, sampling)
         check_finite(norm_inputs)
     ranks = communicator or Alone()
-    network = traced(net)
+    # Batch norm that is to have each draw's own statistics is not folded, so that network is another one.
+    network = traced(net) if norm_inputs is None else None
     if method == "auto":
         method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
