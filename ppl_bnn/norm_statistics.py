@@ -39,5 +39,8 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
     found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     found = [layer for layer in found if layer.track_running_stats]
     if not found:
-        raise ValueError("the network has no batch norm with running statistics, so a draw has none of its own")
+        raise ValueError(
+            "the network has no batch norm with running statistics, so a draw has none of its own; "
+            "leave out norm_inputs (predict.norm_images)"
+        )
     return found
