@@ -4,6 +4,7 @@ import math
 import time
 import timeit
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import pyro
@@ -41,7 +42,6 @@ def coherent(
     seed: int = 0,
     batch_size: int | None = None,
     network: PlainNetwork | None = None,
-    norm_inputs: Tensor | None = None,
 ) -> Blocks:
     """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
 
@@ -51,11 +51,8 @@ def coherent(
 
     Args:
         batch_size: examples a forward pass; unless given, 200 where there are convolutions, else 2000.
-        network: ``plain(net)``, where it is there already.
-        norm_inputs: each draw has batch norm by its own statistics of these [K, ...] (`ppl_bnn.norm_statistics`).
+        network: ``plain(net)``, where it is there already, or ``normalized(net, norm_inputs)``.
     """
-    if norm_inputs is not None:
-        network = plain(net, fold=False)
     try:
         network = network or plain(net)
     except NotTraceable:
@@ -64,14 +61,13 @@ def coherent(
     with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
-    waiting = x.is_cpu and guide.is_pruned and norm_inputs is None
-    normalize = None if norm_inputs is None else own_statistics(network.net, laid_out(network, norm_inputs))
+    waiting = x.is_cpu and guide.is_pruned and network.normalize is None
 
     def logits(index: int, sign: float) -> Tensor:
         nonlocal run, seconds, fastest, waiting
         with_noise((site, sign * noise) for site, noise in guide.noise(index, seed=seed))
-        if normalize is not None:
-            normalize()
+        if network.normalize:
+            network.normalize(seed, index, sign)
         started = time.perf_counter()
         found = run()
         took = time.perf_counter() - started
@@ -83,6 +79,16 @@ def coherent(
         return found.unsqueeze(0)
 
     return Blocks(1, logits)
+
+
+def normalized(net: nn.Module, norm_inputs: Tensor) -> PlainNetwork:
+    """A plain network in which each draw has batch norm by its own statistics of `norm_inputs` [K, ...].
+
+    Raises:
+        ValueError: `net` has no fixed graph of layers, or no batch norm with running statistics; K < 2.
+    """
+    network = plain(net, fold=False)
+    return replace(network, normalize=own_statistics(network.net, laid_out(network, norm_inputs)))
 
 
 def passes(module: fx.GraphModule, guide: MeanFieldNormal, x: Tensor, limit: int) -> Callable[[], Tensor]:

@@ -19,6 +19,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
+from ppl_bnn.draws import normalized
 from ppl_bnn.experiment import opened
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides import MeanFieldNormal
@@ -46,6 +47,7 @@ def export(
     num_samples: int = 32,
     seed: int = 0,
     each_draw: bool = False,
+    norm_inputs: Tensor | None = None,
     opset: int = 20,
 ) -> None:
     """Write the predictive of `net` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
@@ -57,11 +59,13 @@ def export(
             `moment_predictive`.
         num_samples: S.
         each_draw: a second output, `draw_probs` [S, N, C].
+        norm_inputs: each draw's batch norm has its own statistics of these [K, ...], as in `predict`. For ``draws``.
         opset: ONNX operator set, at least 18.
 
     Raises:
-        ValueError: an unknown method, S below 1, an operator set that is too old or too new, a file that would be above
-            2 GiB, a layer that cannot be exported, or the extra packages missing.
+        ValueError: an unknown method, `norm_inputs` for moments or without batch norm, S below 1, an operator set that
+            is too old or too new, a file that would be above 2 GiB, a layer that cannot be exported, or the extra
+            packages missing.
         RuntimeError: onnxruntime's probabilities differ from torch's by more than 1e-5.
     """
     if method not in METHODS:
@@ -76,9 +80,11 @@ def export(
             f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
         )
     if method == "moments":
+        if norm_inputs is not None:
+            raise ValueError("batch norm's own statistics are those of draws: method draws, not moments")
         module: nn.Module = _Moments(moment_network(net, guide), x)
     else:
-        module = _Draws(net, guide, num_samples, seed, each_draw)
+        module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs)
     outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
     # Of a single example torch.export would make a file for single examples.
     module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
@@ -110,13 +116,16 @@ class _Moments(nn.Module):
 
 
 class _Draws(nn.Module):
-    """S copies of the plain network in one graph, each with its draw of the weights; all else is shared."""
+    """S copies of the plain network in one graph, each with its draw of the weights, and maybe its batch norm."""
 
-    def __init__(self, net: nn.Module, guide: MeanFieldNormal, num_samples: int, seed: int, each_draw: bool) -> None:
+    def __init__(
+        self, net: nn.Module, guide: MeanFieldNormal, num_samples: int, seed: int, each_draw: bool,
+        norm_inputs: Tensor | None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        network = plain(net)
+        network = plain(net) if norm_inputs is None else normalized(net, norm_inputs)
         self.net, self.each_draw = network.net, each_draw
         self.draws: list[dict[str, str]] = []
         size = 4 * num_samples * sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
@@ -127,10 +136,14 @@ class _Draws(nn.Module):
             )
         for index in range(num_samples):
             draw = guide.draw(index, seed=seed)
-            names = {}
-            for site, weight in draw.items():
-                names[site] = f"draw{index}_{site.replace('.', '_')}"
-                self.register_buffer(names[site], network.place(site, weight, torch.zeros_like(weight))[0])
+            own = {site: network.place(site, weight, torch.zeros_like(weight))[0] for site, weight in draw.items()}
+            if network.normalize:
+                network.net.load_state_dict(own, strict=False)
+                network.normalize(seed, index, 1.0)
+                own |= {name: value.clone() for name, value in network.net.named_buffers()}
+            names = {name: f"draw{index}_{name.replace('.', '_')}" for name in own}
+            for name, value in own.items():
+                self.register_buffer(names[name], value)
             self.draws.append(names)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -206,7 +219,8 @@ def _run(options: Namespace) -> None:
     export(
         path, run.model.net, guide, run.test_tensors()[0][:8],
         method=options.method, num_samples=options.draws if guide.sites else 1, seed=options.seed,
-        each_draw=options.each_draw, opset=options.opset,
+        each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
+        opset=options.opset,
     )  # fmt: skip
     what = f"{options.draws} draws" if options.method == "draws" else "moments"
     log.info("export: %s of step %d, %.1f MB, in %s", what, step, path.stat().st_size / 1e6, path)

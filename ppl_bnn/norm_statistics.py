@@ -1,13 +1,16 @@
 """Batch norm by a draw's own statistics: of training inputs under its weights, not averages over training's draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
 
 
-def own_statistics(module: nn.Module, x: Tensor) -> Callable[[], None]:
+def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
     """A function that sets `module`'s batch norm to the statistics of x [K, ...] under the weights it has when called.
+
+    Called again with the same arguments, whatever names the weights, it sets those of the first time without a look at
+    x. Batch norm in front of which nothing is random has those of x from the start.
 
     In training, a batch is normalized by its own statistics: what a draw of the weights does to a layer's mean and
     scale is gone in the next batch norm. The running averages are those over many draws, and leave it in. Each draw's
@@ -22,6 +25,8 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[[], None]:
     for layer in norms:
         # The running statistics become those of the last pass.
         layer.momentum = 1.0
+    statistics = [layer.get_buffer(name) for layer in norms for name in ("running_mean", "running_var")]
+    known: dict[tuple[Hashable, ...], list[Tensor]] = {}
 
     def measure() -> None:
         for layer in norms:
@@ -31,7 +36,15 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[[], None]:
         for layer in norms:
             layer.eval()
 
-    return measure
+    def normalize(*weights: Hashable) -> None:
+        if weights not in known:
+            measure()
+            known[weights] = [value.clone() for value in statistics]
+        for value, of_weights in zip(statistics, known[weights], strict=True):
+            value.copy_(of_weights)
+
+    measure()
+    return normalize
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
-from ppl_bnn.draws import Blocks, coherent
+from ppl_bnn.draws import Blocks, coherent, normalized
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.layerwise import fewer_numbers, layerwise
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
@@ -79,14 +80,8 @@ def predict(
         Interrupted: `should_stop` said so on some rank.
     """
     _check(x, y, num_samples, method, sampling, tolerance)
-    if norm_inputs is not None:
-        method = _whole_draws(guide, method, sampling)
-        check_finite(norm_inputs)
     ranks = communicator or Alone()
-    # Batch norm that is to have each draw's own statistics is not folded, so that network is another one.
-    network = traced(net) if norm_inputs is None else None
-    if method == "auto":
-        method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
+    network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     if method == "moments":
         return _without_draws(net, guide, x, y, kept)
@@ -98,7 +93,7 @@ def predict(
             tally.leave_out(precise(tally.result(), tolerance))
         started = time.perf_counter()
         rest = x[tally.active.to(x.device)]
-        blocks = drawn_blocks(net, guide, rest, seed, method, sampling, batch_size, network, norm_inputs)
+        blocks = drawn_blocks(net, guide, rest, seed, method, sampling, batch_size, network)
         # Layers in front of the first random one are computed here: all of a deterministic network.
         tally.seconds += time.perf_counter() - started
         return blocks
@@ -143,12 +138,20 @@ def mirrored(blocks: Blocks) -> Blocks:
     return Blocks(2 * blocks.size, pairs)
 
 
-def traced(net: nn.Module) -> PlainNetwork | None:
-    """``plain(net)``, or None where there is no such thing."""
-    try:
-        return plain(net)
-    except NotTraceable:
-        return None
+def prepared_network(
+    net: nn.Module, guide: MeanFieldNormal, x: Tensor, method: str, sampling: str, norm_inputs: Tensor | None
+) -> tuple[PlainNetwork | None, str]:
+    """The plain network that draws of such inputs take, None where there is none, and the method that `auto` is."""
+    if norm_inputs is not None:
+        method = _whole_draws(guide, method, sampling)
+        check_finite(norm_inputs)
+        return normalized(net, norm_inputs), method
+    network = None
+    with suppress(NotTraceable):
+        network = plain(net)
+    if method == "auto":
+        method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
+    return network, method
 
 
 def cheapest(network: PlainNetwork | None, guide: MeanFieldNormal, x: Tensor) -> str:
@@ -169,7 +172,8 @@ def draw_logits(
     norm_inputs: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size, norm_inputs=norm_inputs)
+    network = None if norm_inputs is None else normalized(net, norm_inputs)
+    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size, network)
     for first in range(0, num_samples, blocks.size):
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
@@ -183,14 +187,11 @@ def drawn_blocks(
     sampling: str,
     batch_size: int | None,
     network: PlainNetwork | None = None,
-    norm_inputs: Tensor | None = None,
 ) -> Blocks:
     """Blocks of draws by a method and a sampling; of no examples, empty ones."""
     if not len(x):
         return Blocks(1, lambda block, sign: x)
     how: dict[str, Any] = {"sobol": True} if sampling == "sobol" else {}
-    if norm_inputs is not None:
-        how["norm_inputs"] = norm_inputs
     blocks = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size, network=network, **how)
     return mirrored(blocks) if sampling == "antithetic" else blocks
 

@@ -11,7 +11,7 @@ from ppl_bnn import metrics
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.layerwise import Numbers, prepared
 from ppl_bnn.models.plain import PlainNetwork
-from ppl_bnn.predictive import cheapest, check_draws, check_finite, drawn_blocks, mirrored, traced
+from ppl_bnn.predictive import check_draws, check_finite, drawn_blocks, mirrored, prepared_network
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.layerwise import NotDense
 from ppl_bnn.pruning.layerwise import layerwise as compact_layerwise
@@ -28,6 +28,7 @@ def predictor(
     num_samples: int = 400,
     seed: int = 0,
     sampling: str = "independent",
+    norm_inputs: Tensor | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
 
@@ -39,14 +40,14 @@ def predictor(
     Args:
         net, guide: as `ppl_bnn.predict` takes them.
         x: a request like those to come, [N, ...]; how draws are made is chosen by it (`predict`'s method ``auto``).
-        num_samples, seed, sampling: as `ppl_bnn.predict` takes them.
+        num_samples, seed, sampling, norm_inputs: as `ppl_bnn.predict` takes them. The draws' own statistics of
+            `norm_inputs` are taken here, once.
 
     Raises:
         ValueError: settings that do not fit; values that are not finite, by the function too.
     """
     check_draws(num_samples, sampling)
-    network = traced(net)
-    method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
+    network, method = prepared_network(net, guide, x, "auto", sampling, norm_inputs)
     drawn = layerwise = None
     if network is not None and method == "layerwise" and sampling == "independent":
         drawn = _of_compact(network, guide, x, num_samples, seed)
@@ -82,6 +83,8 @@ def predictor(
             probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
         return probs / num_samples, entropy / num_samples
 
+    if norm_inputs is not None:
+        answer(x)
     return answer
 
 

@@ -64,6 +64,19 @@ def test_a_residual_block_with_batch_norm(tmp_path):
     torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
 
 
+def test_each_draw_by_its_own_statistics(posterior, tmp_path):
+    net, guide = posterior
+    own = {"num_samples": 3, "seed": 4, "norm_inputs": torch.rand(20, 2, 10, 10)}
+    export(tmp_path / "own.onnx", net, guide, X[:2], each_draw=True, **own)
+    _, each = run_file(tmp_path / "own.onnx", X)
+    expected = torch.stack(list(draw_logits(net, guide, X, **own))).softmax(-1)
+    averages = torch.stack(list(draw_logits(net, guide, X, num_samples=3, seed=4))).softmax(-1)
+    assert (expected - averages).abs().max() > 0.01
+    torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="method draws, not moments"):
+        export(tmp_path / "x.onnx", net, guide, X[:2], method="moments", norm_inputs=X)
+
+
 def test_the_moments_without_torch(posterior, tmp_path):
     net, guide = posterior
     export(tmp_path / "moments.onnx", net, guide, X[:2], method="moments", opset=18)

@@ -10,7 +10,7 @@ from torch import nn
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
 from ppl_bnn.layerwise import layerwise
 from ppl_bnn.models.plain import plain
-from ppl_bnn.predictive import cheapest, draw_logits, traced
+from ppl_bnn.predictive import cheapest, draw_logits, prepared_network
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_method_is_chosen_by_random_numbers():
     assert [cheapest(plain(net), guide, X[:count]) for count in (1, 5, 6)] == ["layerwise", "layerwise", "draws"]
     net = bayesian(Branches())
     guide = MeanFieldNormal(Classifier(net, 30), X[:1], Y[:1])
-    assert cheapest(traced(net), guide, X[:1]) == "draws"
+    assert prepared_network(net, guide, X[:1], "auto", "independent", None) == (None, "draws")
     with pytest.raises(ValueError, match=r"layerwise needs a traced network.*use the method draws"):
         predict(net, guide, X, Y, method="layerwise", progress=False)
     net = bayesian(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))

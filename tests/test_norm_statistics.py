@@ -7,10 +7,10 @@ import pytest
 import torch
 from refusals import assert_refused
 from run_folders import written
-from small_posteriors import Y, convolutional, dense
+from small_posteriors import Y, convolutional, dense, residual
 from torch import nn
 
-from ppl_bnn import MeanFieldNormal, predict, prune
+from ppl_bnn import MeanFieldNormal, predict, predictor, prune
 from ppl_bnn.norm_statistics import own_statistics
 from ppl_bnn.predictive import draw_logits
 
@@ -69,17 +69,45 @@ def test_predict_has_the_same_draws_one_by_one_added_to_and_mirrored():
     torch.testing.assert_close(pair, torch.stack((expected[0], mirrored.softmax(-1))), rtol=1e-4, atol=1e-5)
 
 
+def test_a_predictor_takes_the_statistics_once():
+    net, guide, x = convolutional()
+    answer = predictor(net, guide, x[:2], num_samples=4, seed=3, sampling="antithetic", norm_inputs=K)
+    how = {"seed": 3, "num_samples": 4, "sampling": "antithetic", "norm_inputs": K, "progress": False}
+    expected = predict(net, guide, x, Y[:6], **how)
+    with pytest.MonkeyPatch.context() as patch:
+        # Of what is measured from here on, no layer would hear.
+        patch.setattr(nn.BatchNorm2d, "train", lambda *_: pytest.fail("measured again"))
+        probs, entropy = answer(x)
+    torch.testing.assert_close(probs.double(), expected.mean_probs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_in_front_of_all_that_is_random_has_the_inputs_statistics():
+    net, guide, x = residual()
+    inputs = torch.randn(50, 5) * 3 + 2
+    (found,) = draw_logits(net, guide, x, num_samples=1, norm_inputs=inputs)
+    draw = guide.draw(0)
+    h = (x - inputs.mean(0)) / (inputs.var(0) + net.fixed.eps).sqrt()
+    first, last = (nn.functional.linear(h, draw["first.weight"], net.first.bias), draw["last.weight"])
+    expected = nn.functional.linear(first.relu() + h, last, net.last.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_scale_that_a_draw_has_of_its_own_is_gone():
     """Behind batch norm a layer's weights count up to a factor, which the running averages know nothing of."""
     layer = nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4)).eval().requires_grad_(False)
     x = torch.randn(50, 5)
-    measure = own_statistics(layer, x)
-    measure()
+    normalize = own_statistics(layer, x)
+    normalize("first")
     before = layer(x)
     layer[0].weight.mul_(3.0)
-    assert (layer(x) - before).abs().max() > 1
-    measure()
+    tripled = layer(x)
+    assert (tripled - before).abs().max() > 1
+    normalize("tripled")
     torch.testing.assert_close(layer(x), before, rtol=1e-3, atol=1e-3)
+    # What was measured once is remembered by its name.
+    normalize("first")
+    assert torch.equal(layer(x), tripled)
 
 
 @pytest.mark.parametrize(

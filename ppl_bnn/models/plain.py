@@ -1,6 +1,7 @@
 """A network without Pyro for prediction: torch's own layers only, batch norm folded into the layer before it."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,13 @@ class PlainNetwork:
             had (``get_submodule("conv1_1")``; in the graph's order under ``net.graph.nodes``).
         folded: for each random site with batch norm behind it, factor and shift [out, 1, ...]: the plain network's
             weight is weight * factor + shift. Other sites are taken as they are.
+        normalize: a function of a draw's (seed, index, sign) that sets batch norm to the draw's own statistics, once
+            its weights are in place (`ppl_bnn.norm_statistics`); None: batch norm is folded, or as it is.
     """
 
     net: fx.GraphModule
     folded: dict[str, tuple[Tensor, Tensor]]
+    normalize: Callable[[int, int, float], None] | None = None
 
     def place(self, site: str, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale of a random site's weights in the plain network, of the site's shape."""
