@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def save(
         groups = state["param_groups"]
         for index, entries in state["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = as_written(tensors)
     text = json.dumps(
         {"format": FORMAT, "step": step, "groups": groups, "meta": meta or {}, "priors": priors_of(model)}
     )
@@ -217,6 +218,17 @@ def read_verified(
     if crc32 != checksum(tensors, text):
         raise FileError(f"{name} is altered: its checksum differs; {advice}")
     return tensors, {**content, "crc32": crc32}
+
+
+def as_written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: dense, on the CPU, each in its own memory (a layer may have two names)."""
+    found, seen = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return found
 
 
 def checksum(tensors: dict[str, Tensor], text: str) -> int:

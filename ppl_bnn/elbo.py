@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.distributions import Categorical
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -152,10 +153,11 @@ class _Model(Messenger):
 
     def _pyro_post_sample(self, msg: dict) -> None:
         if msg["is_observed"] and not site_is_subsample(msg):
-            # `scale` is the plate's num_data / batch.
-            self.log_likelihood = self.log_likelihood + _log_likelihood(msg["fn"], msg["value"], msg["scale"])
+            self.log_likelihood = self.log_likelihood + _log_likelihood(msg)
         elif self.with_kl and msg["name"] in self.sites:
-            self.kl[msg["name"]] = _site_kl(self.sites[msg["name"]]["fn"], msg["fn"]).sum()
+            sampled = self.sites[msg["name"]]
+            kl = _site_kl(sampled["fn"], msg["fn"])
+            self.kl[msg["name"]] = scale_and_mask(kl, sampled["scale"], sampled["mask"]).sum()
 
 
 def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles: int = 4) -> Callable[[float], float]:
@@ -188,11 +190,14 @@ def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles:
     return weight
 
 
-def _log_likelihood(p: torch.distributions.Distribution, value: Tensor, scale: float | Tensor) -> Tensor:
-    if isinstance(p, Categorical) and p.logits.dim() == 2 and value.dim() == 1 and not isinstance(scale, Tensor):
+def _log_likelihood(site: dict) -> Tensor:
+    # `scale` is the plate's num_data / batch.
+    p, value, scale, mask = site["fn"], site["value"], site["scale"], site["mask"]
+    matrix = isinstance(p, Categorical) and p.logits.dim() == 2 and value.dim() == 1
+    if matrix and mask is None and not isinstance(scale, Tensor):
         # What log_prob gathers and the sum over the batch, in one operation.
         return F.nll_loss(p.logits, value, reduction="sum") * -scale
-    return (p.log_prob(value) * scale).sum()
+    return scale_and_mask(p.log_prob(value), scale, mask).sum()  # type: ignore[no-any-return]
 
 
 def _site_kl(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:

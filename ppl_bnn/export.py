@@ -216,13 +216,14 @@ def _run(options: Namespace) -> None:
     step = run.restored(options.checkpoint).step
     guide = prune(run.guide, fraction=options.fraction).guide if options.fraction else run.guide
     path = Path(options.file) if options.file else out / "predictive.onnx"
+    num_samples = options.draws if guide.sites else 1
     export(
         path, run.model.net, guide, run.test_tensors()[0][:8],
-        method=options.method, num_samples=options.draws if guide.sites else 1, seed=options.seed,
+        method=options.method, num_samples=num_samples, seed=options.seed,
         each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
         opset=options.opset,
     )  # fmt: skip
-    what = f"{options.draws} draws" if options.method == "draws" else "moments"
+    what = f"{num_samples} draw{'s' * (num_samples > 1)}" if options.method == "draws" else "moments"
     log.info("export: %s of step %d, %.1f MB, in %s", what, step, path.stat().st_size / 1e6, path)
 
 

@@ -187,7 +187,8 @@ def _normal(network: PlainNetwork, guide: MeanFieldNormal, path: str) -> _Normal
         random = site in guide.sites
         both += network.place(site, *guide.loc_scale(site)) if random else (values, torch.zeros_like(values))
     loc, scale, bias, bias_scale = both
-    return _Normal(loc, scale.square(), bias, bias_scale.square())
+    # Copies: the guide may be trained on.
+    return _Normal(loc.clone(), scale.square(), bias, bias_scale.square())
 
 
 def _start(

@@ -63,7 +63,7 @@ def moment_network(net: nn.Module, guide: MeanFieldNormal) -> fx.GraphModule:
             node.replace_all_uses_with(certain, delete_user_cb=lambda user, new=certain: user is not new)
         elif node.op == "call_module":
             steps[node.target] = _step(module.get_submodule(node.target), node.target, network, guide)
-        elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
+        elif _is_sum_of_two(node):
             node.target = _add
         elif node.op in ("call_function", "call_method"):
             target = f"function_{node.name}"
@@ -96,9 +96,10 @@ def larger(mean: Tensor, variance: Tensor, other_mean: Tensor | float, other: Te
     """Mean and variance of the larger of two independent Normals (Clark 1961), exact where both variances are 0."""
     total = variance + other
     width, gap = total.sqrt(), mean - other_mean
-    # Beyond 7 widths the tail is below float32's rounding. Clamped, nothing is inf * 0 where the width is 0, and
-    # nothing becomes a denormal number, which takes the processor many times as long.
-    at = (gap / width.clamp_min(torch.finfo(mean.dtype).tiny ** 0.5)).clamp(-7, 7)
+    # Beyond 7 widths (in float64 10) the tail is below the rounding of 1. Clamped, nothing is inf * 0 where the width
+    # is 0, and nothing becomes a denormal number, which takes the processor many times as long.
+    widths = 10 if mean.dtype == torch.float64 else 7
+    at = (gap / width.clamp_min(torch.finfo(mean.dtype).tiny ** 0.5)).clamp(-widths, widths)
     square = at * at
     density = torch.exp(-0.5 * square) * (1 / math.sqrt(2 * math.pi))
     first = 0.5 + 0.5 * torch.erf(at * math.sqrt(0.5))
@@ -244,6 +245,11 @@ def _pool_before_relu(module: fx.GraphModule) -> None:
             node.replace_input_with(relu, relu.args[0])
             relu.replace_input_with(relu.args[0], node)
             node.append(relu)
+
+
+def _is_sum_of_two(node: fx.Node) -> bool:
+    added = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
+    return added and not node.kwargs and all(isinstance(term, fx.Node) for term in node.args)
 
 
 def _is(module: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:

@@ -75,14 +75,12 @@ def descend(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) ->
         NonFiniteGradient: one of them is NaN or infinite. Nothing was updated, and they are still in place.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if clip_norm is None:
-        norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = torch.stack(norms).sum()
-    else:
-        norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
     if not math.isfinite(norm):
         raise NonFiniteGradient
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step()
     for parameter in parameters:
         parameter.grad = None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.draws import Blocks, coherent, normalized
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.layerwise import fewer_numbers, layerwise
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
 from ppl_bnn.moments import moment_predictive
@@ -82,6 +82,8 @@ def predict(
     _check(x, y, num_samples, method, sampling, tolerance)
     ranks = communicator or Alone()
     network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
+    if so_far is not None and len(so_far.log_likelihood) > num_samples:
+        raise ValueError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     if method == "moments":
         return _without_draws(net, guide, x, y, kept)
@@ -93,7 +95,11 @@ def predict(
             tally.leave_out(precise(tally.result(), tolerance))
         started = time.perf_counter()
         rest = x[tally.active.to(x.device)]
-        blocks = drawn_blocks(net, guide, rest, seed, method, sampling, batch_size, network)
+        own_seed = seed
+        if method == "layerwise" and len(rest) < len(x):
+            # Blocks are of another size now, and their numbers start anew: with the same seed some would come again.
+            own_seed = draw_seed(seed, len(rest))
+        blocks = drawn_blocks(net, guide, rest, own_seed, method, sampling, batch_size, network)
         # Layers in front of the first random one are computed here: all of a deterministic network.
         tally.seconds += time.perf_counter() - started
         return blocks
@@ -142,6 +148,8 @@ def prepared_network(
     net: nn.Module, guide: MeanFieldNormal, x: Tensor, method: str, sampling: str, norm_inputs: Tensor | None
 ) -> tuple[PlainNetwork | None, str]:
     """The plain network that draws of such inputs take, None where there is none, and the method that `auto` is."""
+    if sampling == "sobol" and method == "draws":
+        raise ValueError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
     if norm_inputs is not None:
         method = _whole_draws(guide, method, sampling)
         check_finite(norm_inputs)
@@ -172,7 +180,7 @@ def draw_logits(
     norm_inputs: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    network = None if norm_inputs is None else normalized(net, norm_inputs)
+    network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
     blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size, network)
     for first in range(0, num_samples, blocks.size):
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
@@ -221,8 +229,6 @@ def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, t
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_draws(num_samples, sampling)
-    if sampling == "sobol" and method == "draws":
-        raise ValueError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
     if tolerance is not None and sampling == "sobol":

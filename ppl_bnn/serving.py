@@ -1,5 +1,7 @@
 """Answers to many small requests: the network is prepared once, and each request pays for its draws alone."""
 
+import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -34,8 +36,8 @@ def predictor(
 
     `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
     `ppl_bnn.predict` gives with the same settings; of a pruned posterior of dense layers alone, other draws of the same
-    distribution, those of its compact network in the form that is fastest for `x`. It holds the posterior as it was
-    when it was made.
+    distribution, those of its compact network in the form that is fastest for `x`. It holds the network and posterior
+    as they were when it was made, and answers one request at a time, whichever threads they come from.
 
     Args:
         net, guide: as `ppl_bnn.predict` takes them.
@@ -47,6 +49,7 @@ def predictor(
         ValueError: settings that do not fit; values that are not finite, by the function too.
     """
     check_draws(num_samples, sampling)
+    net, guide = copy.deepcopy((net, guide))
     network, method = prepared_network(net, guide, x, "auto", sampling, norm_inputs)
     drawn = layerwise = None
     if network is not None and method == "layerwise" and sampling == "independent":
@@ -54,6 +57,7 @@ def predictor(
     if method == "layerwise" and drawn is None:
         layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol")
     known: dict[int, Numbers] = {}
+    one_at_a_time = threading.Lock()
 
     def logits(x: Tensor) -> Iterator[Tensor]:
         def kept(numbers: Callable[[], Numbers]) -> Numbers:
@@ -76,11 +80,15 @@ def predictor(
             yield blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(x):
+            raise ValueError("a request needs at least 1 example")
         check_finite(x)
         probs, entropy = torch.zeros(()), torch.zeros(())
-        for some in logits(x):
-            some = some.softmax(-1)
-            probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
+        # A draw's weights are written into the network.
+        with one_at_a_time:
+            for some in logits(x):
+                some = some.softmax(-1)
+                probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
         return probs / num_samples, entropy / num_samples
 
     if norm_inputs is not None:

@@ -15,23 +15,17 @@ from ppl_bnn.guides.mean_field import draw_seed
 _BITS = SobolEngine.MAXBIT
 
 
-def sobol_normals(dimensions: int, *, seed: int, what: str = "numbers") -> Callable[[int, int], Tensor]:
-    """A function (first, count) -> points first to first + count - 1 of one scrambled sequence, [count, dimensions].
-
-    Raises:
-        ValueError: more dimensions than torch has directions for; the message calls them `what`.
-    """
-    points = _points(dimensions, seed, what)
-    return lambda first, count: _normal(points(first, count))
-
-
 def sobol_normals_by_image(
     shared: int, own: int, images: int, *, seed: int, what: str = "numbers"
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """The same, of `shared` dimensions [count, shared] and of `own` ones for each image, [count, images, own].
+    """A function (first, count) -> points first to first + count - 1 of one scrambled sequence.
 
+    They have `shared` dimensions, [count, shared], and `own` ones for each image, [count, images, own].
     Every image gets a digital shift of its own (random bits added without carry to all its points), so that for
     each the points are a randomized Sobol sequence like any other's, and images differ as if drawn apart.
+
+    Raises:
+        ValueError: more dimensions than torch has directions for; the message calls them `what`.
     """
     points = _points(shared + own, seed, what)
     generator = torch.Generator().manual_seed(draw_seed(seed, 1))

@@ -79,7 +79,7 @@ def fit(
     Args:
         model: a Pyro model called as model(x, y), such as `Classifier`; a deterministic network in it is trained by
             maximum likelihood (its guide then has no sites).
-        guide: a `MeanFieldNormal` of that model, or any guide that is an ``nn.Module``.
+        guide: a `MeanFieldNormal` of that model, or another mean-field guide that is an ``nn.Module``.
         x, y: training inputs [N, ...] and labels [N]; N is the ELBO's num_data.
         batch_size: examples a step, on each rank.
         lr: learning rate; ivon's is on SGD's scale, about 0.1.
@@ -138,6 +138,8 @@ def fit(
         raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
     weights = [weight_at(k / 97) for k in range(0, 97, 6)]
+    if bad := [weight for weight in weights if not 0 < weight < math.inf]:
+        raise ValueError(f"kl_weight must be positive and finite, got {bad[0]}")
     if optimizer == "ivon" and len(set(weights)) > 1:
         raise ValueError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     decisive = {name: settings[name] for name in DECISIVE}
@@ -175,6 +177,7 @@ def fit(
 
     # The scopes keep the caller's parameter store, random state and validation setting as they were.
     with ExitStack() as scopes:
+        scopes.callback(model.eval)
         scopes.enter_context(pyro.get_param_store().scope())
         scopes.enter_context(torch.random.fork_rng([] if x.is_cpu else [x.device], device_type=x.device.type))
         scopes.enter_context(pyro.validation_enabled(False))
@@ -191,6 +194,8 @@ def fit(
         if state is None:
             write_checkpoint()
         begun = step
+        # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
+        torch_optimizer.zero_grad()
         order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
         buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
         scopes.enter_context(buckets)
@@ -258,7 +263,6 @@ def fit(
                 log.info("epoch %d of %d: %s", epoch + 1, epochs, str(records))
             if agreed.stop and epoch + 1 < epochs:
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
-        model.eval()
     if ranks.size > 1 and ranks.is_main and step > begun:
         sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
         each, megabytes = (sum(n) / (step - begun) for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))

@@ -27,10 +27,10 @@ FIRST_INDEX = 70_000
 # (rows down, columns to the right) of k1 mod 9.
 SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))
 
-_FIELD_SIGMA = 4.0  # pixels
+_FIELD_WIDTH = 4.0  # pixels
 _FIELD_RMS = 1.0  # pixels
 _FIELD_SEED = 2007
-_TANGENT_SIGMA = 1.0  # pixels
+_TANGENT_WIDTH = 1.0  # pixels
 
 
 def transformed_digits(
@@ -104,7 +104,7 @@ def displacement_fields() -> NDArray[np.float64]:
 
     Multiples of 1/256 below 8: 11 bits.
     """
-    taps = _gaussian(_FIELD_SIGMA)
+    taps = _gaussian(_FIELD_WIDTH)
     side = SIDE + len(taps) - 1
     shape = (NUM_FIELDS, side, side)
     # The bit generator's own stream is the one that numpy promises not to change; each word is 8 numbers.
@@ -122,7 +122,7 @@ def tangent_images(base: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArra
     Gaussian derivative filters: along one axis the derivative of a Gaussian, along the other the Gaussian itself;
     outside the image all is 0. Multiples of 2^-24 below 2^8: 32 bits.
     """
-    taps = _gaussian(_TANGENT_SIGMA)
+    taps = _gaussian(_TANGENT_WIDTH)
     radius = len(taps) // 2
     distance = np.arange(-radius, radius + 1)
     # As correlated with the image; scaled so that a ramp of slope 1 has slope 1.
@@ -151,10 +151,10 @@ def _shift(images: NDArray[np.uint8], shift: NDArray[np.int64]) -> NDArray[np.ui
     return shifted
 
 
-def _gaussian(sigma: float) -> NDArray[np.float64]:
-    """Taps of a Gaussian out to 3 sigma, summing to about 1."""
-    radius = int(3 * sigma)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+def _gaussian(width: float) -> NDArray[np.float64]:
+    """Taps of a Gaussian, out to 3 of its standard deviations `width`, summing to about 1."""
+    radius = int(3 * width)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
     return _rounded(taps / taps.sum())
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_training import X, Y, assert_same_state, settings, small, state, timeless
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, checkpoint, fit
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, checkpoint, fit, prune
 from ppl_bnn.files import FileError
 from ppl_bnn.training import Interrupted
 
@@ -234,3 +234,31 @@ def test_the_names_of_bnn_fc_survive_a_checkpoint(tmp_path):
     fit(model, guide, x, y, epochs=1, folder=tmp_path, progress=False)
     names = checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).tensors
     assert {"guide.loc.fc1.weight", "guide.unconstrained_scale.fc3.weight", "model.net.fc2.bias"} <= names.keys()
+
+
+def test_a_layer_with_two_names_is_saved_and_goes_on(tmp_path):
+    def shared():
+        model, guide = small(deterministic=True)
+        model.net.add_module("again", model.net[2])
+        model.net.forward = lambda x: model.net[2](torch.relu(model.net[0](x)))
+        return model, guide
+
+    model, guide = shared()
+    fit(model, guide, X, Y, **settings(), folder=tmp_path)
+    other, guide = shared()
+    checkpoint.restore(checkpoint.load(checkpoint.find(tmp_path / "checkpoints")), model=other, guide=guide)
+    assert_same_state(state(model, guide), state(other, guide))
+    assert other.net.again is other.net[2]
+
+
+def test_a_pruned_guides_masks_are_in_its_checkpoints(tmp_path):
+    model, guide = small()
+    guide = prune(guide, fraction=0.5).guide
+    fit(model, guide, X, Y, **settings(), folder=tmp_path)
+    other, unpruned = small(seed=5)
+    saved = checkpoint.load(checkpoint.find(tmp_path / "checkpoints"))
+    with pytest.raises(FileError, match=r"guide tensor 'keep.0.weight' is \[8, 6\] there and absent here"):
+        checkpoint.restore(saved, model=other, guide=unpruned)
+    pruned = prune(unpruned, fraction=0.5).guide
+    checkpoint.restore(saved, model=other, guide=pruned)
+    assert_same_state(dict(enumerate(guide.loc_scale("0.weight"))), dict(enumerate(pruned.loc_scale("0.weight"))))

@@ -14,7 +14,7 @@ from pretend_device import AVAILABLE, NAME, pretend_device
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict, prune
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.run import main
 from ppl_bnn.training import Diverged, Interrupted
@@ -119,14 +119,16 @@ def test_a_deterministic_training_has_the_numbers_of_the_cpu(device, backend):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("is_pruned", [False, True])
 @pytest.mark.parametrize("method", ["draws", "layerwise", "moments"])
 @there
-def test_a_prediction_is_the_cpus(device, backend, method):
+def test_a_prediction_is_the_cpus(device, backend, method, is_pruned):
     model, guide, x, y = small(torch.device("cpu"))
     fit(model, guide, x, y, **SETTINGS)
+    pruned = prune(guide, fraction=0.3).guide if is_pruned else guide
     found = []
     for place in (torch.device("cpu"), device):
-        parts = [copy.deepcopy(part).to(place) for part in (model, guide)]
+        parts = [copy.deepcopy(part).to(place) for part in (model, pruned)]
         settings = {"num_samples": 1 if method == "moments" else 300, "method": method, "progress": False}
         found.append(predict(parts[0].net, parts[1], x.to(place), y.to(place), **settings).mean_probs)
     # Its random numbers are its own.

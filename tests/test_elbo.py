@@ -1,11 +1,13 @@
 """The objective: its KL against closed form and Monte Carlo, its scaling, and a posterior known exactly."""
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import Adam
 
@@ -91,6 +93,30 @@ def test_at_weight_one_it_is_pyros_elbo_per_datum():
     ours = KLScaledELBO(200).loss(model, guide, x, y)
     torch.manual_seed(5)
     assert ours == pytest.approx(TraceMeanField_ELBO().loss(model, guide, x, y) / 200, rel=1e-5)
+
+
+@pytest.mark.parametrize("where", ["likelihood", "everything"])
+@pytest.mark.parametrize("handler", [{"scale": 0.1}, {"mask": torch.tensor(False)}], ids=["scale", "mask"])
+def test_scales_and_masks_count_as_in_pyros_elbo(handler, where):
+    x, y = torch.rand(20, 5), torch.randint(0, 3, (20,))
+
+    def weighted(function=None):
+        if "scale" in handler:
+            return poutine.scale(function, **handler)
+        return poutine.mask(function, **handler)
+
+    def model(x, y):
+        logits = x @ pyro.sample("w", dist.Normal(0.0, 0.2).expand([5, 3]).to_event(2))
+        with pyro.plate("data", 20), weighted() if where == "likelihood" else nullcontext():
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    guide = MeanFieldNormal(model, x, y)
+    pair = (model, guide) if where == "likelihood" else (weighted(model), weighted(guide))
+    found = []
+    for elbo, num_data in ((KLScaledELBO(20), 1), (TraceMeanField_ELBO(), 20)):
+        torch.manual_seed(5)
+        found.append(elbo.loss(*pair, x, y) / num_data)
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 10, 20])

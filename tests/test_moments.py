@@ -161,18 +161,34 @@ def test_a_layer_it_cannot_do_is_refused_by_name(layer, named):
         moment_network(net, guide)
 
 
-def test_an_operation_it_cannot_do_is_refused_by_name():
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (lambda one, other: one * other, "mul"),
+        (lambda one, other: one + 1.0, "add"),
+        (lambda one, other: torch.add(one, other, alpha=2), "add"),
+    ],
+)
+def test_an_operation_it_cannot_do_is_refused_by_name(operation, name):
     class Product(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear = nn.Linear(3, 3)
 
         def forward(self, x):
-            return self.linear(x) * self.linear(x)
+            return operation(self.linear(x), self.linear(x))
 
     net, guide = guided(Product(), torch.rand(1, 3))
-    with pytest.raises(ValueError, match="'mul'"):
+    with pytest.raises(ValueError, match=f"'{name}'"):
         moment_network(net, guide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_has_no_part_in_the_larger(dtype):
+    one = torch.ones(1, dtype=dtype)
+    mean, variance = larger(-1e30 * one, 0 * one, 0.3 * one, one)
+    torch.testing.assert_close(mean, 0.3 * one, rtol=0, atol=1e-6)
+    torch.testing.assert_close(variance, one)
 
 
 @pytest.mark.parametrize(("count", "distance"), [(32, 0.03), (1024, 0.005)])

@@ -176,3 +176,10 @@ def test_a_run_uses_it_in_every_stage_that_draws(call, tmp_path, data_dir):
 def test_the_command_line_refuses_before_any_training(call, run_folder, arguments, part):
     assert_refused(call(*arguments), part)
     assert not (run_folder / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("how", [{"method": "layerwise"}, {"sampling": "sobol"}])
+def test_single_logits_refuse_it_as_predict_does(how):
+    net, guide, x = convolutional()
+    with pytest.raises(ValueError, match=r"statistics are those of whole draws|sobol is for the method layerwise"):
+        next(draw_logits(net, guide, x, num_samples=2, norm_inputs=K, **how))

@@ -100,3 +100,31 @@ def test_a_forward_pass_that_depends_on_values_is_refused():
 
     with pytest.raises(NotTraceable, match="Branches has no fixed graph"):
         plain(bayesian(Branches()))
+
+
+def test_the_graph_is_that_of_evaluation_whatever_the_mode():
+    class Dropout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.linear(x), 0.5, self.training)
+
+    net = Dropout().train()
+    x = torch.rand(5, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(net).net(x), net.linear(x))
+    assert net.training
+
+
+def test_batch_norm_over_points_is_not_taken_for_one_over_features():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(5)).eval()
+    net[1].running_mean.add_(0.3)
+    x = torch.rand(2, 5, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(net).net(x), net(x))
+    # With as many points as features only the input tells.
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    with pytest.raises(ValueError, match=r"sees \[2, 4, 3\], of which BatchNorm1d has dimension 1"):
+        plain(net).net(x[:, :4])

@@ -110,6 +110,14 @@ def test_refusals(changes, message):
         predict(net, guide, arguments.pop("x"), arguments.pop("y"), **arguments)
 
 
+def test_fewer_draws_than_there_are_is_refused():
+    net, guide = small()
+    settings = {"method": "draws", "progress": False}
+    before = predict(net, guide, X, Y, num_samples=3, **settings)
+    with pytest.raises(ValueError, match="num_samples is 2, and so_far has 3 draws already"):
+        predict(net, guide, X, Y, num_samples=2, so_far=before, **settings)
+
+
 def test_it_stops_when_asked():
     net, guide = small()
     with pytest.raises(Interrupted, match="after draw 1 of 5"):

@@ -60,6 +60,20 @@ def test_the_sequential_stop_keeps_its_bound(sampling):
     assert draws.double().mean() < 1600
 
 
+def test_draws_after_a_look_are_new_ones():
+    net = bayesian(nn.Sequential(nn.Linear(5, 3, bias=False)))
+    guide = MeanFieldNormal(Classifier(net, 30), X[:1], Y[:1], init_scale=0.5)
+    # Blocks of 400 images have 5 draws, of 100 images 20: as many numbers. Of zeros every draw says the same.
+    x = torch.zeros(400, 5)
+    x[::4] = X[0]
+    found = predict(
+        net, guide, x, torch.zeros(400).long(), num_samples=200, method="layerwise", tolerance=0.02, progress=False
+    )
+    assert found.draws.tolist() == 100 * [200, 50, 50, 50]
+    for at in range(0, 40, 4):
+        assert len(found.probs[:, at].unique(dim=0)) == 200
+
+
 def test_an_image_that_is_known_gets_no_further_draws():
     net, guide = dense(0.3)
     fixed = predict(net, guide, X, Y, num_samples=400, method="draws", progress=False)

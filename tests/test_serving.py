@@ -1,10 +1,11 @@
 """A predictor answers small requests as predict does."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from small_posteriors import X, dense
+from small_posteriors import X, convolutional, dense
 
 from ppl_bnn import predict, predictor, prune
 
@@ -40,3 +41,30 @@ def test_a_predictor_of_a_pruned_posterior_draws_from_its_compact_network(sparse
         assert not torch.equal(probs.double(), expected.mean_probs)
         torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=0.02, atol=1e-3)
     assert torch.equal(answer(X[:2])[0], answer(X[:2])[0])
+
+
+@pytest.mark.parametrize("method", ["layerwise", "draws"])
+def test_a_predictor_keeps_the_posterior_it_was_made_of(method):
+    net, guide, x = (*dense(), X[:2]) if method == "layerwise" else convolutional()
+    answer = predictor(net, guide, x, num_samples=20)
+    before = answer(x)[0]
+    with torch.no_grad():
+        for value in (*guide.parameters(), *net.parameters()):
+            value.add_(0.5)
+    assert torch.equal(answer(x)[0], before)
+
+
+def test_threads_do_not_get_each_others_draws():
+    net, guide, x = convolutional()
+    # More rows than noise is kept for, and many draws that others may write over.
+    answer = predictor(net, guide, x, num_samples=300)
+    expected = answer(x)[0]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: answer(x)[0], range(8)):
+            assert torch.equal(found, expected)
+
+
+def test_a_request_without_examples_is_refused():
+    answer = predictor(*dense(), X[:2], num_samples=5)
+    with pytest.raises(ValueError, match="at least 1 example"):
+        answer(X[:0])

@@ -99,16 +99,15 @@ def test_clipping_bounds_the_step():
     # Plain gradient size shows in RMSprop's first step only through its normalization, so look at the gradient itself.
     seen = []
     model, guide = small()
-    original = nn.utils.clip_grad_norm_
+    original = nn.utils.clip_grads_with_norm_
 
-    def spy(parameters, limit):
-        norm = original(parameters, limit)
+    def spy(parameters, limit, norm):
+        original(parameters, limit, norm)
         clipped = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item()
         seen.append((float(norm), clipped))
-        return norm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.utils, "clip_grad_norm_", spy)
+        patch.setattr(nn.utils, "clip_grads_with_norm_", spy)
         fit(model, guide, X, Y, **settings(epochs=1, clip_norm=0.01))
     assert seen
     assert all(after <= 0.0101 < before for before, after in seen)
@@ -125,8 +124,9 @@ def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_
     assert all(torch.isfinite(value).all() for value in state(model, guide).values())
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("where", ["0", "2"])
-def test_what_went_bad_first_is_named(where):
+def test_what_went_bad_first_is_named(where, clip_norm):
     model, guide = small()
     asked = iter(range(1000))
 
@@ -142,8 +142,19 @@ def test_what_went_bad_first_is_named(where):
     model.net.get_submodule(where).register_forward_hook(lambda module, inputs, output: Overflow.apply(output))
     # The loss is finite throughout: only the gradient is bad, from this layer's weight on towards the input.
     with pytest.raises(Diverged, match=rf"at step 4 \(loss \d.*gradient of .*{where}\.(weight|bias).* is the first"):
-        fit(model, guide, X, Y, **settings())
+        fit(model, guide, X, Y, **settings(clip_norm=clip_norm))
     assert all(torch.isfinite(value).all() for value in state(model, guide).values())
+
+
+def test_gradients_that_were_there_before_do_not_count():
+    model, guide = small()
+    expected = fit(model, guide, X, Y, **settings())
+    model, guide = small()
+    with pytest.raises(Diverged):
+        fit(model, guide, X.index_fill(0, torch.tensor([0]), math.nan), Y, **settings(batch_size=50))
+    # Nothing was updated, and it is in evaluation mode as after any training.
+    assert not model.training
+    assert fit(model, guide, X, Y, **settings())[-1]["loss"] == expected[-1]["loss"]
 
 
 def test_a_layer_whose_output_overflows_is_named():
@@ -180,6 +191,8 @@ def test_a_parameter_that_is_not_finite_is_named():
         ({"checkpoint_minutes": 0.0}, "checkpoint_minutes"),
         ({"optimizer": "ivon", "scale_lr_factor": 5.0}, "scale_lr_factor has no effect with ivon"),
         ({"optimizer": "ivon", "kl_weight": lambda progress: 0.5 + progress}, "KL schedule"),
+        ({"optimizer": "ivon", "kl_weight": 0.0}, "kl_weight must be positive and finite, got 0.0"),
+        ({"kl_weight": lambda progress: 0.5 - progress}, "kl_weight must be positive and finite, got -"),
     ],
 )
 def test_settings_out_of_range(changes, message):

@@ -42,10 +42,10 @@ def moved(image, down, right):
     return image
 
 
-def kernels(sigma=1.0, bits=12):
+def kernels(width=1.0, bits=12):
     """The smoothing and the slope filter, from their formulas."""
-    radius = math.floor(3 * sigma)
-    taps = [math.exp(-(d * d) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
+    radius = math.floor(3 * width)
+    taps = [math.exp(-(d * d) / (2 * width**2)) for d in range(-radius, radius + 1)]
     smooth = [round(tap / sum(taps) * 2**bits) / 2**bits for tap in taps]
     ramp = sum(d * d * tap for d, tap in enumerate(smooth, -radius))
     return smooth, [round(d * tap / ramp * 2**bits) / 2**bits for d, tap in enumerate(smooth, -radius)]
@@ -146,7 +146,7 @@ def test_fields_are_smooth_and_about_a_pixel(fields):
     assert abs(fields.mean()) < 0.02
     # The borders move as the middle does.
     np.testing.assert_allclose(np.sqrt((fields**2).mean(0)), 1, atol=0.1)
-    # White noise smoothed by a Gaussian of sigma 4 correlates as one of sigma 4 sqrt(2), along both axes.
+    # White noise smoothed by a Gaussian of width 4 correlates as one of width 4 sqrt(2), along both axes.
     for lag in (1, 4, 8):
         expected = math.exp(-(lag**2) / (4 * 4**2))
         assert (fields[:, lag:] * fields[:, :-lag]).mean() == pytest.approx(expected, abs=0.03)

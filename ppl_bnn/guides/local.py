@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_bnn.guides.posteriors import KnowsPosteriors
 
-# Under the square root, so that an input of zeros does not make the gradient 0/0.
+# The least variance: an input of zeros does not make the gradient 0/0, nor a convolution that rounds below 0 a NaN.
 _TINY = 1e-16
 
 
@@ -56,5 +56,5 @@ class LocalReparameterization(KnowsPosteriors):
             q = self.posterior[msg["name"]]
             mean = function(x, q.loc, bias, *settings)
             variance = function(x.square(), q.scale.square(), None, *settings)
-            msg["value"] = torch.addcmul(mean, (variance + _TINY).sqrt(), torch.randn_like(mean))
+            msg["value"] = torch.addcmul(mean, variance.clamp_min(_TINY).sqrt(), torch.randn_like(mean))
             msg["done"] = True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
-from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.listeners import attribute
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
@@ -74,7 +74,8 @@ class MeanFieldNormal(PyroModule):
                 scale = (init_relative_scale * loc.abs()).clamp_min(init_scale / 100)
             jitter = init_jitter * torch.randn_like(example)
             _set(self.unconstrained_scale, site, inverse_scale(scale) + jitter)
-        self._keep: dict[str, Tensor] = {}
+        # Masks of a pruned guide, as buffers: they go where it goes, and into its checkpoints.
+        self.keep = PyroModule()
 
     @property
     def sites(self) -> list[str]:
@@ -94,7 +95,9 @@ class MeanFieldNormal(PyroModule):
     def distribution(self, site: str) -> FactorizedNormal:
         """q of one site, over all its weights."""
         loc, unconstrained_scale = (_get(self._modules[part], site) for part in ("loc", "unconstrained_scale"))
-        return FactorizedNormal(loc, unconstrained_scale, self._keep.get(site))
+        masks: PyroModule = self._modules["keep"]  # type: ignore[assignment]
+        pruned = masks._modules or masks._buffers
+        return FactorizedNormal(loc, unconstrained_scale, _get(masks, site) if pruned else None)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site. `infer` carries the distribution to the estimators, which decide how it is used."""
@@ -129,7 +132,9 @@ class MeanFieldNormal(PyroModule):
                 found = list(keep[site].shape) if site in keep else "none"
                 raise ValueError(f"site {site!r} needs a mask of shape {list(shape)}, got {found}")
         other = copy.deepcopy(self)
-        other._keep = {site: keep[site].to(other.loc_scale(site)[0].device) for site in self._sites}
+        other.keep = PyroModule()
+        for site in self._sites:
+            _set(other.keep, site, keep[site].to(_get(other.loc, site).device))
         return other
 
 
@@ -139,9 +144,8 @@ def draw_seed(seed: int, index: int) -> int:
 
 
 def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, Tensor]:
-    # The forked generator keeps the run's random numbers the same whatever the prior draws here.
-    fork = torch.random.fork_rng(devices=[])
-    with evaluating(model), fork, poutine.block(), pyro.get_param_store().scope():
+    # The forked generators keep the run's random numbers the same whatever the prior draws here.
+    with evaluating(model), forked_random(*args, *kwargs.values()), poutine.block(), pyro.get_param_store().scope():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     sites = {}
     for name, node in trace.nodes.items():
@@ -183,7 +187,10 @@ def _set(root: nn.Module, path: str, value: Tensor) -> None:
         if not hasattr(root, parent):
             root.add_module(parent, PyroModule())
         root = getattr(root, parent)
-    root.register_parameter(name, nn.Parameter(value))
+    if value.dtype == torch.bool:
+        root.register_buffer(name, value)
+    else:
+        root.register_parameter(name, nn.Parameter(value))
 
 
 def _get(root: PyroModule, path: str) -> Tensor:

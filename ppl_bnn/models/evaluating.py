@@ -1,10 +1,10 @@
 """A network looked at without changing it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -20,3 +20,10 @@ def evaluating(model: object) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def forked_random(*args: object) -> AbstractContextManager[None]:
+    """The random generators, of the CPU and of the device that tensors among `args` are on, as they were afterwards."""
+    devices = {value.device for value in args if isinstance(value, Tensor) and not value.is_cpu}
+    kind = next(iter(devices)).type if devices else "cuda"
+    return torch.random.fork_rng(devices, device_type=kind)

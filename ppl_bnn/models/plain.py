@@ -8,6 +8,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, fx, nn
 
+from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 
 
@@ -54,7 +55,9 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     """
     tracer = _LayersAsLeaves()
     try:
-        graph = tracer.trace(net)
+        # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
+        with evaluating(net):
+            graph = tracer.trace(net)
     except Exception as error:
         raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error
     leaves: dict[str, nn.Module] = {}
@@ -127,12 +130,23 @@ def _fold_batch_norm(
         if source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
             continue
         layer = layers[source.target]
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or len(layer.weight) != norm.num_features:
             continue
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_only_vectors)
         _fold(layer, norm, source.target, random, folded)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
     return folded
+
+
+def _only_vectors(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].dim() != 2:
+        raise ValueError(
+            f"the batch norm behind {layer} was taken for one over its features, but the layer sees "
+            f"{list(inputs[0].shape)}, of which BatchNorm1d has dimension 1 for features; "
+            "give the layer one vector an example"
+        )
 
 
 @torch.no_grad()

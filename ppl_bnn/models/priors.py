@@ -24,7 +24,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDis
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints, kl_divergence, register_kl
 
-from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.evaluating import evaluating, forked_random
 
 Prior: TypeAlias = (
     TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, Size], TorchDistributionMixin]
@@ -184,7 +184,7 @@ def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.
 
 def site_priors(model: Callable[..., object], *args: object) -> dict[str, torch.distributions.Distribution]:
     """The prior of each latent site of a Pyro model; `args` are what the model runs with (one example)."""
-    with evaluating(model), poutine.block(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    with evaluating(model), poutine.block(), forked_random(*args), pyro.get_param_store().scope():
         trace = poutine.trace(model).get_trace(*args)
     return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppl_bnn.checkpoint import checksum, read_verified
+from ppl_bnn.checkpoint import as_written, checksum, read_verified
 from ppl_bnn.files import FileError, written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 
@@ -34,7 +34,7 @@ def save_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> None
         sites[site] = {"shape": list(keep.shape), "nonzero": int(keep.sum()), "index": coding}
         for part in ("loc", "unconstrained_scale"):
             tensors[f"{part}.{site}"] = guide.get_parameter(f"{part}.{site}")[keep]
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = as_written(tensors)
     text = json.dumps({"format": FORMAT, "sites": sites})
     with written_atomically(path) as temporary:
         try:
