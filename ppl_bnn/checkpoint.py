@@ -85,8 +85,11 @@ def save(
     return path
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, advice: str = "delete it to go on from the one before it") -> Checkpoint:
     """Read and verify a checkpoint. Nothing in it can run code.
+
+    Args:
+        advice: what to do about a damaged one, for the message.
 
     Raises:
         FileError: missing, truncated, altered, or not a checkpoint.
@@ -98,7 +101,7 @@ def load(path: Path) -> Checkpoint:
         "ppl_bnn",
         name=f"checkpoint {path}",
         kind="checkpoint",
-        advice="delete it to go on from the one before it",
+        advice=advice,
     )
     if content["format"] != FORMAT:
         raise FileError(f"checkpoint {path} has format {content['format']}; this version of ppl_bnn reads {FORMAT}")
@@ -124,14 +127,14 @@ def find(folder: Path, name: str = "last") -> Path:
         return paths[-1]
     step = name.removeprefix("step-").removesuffix(".safetensors")
     path = folder / f"step-{int(step):08d}.safetensors" if step.isdecimal() else folder / name
-    if not path.exists():
+    if not path.is_file():
         raise FileError(f"there is no checkpoint {name!r} in {folder}; {_available(folder)}")
     return path
 
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest step first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    return sorted(path for path in folder.glob("step-*.safetensors") if path.stem.removeprefix("step-").isdecimal())
 
 
 def step_of(path: Path) -> int:

@@ -72,8 +72,8 @@ def check(config: Config) -> None:
     relative = guide.init_relative_scale
     if relative is not None and not (math.isfinite(relative) and relative > 0):
         raise ValueError(f"guide.init_relative_scale must be positive and finite, got {relative}")
-    if guide.init_loc != "he" and (isinstance(guide.init_loc, str) or not math.isfinite(guide.init_loc)):
-        raise ValueError(f"guide.init_loc must be a finite number or 'he', got {guide.init_loc!r}")
+    if guide.init_loc != "he" and (isinstance(guide.init_loc, str) or not 0 <= guide.init_loc < math.inf):
+        raise ValueError(f"guide.init_loc must be 'he' or a standard deviation of at least 0, got {guide.init_loc!r}")
     if config.predict.sampling == "antithetic" and config.predict.num_samples % 2:
         raise ValueError(f"predict.num_samples must be even for antithetic pairs, got {config.predict.num_samples}")
     if config.predict.sampling == "sobol" and (
@@ -100,5 +100,8 @@ def check(config: Config) -> None:
             raise ValueError(f"pruning.fractions must lie in [0, 1), got {fraction}")
     if config.pruning.save_fraction is not None and not 0 <= config.pruning.save_fraction < 1:
         raise ValueError(f"pruning.save_fraction must lie in [0, 1), got {config.pruning.save_fraction}")
-    kl_schedule(train.kl_schedule, train.kl_weight, ramp=train.kl_ramp, cycles=train.kl_cycles)
+    try:
+        kl_schedule(train.kl_schedule, train.kl_weight, ramp=train.kl_ramp, cycles=train.kl_cycles)
+    except ValueError as error:
+        raise ValueError(f"train.{error}") from None
     parse_prior(model.prior)

@@ -156,8 +156,10 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            jpeg, offsets = arrays["jpeg"], arrays["offsets"]
-            labels, is_test = arrays["labels"].astype(np.int64), arrays["is_test"]
+            jpeg, offsets, labels, is_test = (arrays[name] for name in ("jpeg", "offsets", "labels", "is_test"))
+        _check_labels(labels, is_test)
+        if offsets.dtype.kind not in "iu":
+            raise ValueError(f"offsets are integers, got {offsets.dtype}")
         images = []
         for start, end in pairwise(offsets):
             images.append(np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")))
@@ -171,7 +173,14 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             f"data.file {file} is not an .npz of 32x32 JPEGs with arrays jpeg, offsets, labels, is_test: "
             f"{_first_line(error)}"
         ) from error
-    return np.ascontiguousarray(pixels), labels, is_test
+    return np.ascontiguousarray(pixels), labels.astype(np.int64), is_test.astype(bool)
+
+
+def _check_labels(labels: np.ndarray, is_test: np.ndarray) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > 9:
+        raise ValueError("labels are a vector of integers from 0 to 9")
+    if is_test.ndim != 1 or not np.isin(is_test, (0, 1)).all() or is_test.min() == is_test.max():
+        raise ValueError("is_test is a vector of 0 and 1 (or false and true), with both in it")
 
 
 def _fetch_idx(name: str, folder: Path) -> None:

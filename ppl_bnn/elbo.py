@@ -177,9 +177,9 @@ def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles:
     if not (math.isfinite(kl_weight) and kl_weight > 0):
         raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
     if not 0 < ramp <= 1:
-        raise ValueError(f"the KL ramp is a fraction in (0, 1], got {ramp}")
+        raise ValueError(f"kl_ramp must be a fraction in (0, 1], got {ramp}")
     if cycles < 1:
-        raise ValueError(f"the KL schedule needs at least 1 cycle, got {cycles}")
+        raise ValueError(f"kl_cycles must be at least 1, got {cycles}")
 
     def weight(progress: float) -> float:
         if name == "constant":

@@ -1,8 +1,9 @@
 """A run as its settings start it: its out folder, data, model and guide."""
 
 import os
+import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,18 @@ class Experiment:
             self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))
         self.origin = {
             **saved_config.trained_part(config),
-            "trained on": f"{len(self.train_images)} images of {self.train_images.title}",
+            "trained on": f"{len(self.train_images)} {self.named(self.train_images)}",
         }
+
+    def named(self, images: Images) -> str:
+        """``images of CIFAR-10``; of a file of the user's own, whose name does not tell, with their checksum."""
+        name = f"images of {images.title}"
+        if self.config.data.file is None:
+            return name
+        crc32 = 0
+        for values in (images.pixels, images.labels):
+            crc32 = zlib.crc32(memoryview(values.numpy().reshape(-1)), crc32)  # type: ignore[arg-type]
+        return f"{name} (CRC-32 {crc32:08x})"
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One input [1, ...] and its label [1], on the run's device."""
@@ -111,6 +122,12 @@ class Experiment:
             init_loc = {name.removeprefix("net."): tensor for name, tensor in twin.items()}
             own = self.model.state_dict()
             shared = {name: tensor for name, tensor in twin.items() if name in own}
+            for name, tensor in shared.items():
+                if tensor.shape != own[name].shape:
+                    raise FileError(
+                        f"guide.init_from {settings.init_from} is of another network: {name!r} is "
+                        f"{list(tensor.shape)} there and {list(own[name].shape)} here"
+                    )
             self.model.load_state_dict({**own, **shared})
         return MeanFieldNormal(
             self.model,
@@ -128,21 +145,26 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
     Raises:
         ValueError: the folder has no settings, or some that cannot be run.
     """
-    config = Config()
-    for name, value in saved_config.read(out / "config.yaml").items():
-        part: Any = getattr(config, name)
-        setattr(config, name, replace(part, **value) if isinstance(value, dict) else value)
-    config.device, config.data.dir = "cpu", data_dir or config.data.dir
-    check(config)
+    config, path = Config(), out / "config.yaml"
+    try:
+        for name, value in saved_config.read(path).items():
+            part: Any = getattr(config, name)
+            setattr(config, name, replace(part, **value) if is_dataclass(part) else value)  # type: ignore[type-var]
+        config.device, config.data.dir = "cpu", data_dir or config.data.dir
+        check(config)
+    except (AttributeError, TypeError) as error:
+        raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
     return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)
 
 
-def check_out(config: Config, out: Path) -> None:
-    """Make the out folder, or refuse one that holds another run.
+def check_out(config: Config, out: Path, folder: Path) -> None:
+    """Make the out folder, or refuse one that holds another run, or is the run's own `folder`.
 
     Raises:
         FileError: it holds a run trained with other settings (the message names the first), or cannot be written.
     """
+    if out.resolve() == folder.resolve():
+        raise FileError(f"--out {out} is the run folder itself, whose config.yaml it would overwrite; choose another")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -155,7 +177,8 @@ def check_out(config: Config, out: Path) -> None:
         return
     there = saved_config.read(path)
     for part, here in saved_config.trained_part(config).items():
-        if difference := saved_config.first_difference(here, {**there.get(part, {})}, prefix=f"{part}."):
+        own = there.get(part)
+        if difference := saved_config.first_difference(here, own if isinstance(own, dict) else {}, prefix=f"{part}."):
             raise FileError(
                 f"{out} holds a run with other settings: {difference}; "
                 "choose another folder with --out, or delete that one"
@@ -187,5 +210,7 @@ def _device(name: str, ranks: Communicator) -> torch.device:
 
 def _twin_state(path: Path) -> dict[str, Tensor]:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    state = checkpoint.load(checkpoint.find(folder) if folder.is_dir() else folder)
-    return state.part("model")
+    file = checkpoint.find(folder) if folder.is_dir() else folder
+    return checkpoint.load(file, advice="guide.init_from takes a run's out folder, or one of its checkpoints").part(
+        "model"
+    )

@@ -1,5 +1,6 @@
 """Files are written beside their place and renamed into it: a reader sees the old one or the new one, never half."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,26 @@ def written_atomically(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process until the block ends, or the process.
+
+    Raises:
+        FileError: another process holds it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(
+                f"another command is at work in {folder}; wait for it, or choose another folder with --out"
+            ) from None
+        except OSError:
+            # A file system without locks.
+            pass
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -54,6 +54,8 @@ def read_layers(path: Path) -> Layers:
         arrays = _read(path)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, SafetensorError) as error:
         raise FileError(f"{path} cannot be read: {_first_line(error)}") from None
+    except (TypeError, AttributeError) as error:
+        raise FileError(f"{path} holds other things than arrays: {_first_line(error)}") from None
     except pickle.UnpicklingError as error:
         reason = _first_line(error)
         raise FileError(
@@ -119,6 +121,8 @@ def put_in_place(
             side = "the file lacks" if differing[0] in targets else "the run's layer has no"
             raise ValueError(f"{where}: {side} {differing[0]}; it needs {', '.join(targets)}, got {', '.join(arrays)}")
         for name, target in targets.items():
+            if arrays[name].is_complex() or arrays[name].layout != torch.strided:
+                raise ValueError(f"{where}: {name} must be a dense array of real numbers")
             array = arrays[name].to(target.dtype)
             given = list(array.shape)
             if layout == "tfp" and array.dim() in (2, 4):
@@ -131,6 +135,8 @@ def put_in_place(
             if not bool(torch.isfinite(array).all()):
                 raise ValueError(f"{where}: {name} holds NaN or infinite values")
             if name == "running_var":
+                if bool((array < 0).any()):
+                    raise ValueError(f"{where}: {name} must be at least 0, its least is {float(array.min()):.3g}")
                 array = array + (eps - module.eps)  # type: ignore[operator]
             copies.append((target, inverse_scale(array) if name in ("scale", "bias_scale") else array))
     for target, array in copies:
@@ -143,12 +149,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is truncated, or no .npz at all")
         with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+            return {name: torch.from_numpy(array) for name, array in arrays.items() if _is_numeric(array)}
     if path.suffix in (".h5", ".hdf5"):
         found: dict[str, Tensor] = {}
 
         def visit(name: str, node: h5py.Dataset | h5py.Group) -> None:
-            if isinstance(node, h5py.Dataset) and node.dtype.kind == "f":
+            if isinstance(node, h5py.Dataset) and node.shape is not None and node.dtype.kind == "f":
                 found[name] = torch.from_numpy(np.asarray(node[()]))
 
         with h5py.File(path) as file:
@@ -159,8 +166,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix in (".pt", ".pth"):
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state) if isinstance(state, dict) else {}
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     raise ValueError(f"{path.suffix or 'no suffix'} is none of .npz, .h5, .safetensors, .pt and .pth")
+
+
+def _is_numeric(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind in "fiubc"
 
 
 def _targets(path: str, module: nn.Module, guide: MeanFieldNormal) -> dict[str, Tensor]:

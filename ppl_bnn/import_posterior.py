@@ -70,7 +70,7 @@ def _import(arguments: list[str]) -> None:
     layers = read_layers(file)
     if saved := checkpoint.saved(out / "checkpoints"):
         raise FileError(f"{out} holds {saved[-1].name} already; choose another folder with --out")
-    check_out(config, out)
+    check_out(config, out, Path(parsed.run))
     run = Experiment(Path(parsed.run).resolve().name, config, out, lambda: False, progress=False)
     names = [name.strip() for name in parsed.layers.split(",")] if parsed.layers else None
     notes = put_in_place(

@@ -62,6 +62,7 @@ def to_inference_data(
     if len(images) != len(predictive.labels):
         raise ValueError(f"the predictive is of {len(predictive.labels)} images, got {len(images)}")
     total, aleatoric, epistemic = predictive.uncertainties()
+    of_draws = predictive.kept.numpy()[: 0 if predictive.method == "moments" else None]
     obs = np.arange(len(images))
     coords = {"obs_id": obs, "class": list(images.classes)}
     by_image = ("obs_id",)
@@ -78,7 +79,7 @@ def to_inference_data(
         "uncertainty": dataset(
             {
                 "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
-                **_spread(predictive),
+                **spread(predictive.probs.numpy(), of_draws, len(images)),
                 "total": (by_image, total),
                 "aleatoric": (by_image, aleatoric),
                 "epistemic": (by_image, epistemic),
@@ -163,19 +164,17 @@ def sampled_labels(probs: Tensor, seed: int) -> Tensor:
     return sampled
 
 
-def _spread(predictive: Predictive) -> dict[str, Any]:
-    """Standard deviation and interval over the draws; NaN for images whose draws were not kept, or without draws."""
-    std = np.full(predictive.mean_probs.shape, np.nan, np.float32)
+def spread(probs: np.ndarray, kept: np.ndarray, num_images: int) -> dict[str, Any]:
+    """Standard deviation and interval over draws [S, K, C] of the images `kept` [K]; NaN for the other images."""
+    std = np.full((num_images, probs.shape[2]), np.nan, np.float32)
     interval = np.full((*std.shape, 2), np.nan, np.float32)
-    probs, kept = predictive.probs.numpy(), predictive.kept.numpy()
-    if predictive.method == "moments":
-        kept = kept[:0]
-    # Where images have draws of their own number, the missing ones are NaN.
-    std_of, quantile_of = (np.nanstd, np.nanquantile) if np.isnan(probs[-1]).any() else (np.std, np.quantile)
     # In parts: the quantiles sort a copy of the draws.
     for part in np.array_split(np.arange(len(kept)), max(1, probs.size // 10_000_000)):
-        std[kept[part]] = std_of(probs[:, part], axis=0)
-        interval[kept[part]] = np.moveaxis(quantile_of(probs[:, part], _INTERVAL, axis=0), 0, -1)
+        drawn = probs[:, part]
+        # Where images have draws of their own number, the missing ones are NaN.
+        std_of, quantile_of = (np.nanstd, np.nanquantile) if np.isnan(drawn).any() else (np.std, np.quantile)
+        std[kept[part]] = std_of(drawn, axis=0)
+        interval[kept[part]] = np.moveaxis(quantile_of(drawn, _INTERVAL, axis=0), 0, -1)
     return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
 
 

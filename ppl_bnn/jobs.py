@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from ppl_bnn import inference_data, netcdf
-from ppl_bnn.merging import merge
+from ppl_bnn.merging import differing, merge
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 # What a training does not depend on.
@@ -66,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--workers must be at least 1, got {parsed.workers}")
         command = [parsed.run, "--quiet", "--threads", str(max(1, len(os.sched_getaffinity(0)) // parsed.workers))]
         with _Processes(parsed.workers, [*command, *rest]) as processes:
-            return _run(processes, combinations, parsed.stages.split(","), _shard(parsed.shard), out)
+            return _run(
+                processes, combinations, [name.strip() for name in parsed.stages.split(",")], _shard(parsed.shard), out
+            )
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return BAD_INPUT if isinstance(error, ValueError) else FAILED
@@ -194,6 +196,9 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
             paths = [_folder(out, job) / name for job in jobs]
             there = sum(path.exists() for path in paths)
             if len(paths) > 1 and there == len(paths):
+                if difference := differing([netcdf.read_attrs(path).get("inputs", {}) for path in paths]):
+                    log.info("%s of %s: not merged, some are of before: %s", name, group or "all", difference)
+                    continue
                 merged = out / "merged" / group / name
                 attrs = {"chains": [str(path.relative_to(out)) for path in paths]}
                 netcdf.save(merge([inference_data.load(path) for path in paths], attrs=attrs), merged)

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_bnn import metrics
-from ppl_bnn.inference_data import assemble
+from ppl_bnn import metrics, saved_config
+from ppl_bnn.inference_data import assemble, spread
 from ppl_bnn.netcdf import groups_of
 
 _SAME = ("observed_data", "constant_data")
+_ITS_TRAINING = ("checkpoint", "crc32", "images ranked by predictive.nc")
 
 
 def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> Any:
@@ -27,8 +28,10 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
         attrs: more attributes. Those of the parts are kept where all agree.
 
     Raises:
-        ValueError: the parts do not fit together.
+        ValueError: no parts, or they do not fit together.
     """
+    if not parts:
+        raise ValueError("there is nothing to merge")
     groups = [{name: data.drop_encoding() for name, data in groups_of(part).items()} for part in parts]
     for name in _SAME:
         if not all(one[name].equals(groups[0][name]) for one in groups):
@@ -40,9 +43,15 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
     own = [{name: value for name, value in part.attrs.items() if name != "inputs"} for part in parts]
     same = {name: value for name, value in own[0].items() if all(one.get(name) == value for one in own)}
     if "uncertainty" in merged:
-        merged["uncertainty"], summary = _mixture(merged)
+        merged["uncertainty"], summary = _mixture(merged, moments=same.get("method") == "moments")
         same |= summary | {"seconds": sum(float(one["seconds"]) for one in own)}
     return assemble(merged, {**same, **(attrs or {})})
+
+
+def differing(inputs: Sequence[Mapping[str, Any]]) -> str | None:
+    """In what several results of one run differ in what they were made of, but for the training; None: in nothing."""
+    own = [{name: value for name, value in of.items() if name not in _ITS_TRAINING} for of in inputs]
+    return next(filter(None, (saved_config.first_difference(own[0], other) for other in own[1:])), None)
 
 
 def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
@@ -57,7 +66,7 @@ def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
     return merged.assign_coords(chain=np.arange(merged.sizes["chain"]))
 
 
-def _mixture(groups: Mapping[str, xr.Dataset]) -> tuple[xr.Dataset, dict[str, float]]:
+def _mixture(groups: Mapping[str, xr.Dataset], *, moments: bool) -> tuple[xr.Dataset, dict[str, float]]:
     by_chain = groups["uncertainty"]
     means = torch.from_numpy(by_chain["mean_probs"].mean("chain", dtype="float64").values)
     entropies = torch.from_numpy(by_chain["aleatoric"].mean("chain", dtype="float64").values)
@@ -65,6 +74,9 @@ def _mixture(groups: Mapping[str, xr.Dataset]) -> tuple[xr.Dataset, dict[str, fl
     parts = zip(("total", "aleatoric", "epistemic"), metrics.uncertainties(means, entropies), strict=True)
     uncertainty = uncertainty.assign(mean_probs=(("obs_id", "class"), means.float().numpy()))
     uncertainty = uncertainty.assign({name: (("obs_id",), values.numpy()) for name, values in parts})
+    probs = groups["posterior_predictive"]["probs"].stack(sample=("chain", "draw"))
+    probs = probs.transpose("sample", "obs_id", "class")[:, : 0 if moments else None]
+    uncertainty = uncertainty.assign(spread(probs.values, probs["obs_id"].values, len(means)))
     draws = groups["log_likelihood"]["y"].stack(sample=("chain", "draw")).transpose("sample", "obs_id")
     labels = torch.from_numpy(groups["observed_data"]["y"].values).long()
     return uncertainty, {

@@ -23,7 +23,7 @@ def inputs_of(
         "checkpoint": state.step,
         "crc32": state.meta["crc32"],
         "settings": dataclasses.asdict(settings),
-        "data": f"{len(run.test_images)} {run.test_images.split} images of {run.test_images.title}",
+        "data": f"{len(run.test_images)} {run.test_images.split} {run.named(run.test_images)}",
     }
     if isinstance(settings, PredictConfig):
         # It has a file of its own.

@@ -37,7 +37,10 @@ def report(run: Experiment) -> None:
     for path, settings in stages:
         if path == predictive or path.exists():
             state = run.saved(settings.checkpoint)
-            if difference := difference_from(path, inputs_of(run, state, settings)):
+            inputs = inputs_of(run, state, settings)
+            # It was so when the sweep began, and the same command may have predicted since.
+            inputs.pop("images ranked by predictive.nc", None)
+            if difference := difference_from(path, inputs):
                 raise FileError(f"{path} is out of date: {difference}; run its stage again first")
     attrs = netcdf.read_attrs(predictive)
     metrics: dict[str, Any] = {
@@ -78,7 +81,7 @@ def report(run: Experiment) -> None:
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
         ]
     if (run.out / "posterior.json").exists():
-        metrics["posterior"] = json.loads((run.out / "posterior.json").read_text(encoding="utf-8"))
+        metrics["posterior"] = _read_posterior(run)
     write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
     if pruning.exists():
@@ -90,6 +93,21 @@ def report(run: Experiment) -> None:
     log.info(
         "report: %s, %d figures and gallery.html in %s", run.out / "metrics.json", len(figures), run.out / "figures"
     )
+
+
+def _read_posterior(run: Experiment) -> dict[str, Any]:
+    path, state = run.out / "posterior.json", run.saved(run.config.predict.checkpoint)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        step, crc32 = content["step"], content.pop("crc32", None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FileError(f"{path} is damaged; delete it, or run the stage posterior again") from None
+    if step != state.step or crc32 not in (None, state.meta["crc32"]):
+        raise FileError(
+            f"{path} is out of date: it is of step {step}, and predictive.nc of step {state.step} (or of another "
+            "training); run the stage posterior again first"
+        )
+    return content  # type: ignore[no-any-return]
 
 
 def read_shift(path: Path) -> dict[str, Any]:

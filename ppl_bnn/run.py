@@ -20,6 +20,7 @@ import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
@@ -31,8 +32,9 @@ from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
 from ppl_bnn.experiment import Experiment, check_out
-from ppl_bnn.files import FileError
+from ppl_bnn.files import FileError, alone_in
 from ppl_bnn.memory import keep_freed_memory
+from ppl_bnn.stage_check import check_stages
 from ppl_bnn.training import Diverged, Interrupted
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -67,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(OSError(message), FAILED, arguments)
     except Exception as error:  # noqa: BLE001 -- the boundary: no bare traceback on the command line
         message = f"{type(error).__name__}: {error} (an error of ppl_bnn's own; --debug shows where)"
+        # On a CPU torch says so by a RuntimeError.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            message = f"out of memory: ask for fewer draws, fewer images or smaller batches ({error})"
         return _fail(RuntimeError(message).with_traceback(error.__traceback__), FAILED, arguments)
     return DONE
 
@@ -153,20 +158,23 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
     writes = names != ["summary"] and ranks.is_main
-    if writes:
-        check_out(config, out)
-    progress = not parsed.quiet and sys.stderr.isatty()
-    run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
-    # Only now: settings that cannot be run must not stand in the way of those that can.
-    if writes:
-        saved_config.save(config, out / "config.yaml")
-    stop.asked = True
-    if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
-        log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
-    for name in names if ranks.is_main else [name for name in names if name in stages.SHARED]:
-        stages.STAGES[name](run)
-        if stop() and name != names[-1]:
-            raise Interrupted(f"stopped after the {name} stage")
+    with ExitStack() as scopes:
+        if writes:
+            check_out(config, out, folder)
+            scopes.enter_context(alone_in(out))
+        progress = not parsed.quiet and sys.stderr.isatty()
+        run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
+        check_stages(run, names)
+        # Only now: settings that cannot be run must not stand in the way of those that can.
+        if writes:
+            saved_config.save(config, out / "config.yaml")
+        stop.asked = True
+        if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
+            log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
+        for name in names if ranks.is_main else [name for name in names if name in stages.SHARED]:
+            stages.STAGES[name](run)
+            if stop() and name != names[-1]:
+                raise Interrupted(f"stopped after the {name} stage")
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -182,7 +190,8 @@ def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
     if not path.exists():
         known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
         raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
-    saved_config.read(path)
+    for config in (path, *(Path(str(found)) for found in first.config or [])):
+        saved_config.check_sections(config)
     parser = _parser()
     parser.default_config_files = [glob.escape(str(path))]
     try:

@@ -17,7 +17,7 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     train together is known to their checkpoints.
     """
     part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
-    del part["data"]["dir"], part["data"]["num_test"]
+    del part["data"]["dir"], part["data"]["file"], part["data"]["num_test"]
     for name in (
         "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
         "compare_every", "rank_timeout",
@@ -41,6 +41,18 @@ def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str
 def save(config: Config, path: Path) -> None:
     """Write the resolved settings as YAML."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def check_sections(path: Path) -> None:
+    """Raise FileError for a file of settings that is none, or has a single value where settings belong."""
+    sections = {field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+    for name, value in read(path).items():
+        if name in sections and not isinstance(value, dict):
+            raise FileError(f"{path}: {name} must hold settings, such as {name}.{_example(name)}; got {value!r}")
+
+
+def _example(section: str) -> str:
+    return dataclasses.fields(getattr(Config(), section))[0].name
 
 
 def read(path: Path) -> dict[str, Any]:

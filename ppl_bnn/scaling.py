@@ -32,7 +32,7 @@ from ppl_bnn import netcdf, saved_config
 from ppl_bnn.distributed.hosts import NotPermitted
 from ppl_bnn.files import written_atomically
 from ppl_bnn.plots_scaling import draw_scaling
-from ppl_bnn.scaling_point import PointFailed, Setting, measure
+from ppl_bnn.scaling_point import PointFailed, Setting, check_launcher, measure
 from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
 
 log = logging.getLogger("ppl_bnn")
@@ -74,6 +74,7 @@ def _study(options: Namespace, settings: list[str]) -> bool:
             raise ValueError(f"--{name} must be at least {lowest}, got {values}")
     if any(options.latency_ms) and not any(options.mbit):
         raise ValueError("--latency_ms is of rehearsed hosts: give them a bandwidth with --mbit")
+    check_launcher(options.launcher)
     points = list(_points(options))
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))
     failed, done = False, []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ppl_bnn.distributed.hosts import rehearsed_hosts, start_ranks
 from ppl_bnn.files import write_text
@@ -80,10 +81,10 @@ def measure(
     arguments += settings
     command = {"arguments": arguments, "launcher": launcher if point.ranks > 1 else ""}
     if (folder / "point.json").exists():
-        before = json.loads((folder / "point.json").read_text())
-        if before["command"] != command:
+        before = _read(folder / "point.json")
+        if before.get("command") != command:
             shutil.rmtree(folder)
-        elif before["done"]:
+        elif before.get("done"):
             return
     write_text(folder / "point.json", json.dumps({"command": command, "done": False}))
     _launch(point, launcher, [*arguments, "--out", str(folder)], folder / "output.txt")
@@ -120,6 +121,25 @@ def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
     if any(codes):
         lines = [line for line in output.read_text(errors="replace").splitlines() if "error" in line.lower()] or [""]
         raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has it all: {lines[-1].strip()}")
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise ValueError for a launcher that is not known and no command either."""
+    try:
+        command = launcher.format(ranks=2).split()
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"--launcher takes a command with {{ranks}} in it, got {launcher!r} ({error!r})") from None
+    if not command:
+        raise ValueError("--launcher must be auto, horovod, torch, or a command with {ranks} in it; got nothing")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        # Damaged: the point is measured anew.
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def _launcher(launcher: str, ranks: int) -> list[str]:

@@ -39,10 +39,14 @@ def prune(run: Experiment) -> None:
     how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
     how["priors"] = site_priors(run.model, *run.example())
     save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
-    if save is not None and not tune:
-        _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
     inputs = inputs_of(run, state, settings)
-    if (save is None or saved.exists()) and up_to_date(path, inputs, "prune"):
+
+    def save_untuned() -> None:
+        if save is not None and not tune:
+            _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
+
+    if (save is None or not tune or saved.exists()) and up_to_date(path, inputs, "prune"):
+        save_untuned()
         return
     x, y = run.test_tensors()
     levels = sweep(
@@ -67,6 +71,8 @@ def prune(run: Experiment) -> None:
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
     idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
+    # Not before: stopped in the sweep, it would lie beside the levels of another one.
+    save_untuned()
     shutil.rmtree(run.out / _FINETUNING, ignore_errors=True)
     for level in levels:
         found = level.predictive.summary()

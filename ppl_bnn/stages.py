@@ -101,7 +101,12 @@ def posterior(run: Experiment) -> None:
     initial = copy.deepcopy(run.guide)
     state = run.restored(run.config.predict.checkpoint)
     layers = layer_posteriors(run.model, run.guide, initial, *run.example())
-    content = {"step": state.step, "verdict": verdict(layers), "layers": [dataclasses.asdict(row) for row in layers]}
+    content = {
+        "step": state.step,
+        "crc32": state.meta["crc32"],
+        "verdict": verdict(layers),
+        "layers": [dataclasses.asdict(row) for row in layers],
+    }
     write_text(run.out / "posterior.json", json.dumps(content, indent=2) + "\n")
     title = f"{run.config.model.name} on {run.train_images.title}, step {state.step}"
     draw_posterior(layers, title, run.out / "figures" / "posterior.png")

@@ -209,6 +209,32 @@ def test_an_npz_that_is_not_one(tmp_path, missing):
         data.load("cifar10", tmp_path, file=tmp_path / "none.npz")
 
 
+def test_a_split_may_be_told_by_integers(tmp_path):
+    arrays, _ = jpegs()
+    for number, kind in enumerate((bool, np.int64, np.uint8)):
+        np.savez(tmp_path / f"{number}.npz", **{**arrays, "is_test": arrays["is_test"].astype(kind)})
+        train, test = data.load("cifar10", tmp_path, file=tmp_path / f"{number}.npz")
+        assert (len(train), test.labels.tolist()) == (8, [8, 9, 0, 1])
+        assert len({image.numpy().tobytes() for image in train.pixels}) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("is_test", np.arange(12), "is_test is a vector of 0 and 1"),
+        ("is_test", np.zeros(12, bool), "with both in it"),
+        ("labels", np.arange(12), "integers from 0 to 9"),
+        ("labels", np.zeros((12, 1), int), "labels are a vector"),
+        ("labels", np.full(12, 0.5), "labels are a vector of integers"),
+        ("offsets", np.linspace(0, 1, 13), "offsets are integers, got float64"),
+    ],
+)
+def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path, name, array, message):
+    np.savez(tmp_path / "c.npz", **{**jpegs()[0], name: array})
+    with pytest.raises(FileError, match=message):
+        data.load("cifar10", tmp_path, file=tmp_path / "c.npz")
+
+
 def test_a_corrupt_cifar_archive_is_named(tmp_path):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "cifar-10-python.tar.gz").write_bytes(b"not a tar")

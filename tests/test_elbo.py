@@ -211,7 +211,7 @@ def test_schedules():
         ({"name": "step"}, "kl_schedule must be"),
         ({"name": "linear", "kl_weight": 0.0}, "kl_weight must be positive"),
         ({"name": "linear", "ramp": 0.0}, "fraction in"),
-        ({"name": "cyclical", "cycles": 0}, "at least 1 cycle"),
+        ({"name": "cyclical", "cycles": 0}, "kl_cycles must be at least 1, got 0"),
     ],
 )
 def test_schedules_refuse(keywords, message):

@@ -135,6 +135,8 @@ def change(name, value):
         (change("hidden/bias", np.full(6, math.inf)), "layer hidden: bias holds NaN or infinite values"),
         (lambda arrays: {k: v for k, v in arrays.items() if k != "out/bias"}, "layer out: the file lacks bias; it"),
         (change("norm/loc", normal(3)), "layer norm: the run's layer has no loc"),
+        (change("norm/moving_variance", -np.ones(3)), "layer norm: running_var must be at least 0, its least is -1"),
+        (change("out/loc", 1j * normal(6, 4)), "layer out: loc must be a dense array of real numbers"),
         (change("out/unconstrained_scale", normal(6, 4)), "layer out: the file has both scale and its"),
         (change("extra/loc", normal(3)), "the run conv, norm, hidden, out: name all of the file's"),
     ],
@@ -225,3 +227,13 @@ def test_refusals_on_the_command_line_are_one_line(fc_run, tmp_path, capsys):
     refused(tmp_path / "a.csv", "none of .npz, .h5")
     np.savez(tmp_path / "other.npz", numbers=np.zeros(3))
     refused(tmp_path / "other.npz", "has no array of a layer", "as in fc1/loc")
+    for name, content in {"keys": {1: torch.zeros(3)}, "list": {"state_dict": [1, 2]}}.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+    refused(tmp_path / "keys.pt", "has no array of a layer")
+    refused(tmp_path / "list.pt", "holds other things than arrays")
+    refused(tmp_path / "good.npz", "is the run folder itself", more=["--out", str(fc_run)])
+    # What is no number is left out, whatever it is called.
+    np.savez(
+        tmp_path / "notes.npz", **fc_arrays(), **{"fc1/name": np.array("first"), "made": np.datetime64("2026-01-01")}
+    )
+    assert list(read_layers(tmp_path / "notes.npz")) == ["fc1", "fc2", "fc3"]

@@ -53,7 +53,7 @@ def run_folder(tmp_path, data_dir):
     return written(tmp_path / "tiny", config)
 
 
-def test_trainings_become_the_chains_of_one_file(run_folder):
+def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     out = run_folder / "out"
     folders = [out / "jobs" / f"train.seed={seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
@@ -82,6 +82,10 @@ def test_trainings_become_the_chains_of_one_file(run_folder):
     np.testing.assert_allclose(merged["uncertainty"]["total"], metrics.entropy(mean), atol=1e-3)
     aleatoric = sum(part["uncertainty"]["aleatoric"] for part in parts) / 2
     np.testing.assert_allclose(merged["uncertainty"]["aleatoric"], aleatoric, atol=1e-6)
+    of_all = probs.values.reshape(8, 60, 10)
+    np.testing.assert_allclose(merged["uncertainty"]["std_probs"], of_all.std(0), atol=3e-5)
+    expected = np.moveaxis(np.quantile(of_all, [0.05, 0.95], axis=0), 0, -1)
+    np.testing.assert_allclose(merged["uncertainty"]["interval"], expected, atol=3e-5)
     attrs = netcdf.read_attrs(out / "merged" / "predictive.nc")
     labels = torch.from_numpy(merged["observed_data"]["y"].values)
     assert attrs["accuracy"] == metrics.accuracy(mean, labels)
@@ -95,6 +99,16 @@ def test_trainings_become_the_chains_of_one_file(run_folder):
     assert (pruned["threshold"][0, :-1] == pruned["threshold"][1, :-1]).all()
     np.testing.assert_allclose(pruned["pruned_fraction"][:, [0, 3]], [[0, 0.5], [0, 0.5]], atol=1e-5)
     assert pruned["accuracy"].dims == ("chain", "level")
+
+    # Where one has other draws than the other, nothing is merged.
+    capsys.readouterr()
+    before = (out / "merged" / "predictive.nc").read_bytes()
+    again = [str(run_folder), "--vary", "train.seed=0,1", "--stages", "predict ", "--predict.seed", "7"]
+    assert main([*again, "--shard", "0/2"]) == 0
+    assert "predictive.nc of all: not merged, some are of before: settings.seed is 0 there" in capsys.readouterr().err
+    assert (out / "merged" / "predictive.nc").read_bytes() == before
+    assert main(again) == 0
+    assert "predictive.nc: 2 chains" in capsys.readouterr().err
 
 
 def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_others(run_folder, capsys):

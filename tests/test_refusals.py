@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from refusals import assert_refused
+from test_data import jpegs
 
-from ppl_bnn import checkpoint
+from ppl_bnn import checkpoint, netcdf
+from ppl_bnn.export import main as export
+from ppl_bnn.files import alone_in
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ from ppl_bnn import checkpoint
         (["--pruning.finetune_lr", "0"], ["pruning.finetune_lr must be positive"]),
         (["--pruning.fractions", "[0.5,1.0]"], ["pruning.fractions must lie in [0, 1), got 1.0"]),
         (["--pruning.fractions", "[]", "--pruning.threshold", "[]"], ["at least one threshold or fraction"]),
-        (["--guide.init_loc", ".inf"], ["guide.init_loc must be a finite number"]),
+        (["--guide.init_loc", ".inf"], ["guide.init_loc must be 'he' or a standard deviation of at least 0, got inf"]),
         (["--train.seed", str(2**64)], ["train.seed must be at least 0 and below 2^63"]),
         (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
         (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
@@ -35,8 +39,21 @@ from ppl_bnn import checkpoint
             ["--train.estimator", "magic"],
             ["train.estimator must be one of plain, flipout, flipout-bfloat16, groups, local"],
         ),
-        (["--train.kl_weight", "0"], ["kl_weight must be positive"]),
-        (["--guide.init_loc", "xavier"], ["guide.init_loc must be a finite number or 'he'"]),
+        (["--train.kl_weight", "0"], ["train.kl_weight must be positive"]),
+        (["--guide.init_loc", "xavier"], ["guide.init_loc must be 'he' or a standard deviation", "got 'xavier'"]),
+        (["--guide.init_loc", "-1"], ["guide.init_loc must be 'he' or a standard deviation of at least 0, got -1"]),
+        (["--train.kl_ramp", "0"], ["train.kl_ramp must be a fraction in (0, 1], got 0"]),
+        (
+            ["--shift.blur", "[1,10]", "--stages", "train,shift"],
+            ["shift.blur must be at most 9 for images of 28 pixels"],
+        ),
+        (
+            ["--shift.temperature_on", "200", "--stages", "train,shift"],
+            ["shift.temperature_on must leave test images to measure on: below 200, got 200"],
+        ),
+        (["--pruning.threshold", '{"fc1*": 1.0}'], ["pruning.threshold has none for 'fc2.weight'", "add '*'"]),
+        (["--pruning.threshold", '{"fc9*": 1.0, "*": 2.0}'], ["pruning.threshold has 'fc9*', which is none of"]),
+        (["--stages", "predict", "--predict.checkpoint", ""], ["there is no checkpoint ''"]),
         (
             ["--stages", "train,dance"],
             ["unknown stage 'dance'", "summary, train, posterior, predict, shift, prune, report"],
@@ -48,6 +65,102 @@ from ppl_bnn import checkpoint
 )
 def test_bad_settings_are_one_line(call, arguments, parts):
     assert_refused(call(*arguments), *parts)
+
+
+def test_nothing_is_written_before_the_check(call, run_folder):
+    assert_refused(call("--pruning.threshold", '{"fc9*": 1.0}'), "pruning.threshold")
+    assert not (run_folder / "out" / "checkpoints").exists()
+
+
+def test_the_run_folder_is_no_out_folder(call, run_folder):
+    before = (run_folder / "config.yaml").read_text()
+    assert_refused(call("--out", run_folder / "." / "out" / ".."), "is the run folder itself")
+    assert (run_folder / "config.yaml").read_text() == before
+
+
+def test_one_command_at_a_time_works_in_a_folder(call, run_folder):
+    out = run_folder / "out"
+    out.mkdir()
+    with alone_in(out):
+        assert_refused(call("--stages", "train", "--train.seed", "3"), f"another command is at work in {out}")
+    assert {path.name for path in out.iterdir()} == {".lock"}
+    assert call("--stages", "train", "--train.epochs", "1")[0] == 0
+
+
+def test_settings_where_a_number_belongs_and_the_other_way_round(call, run_folder, tmp_path):
+    (tmp_path / "more.yaml").write_text("train: 3")
+    assert_refused(
+        call("--config", tmp_path / "more.yaml"), "more.yaml: train must hold settings, such as train.epochs"
+    )
+    (run_folder / "config.yaml").write_text("model: {prior: {1: 'normal(0, 1)'}}")
+    assert_refused(call(), "a prior maps patterns of site names to texts such as normal(0, 1), got (1, 'normal(0, 1)')")
+    (run_folder / "config.yaml").write_text("predict: [1]")
+    assert_refused(
+        call("--predict.num_samples", "3"), "predict must hold settings, such as predict.num_samples; got [1]"
+    )
+
+
+def test_weights_of_another_network_do_not_start_one(call, tmp_path):
+    assert call("--model.deterministic", "true", "--stages", "train", "--out", tmp_path / "twin")[0] == 0
+    arguments = ("--guide.init_from", tmp_path / "twin", "--model.name", "lenet", "--out", tmp_path / "b")
+    assert_refused(call(*arguments), "guide.init_from", "of another network: 'net.fc1.bias' is [256] there and [500]")
+    (tmp_path / "notes").write_text("x")
+    arguments = ("--guide.init_from", tmp_path / "notes", "--out", tmp_path / "c")
+    code, lines = call(*arguments)
+    assert code == 2
+    assert "guide.init_from takes a run's out folder, or one of its checkpoints" in lines[-1]
+    assert "delete" not in lines[-1]
+
+
+def test_files_that_look_like_checkpoints_are_left_alone(call, run_folder):
+    assert call("--stages", "train")[0] == 0
+    folder = run_folder / "out" / "checkpoints"
+    (folder / "step-best.safetensors").write_bytes((folder / "step-00000000.safetensors").read_bytes())
+    code, lines = call("--stages", "train,predict")
+    assert code == 0
+    assert "train: complete already" in lines[0]
+    assert netcdf.read_attrs(run_folder / "out" / "predictive.nc")["step"] == 12
+
+
+def test_a_posterior_table_of_another_step_is_not_reported(call, run_folder):
+    assert call("--stages", "train,predict")[0] == 0
+    assert call("--stages", "posterior", "--predict.checkpoint", "step-00000000")[0] == 0
+    assert_refused(
+        call("--stages", "report"), "posterior.json is out of date: it is of step 0", "stage posterior again"
+    )
+    assert call("--stages", "posterior,report")[0] == 0
+    (run_folder / "out" / "posterior.json").write_text("")
+    assert_refused(call("--stages", "report"), "posterior.json is damaged")
+
+
+def test_prune_before_predict_is_reported(call, run_folder):
+    assert call("--stages", "train,prune,predict,report")[0] == 0
+
+
+def test_damaged_settings_of_a_run_are_named(call, run_folder, capsys):
+    assert call("--stages", "train")[0] == 0
+    path = run_folder / "out" / "config.yaml"
+    good = path.read_text()
+    for damage in ("data: 3", "unknown: {a: 1}", "train: {unknown: 1}", "predict: {num_samples: many}"):
+        path.write_text(f"{good}\n{damage}\n")
+        assert export([str(path.parent)]) == 2
+        assert "config.yaml is damaged, or of another version" in capsys.readouterr().err
+    path.write_text("data:")
+    assert_refused(call("--stages", "train"), "holds a run with other settings")
+
+
+def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path):
+    arrays, _ = jpegs()
+    np.savez(tmp_path / "c.npz", **arrays)
+    how = ("--data.name", "cifar10", "--model.name", "vgg16", "--model.deterministic", "true", "--stages")
+    how += ("train,predict", "--train.epochs", "1", "--data.file")
+    assert call(*how, tmp_path / "c.npz")[0] == 0
+    (tmp_path / "c.npz").rename(tmp_path / "d.npz")
+    code, lines = call(*how, tmp_path / "d.npz")
+    assert code == 0
+    assert "train: complete already" in lines[0]
+    np.savez(tmp_path / "d.npz", **{**arrays, "labels": arrays["labels"][::-1]})
+    assert_refused(call(*how, tmp_path / "d.npz"), "is of another run: trained on is", "CRC-32")
 
 
 def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
@@ -131,9 +244,6 @@ def test_a_divergence_exits_1_with_one_line(call):
 
 
 def test_the_network_must_fit_the_images(call, tmp_path):
-    import numpy as np
-    from test_data import jpegs
-
     np.savez(tmp_path / "c.npz", **jpegs()[0])
     assert_refused(
         call("--data.name", "cifar10", "--data.file", tmp_path / "c.npz"),

@@ -24,7 +24,7 @@ def test_a_run_leaves_every_result(call, run_folder):
     out = run_folder / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "log.csv", "checkpoints", "posterior.json", "predictive.nc", "pruning.nc", "metrics.json",
-        "figures", "manifest.json", "performance.json",
+        "figures", "manifest.json", "performance.json", ".lock",
     }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["run"] == "tiny"

@@ -139,6 +139,9 @@ def test_bad_commands_are_told_apart_from_failures(tmp_path, capsys):
     assert main([str(tmp_path), "--steps", "one"]) == 2
     assert main(["runs/mnist-fc", "--ranks", "0"]) == 2
     assert main(["runs/mnist-fc", "elsewhere/mnist-fc"]) == 2
+    assert main(["runs/mnist-fc", "--launcher", "srun -n {size} python"]) == 2
+    assert "--launcher takes a command with {ranks} in it, got 'srun -n {size} python'" in capsys.readouterr().err
+    assert main(["runs/mnist-fc", "--launcher", ""]) == 2
     assert main(["runs/mnist-fc", "--latency_ms", "5"]) == 2
     assert "error: --latency_ms is of rehearsed hosts: give them a bandwidth with --mbit" in capsys.readouterr().err
     with pytest.raises(SystemExit) as code:

@@ -249,7 +249,7 @@ def test_the_file_of_training_log_likelihoods(run_out):
         ("ood", "[letters]", "got 'letters'"),
         ("blur", "[-1]", "shift.blur must be positive and finite, got [-1"),
         ("noise", "[]", "shift.ood has noise, but shift.noise has no severity"),
-        ("temperature_on", "150", "1 to 149 of the images, got 150"),
+        ("temperature_on", "150", "below 150, got 150"),
     ],
 )
 def test_bad_settings_take_one_line(run_out, capsys, option, value, message):

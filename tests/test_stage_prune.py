@@ -67,6 +67,23 @@ def test_criteria_structures_and_finetuning_from_the_command_line(call, run_fold
     assert {path.name for path in (run_folder / "out" / "figures").iterdir()} >= {"pruning.png", "pruning_answers.png"}
 
 
+def test_a_sweep_that_was_cut_off_leaves_the_saved_posterior(call, run_folder, monkeypatch):
+    assert call("--stages", "train,prune", "--pruning.save_fraction", "0.9")[0] == 0
+    saved = run_folder / "out" / "pruned.safetensors"
+    before = saved.read_bytes()
+
+    def cut(*args, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_prune, "sweep", cut)
+        assert call("--stages", "prune", "--pruning.save_fraction", "0.5", "--pruning.seed", "1")[0] == 75
+    assert saved.read_bytes() == before
+    # It is written anew where the sweep is there already.
+    assert call("--stages", "prune", "--pruning.save_fraction", "0.5")[0] == 0
+    assert len(saved.read_bytes()) > 2 * len(before)
+
+
 def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run_folder, monkeypatch):
     call("--stages", "train")
     tuned = []

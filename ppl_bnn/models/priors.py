@@ -148,6 +148,8 @@ def parse_prior(text: str | Mapping[str, str]) -> TorchDistribution | dict[str, 
         ValueError: not of that form, an unknown family, or parameters the family refuses.
     """
     if isinstance(text, Mapping):
+        if odd := [entry for entry in text.items() if not all(isinstance(part, str) for part in entry)]:
+            raise ValueError(f"a prior maps patterns of site names to texts such as normal(0, 1), got {odd[0]!r}")
         return {pattern: _parse_one(value) for pattern, value in text.items()}
     return _parse_one(text)
 

@@ -1,7 +1,7 @@
 """Pruning: the weights worth least become exactly zero, loc and scale, in every draw."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -70,6 +70,8 @@ def prune(
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
     if threshold is not None:
         check_threshold(threshold, criterion)
+        if isinstance(threshold, Mapping):
+            check_patterns(threshold, guide.sites)
     elif not 0 <= fraction < 1:  # type: ignore[operator]
         raise ValueError(f"the pruning fraction must be in [0, 1), got {fraction}")
     weight_scores = scores(guide, criterion, priors)
@@ -103,13 +105,23 @@ def check_threshold(threshold: Threshold, criterion: str) -> None:
             raise ValueError(f"pruning.threshold must be {least}; got {value} (criterion {criterion})")
 
 
+def check_patterns(threshold: Mapping[str, float], sites: Collection[str]) -> None:
+    """Raise ValueError for a site without a threshold, or a pattern that is of no site."""
+    for site in sites:
+        if not any(fnmatchcase(site, pattern) for pattern in threshold):
+            raise ValueError(
+                f"pruning.threshold has none for {site!r}: it matches none of {sorted(threshold)}; add '*' for all the "
+                "rest"
+            )
+    for pattern in threshold:
+        if not any(fnmatchcase(site, pattern) for site in sites):
+            raise ValueError(f"pruning.threshold has {pattern!r}, which is none of the sites {', '.join(sites)}")
+
+
 def _of_site(threshold: Threshold, site: str) -> float:
     if not isinstance(threshold, Mapping):
         return threshold
-    for pattern, value in threshold.items():
-        if fnmatchcase(site, pattern):
-            return value
-    raise ValueError(f"no threshold for {site!r}: it matches none of {sorted(threshold)}; add '*' for all the rest")
+    return next(value for pattern, value in threshold.items() if fnmatchcase(site, pattern))
 
 
 def _keep_largest(group_scores: list[Tensor], sizes: list[int], fraction: float) -> tuple[list[Tensor], float]:

@@ -1,0 +1,28 @@
+"""The check of a run's stages that needs its data and network, before any work."""
+
+import math
+from collections.abc import Collection, Mapping
+
+from ppl_bnn.experiment import Experiment
+from ppl_bnn.pruning.prune import check_patterns
+
+
+def check_stages(run: Experiment, names: Collection[str]) -> None:
+    """Raise ValueError for the first setting that does not fit the images or the layers of the stages `names`."""
+    if "shift" in names:
+        settings, images = run.config.shift, run.test_images
+        side = min(images.pixels.shape[2:])
+        # Three standard deviations each way are mirrored at the edge.
+        if too_wide := [scale for scale in settings.blur if math.ceil(3 * scale) >= side]:
+            raise ValueError(
+                f"shift.blur must be at most {(side - 1) // 3} for images of {side} pixels, got {too_wide[0]:g}"
+            )
+        if settings.temperature_on >= len(images):
+            raise ValueError(
+                f"shift.temperature_on must leave test images to measure on: below {len(images)}, got "
+                f"{settings.temperature_on}"
+            )
+    if "prune" in names and run.guide.sites:
+        for threshold in run.config.pruning.thresholds():
+            if isinstance(threshold, Mapping):
+                check_patterns(threshold, run.guide.sites)
