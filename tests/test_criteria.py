@@ -152,7 +152,7 @@ def test_a_threshold_for_each_layer():
         ({"criterion": "magnitude"}, "criterion must be one of snr, kl, evidence; got 'magnitude'"),
         ({"structure": "rows"}, "structure must be one of weights, units, inputs"),
         ({"criterion": "kl"}, "needs the prior of '0.weight'"),
-        ({"fraction": None, "threshold": {"0.*": 1.0}}, "no threshold for '2.weight'"),
+        ({"fraction": None, "threshold": {"0.*": 1.0}}, "pruning.threshold has none for '2.weight'"),
         ({"fraction": None, "threshold": {"*": -1.0}}, "at least 0 and finite; got -1.0"),
         ({"fraction": None, "threshold": math.inf, "criterion": "evidence"}, "must be finite"),
     ],
