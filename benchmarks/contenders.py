@@ -100,7 +100,7 @@ def bayesian_torch(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_fo
 
     settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -9.0}
     dnn_to_bnn(net, {**settings, "type": kind, "moped_enable": False, "moped_delta": 0.5})
-    net.to(memory_format=layout)
+    net.to(x.device, memory_format=layout)
     return _with_adam(net.parameters(), lambda: F.cross_entropy(net(x), y) + get_kl_loss(net) / len(x))
 
 

@@ -50,7 +50,7 @@ def coherent(
     The draws of a pruned guide go on in its compact network where that is faster, once enough of them were made.
 
     Args:
-        batch_size: examples a forward pass; unless given, 200 where there are convolutions, else 2000.
+        batch_size: examples a forward pass; unless given, 200 for convolutions on a CPU, else 2000.
         network: ``plain(net)``, where it is there already, or ``normalized(net, norm_inputs)``.
     """
     try:
@@ -59,7 +59,7 @@ def coherent(
         return Blocks(1, _by_pyro(net, guide, x, seed, batch_size or 200))
     x = laid_out(network, x)
     with_noise = placed(network, guide, guide.sites)
-    limit = batch_size or default_batch(network)
+    limit = batch_size or default_batch(network, x)
     run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
     waiting = x.is_cpu and guide.is_pruned and network.normalize is None
 
@@ -165,9 +165,9 @@ def laid_out(network: PlainNetwork, x: Tensor) -> Tensor:
     return x
 
 
-def default_batch(network: PlainNetwork) -> int:
-    """Examples a forward pass: as many as keep activations in reach of the caches."""
-    return 200 if _convolutions(network) else 2000
+def default_batch(network: PlainNetwork, x: Tensor) -> int:
+    """Examples a forward pass: on a CPU as many as keep activations in reach of the caches, else as keep it busy."""
+    return 200 if _convolutions(network) and x.is_cpu else 2000
 
 
 def _convolutions(network: PlainNetwork) -> bool:

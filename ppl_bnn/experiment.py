@@ -200,8 +200,10 @@ def _device(name: str, ranks: Communicator) -> torch.device:
     try:
         device = torch.device(name)
         if device.type != "cpu" and device.index is None and ranks.size > 1:
-            device = torch.device(device.type, ranks.local_rank)
-            torch.get_device_module(device).set_device(device)
+            module = torch.get_device_module(device)
+            # Some launchers show each rank one device only.
+            device = torch.device(device.type, ranks.local_rank % max(1, module.device_count()))
+            module.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

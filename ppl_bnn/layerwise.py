@@ -84,7 +84,7 @@ def prepared(
         shapes = {site: traced.parameter(site).shape for site in shared}
         shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in posteriors.items()}
         numbers = made(partial(_sobol if sobol else _independent, shapes, seed, len(shared), x))
-        limit = batch_size or (default_batch(traced) if shared else _ROWS)
+        limit = batch_size or (default_batch(traced, x) if shared else _ROWS)
         parts = [_start(traced.net, layers, posteriors, part, size) for part in x.split(limit)]
 
         def logits(block: int, sign: float) -> Tensor:

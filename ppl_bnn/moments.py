@@ -135,6 +135,9 @@ class _Weighted(nn.Module):
         if self.weight_variance is not None:
             own = self._map(mean.square(), self.weight_variance, self.bias_variance if new is None else None)
             new = own if new is None else new + own
+        if new is not None and isinstance(self.layer, nn.Conv2d):
+            # A GPU's fast convolutions round a 0 to less.
+            new = new.clamp_min(0)
         return self._map(mean, self.layer.weight, self.layer.bias), new
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

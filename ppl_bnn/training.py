@@ -97,8 +97,9 @@ def fit(
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
             (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, every `checkpoint_every` epochs, every
             `checkpoint_minutes` (less often where writing would take more than 5% of the time) and at the end. A
-            training that was cut off there goes on from its last checkpoint, bitwise as if it had not been; other ranks
-            than before share what is left of the epoch.
+            training that was cut off there goes on from its last checkpoint, on a CPU bitwise as if it had not been (on
+            a GPU where ``torch.backends.cudnn.deterministic`` is set); other ranks than before share what is left of
+            the epoch.
         keep_checkpoints: how many to keep beside the start (``step-00000000``); None keeps all.
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.

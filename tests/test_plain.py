@@ -128,3 +128,8 @@ def test_batch_norm_over_points_is_not_taken_for_one_over_features():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(ValueError, match=r"sees \[2, 4, 3\], of which BatchNorm1d has dimension 1"):
         plain(net).net(x[:, :4])
+
+
+def test_a_layer_without_point_estimates_has_its_priors_dtype():
+    net = bayesian(nn.Sequential(nn.Linear(3, 4, bias=False)).double())
+    assert plain(net).net.get_parameter("0.weight").dtype == torch.float64

@@ -55,6 +55,7 @@ class LocalReparameterization(KnowsPosteriors):
             x, _, bias, *settings = msg["args"]
             q = self.posterior[msg["name"]]
             mean = function(x, q.loc, bias, *settings)
-            variance = function(x.square(), q.scale.square(), None, *settings)
+            # x * x: autocast computes a power in float32, on a GPU.
+            variance = function(x * x, q.scale.square(), None, *settings)
             msg["value"] = torch.addcmul(mean, variance.clamp_min(_TINY).sqrt(), torch.randn_like(mean))
             msg["done"] = True

@@ -77,9 +77,9 @@ class FactorizedNormal(TorchDistribution):
         """Nats."""
         return self.sums()[1] + self.count() * 0.5 * math.log(2 * math.pi * math.e)
 
-    def count(self) -> int:
-        """The number of weights that are not pruned."""
-        return self._loc.numel() if self.keep is None else int(self.keep.sum())
+    def count(self) -> int | Tensor:
+        """The number of weights that are not pruned; of a pruned guide as a tensor, for which no step has to wait."""
+        return self._loc.numel() if self.keep is None else self.keep.sum()
 
     def sums(self) -> Tensor:
         """Sums over the weights that are left of loc^2 + scale^2 and of log scale, [2]."""
@@ -141,8 +141,11 @@ def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noq
 
     One draw in float32 on a CPU takes its seed from there, and is the same for any number of threads.
     """
-    if sample_shape or not like.is_cpu or like.dtype != torch.float32:
+    if sample_shape:
         return torch.randn(sample_shape + like.shape, dtype=like.dtype, device=like.device)
+    if not like.is_cpu or like.dtype != torch.float32:
+        # In like's memory format, too.
+        return torch.empty_like(like).normal_()
     noise = normals(int(torch.randint(2**63 - 1, ())), like.numel(), like)
     # The strides may be those of channels_last; the memory is dense in any case.
     return noise.as_strided(like.shape, torch.empty_like(like).stride())

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
+from ppl_bnn.models.priors import map_tensors
 
 
 class NotTraceable(ValueError):
@@ -103,14 +104,26 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
         )  # fmt: skip
     else:
         new = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
-    like = next(layer.parameters(), None)
-    new.to(like)
+    new.to(_tensor_of(layer))
     nn.init.zeros_(new.weight)  # type: ignore[arg-type]
     if bias and "bias" not in layer._pyro_samples:  # type: ignore[operator]
         new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[union-attr]
     elif bias:
         nn.init.zeros_(new.bias)  # type: ignore[arg-type]
     return new
+
+
+def _tensor_of(layer: BayesianConv2d | BayesianLinear) -> Tensor:
+    """One of a layer's tensors, which tells its device and dtype; where nothing is a point estimate, its prior's."""
+    found: list[Tensor] = list(layer.parameters())
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    for prior in layer._pyro_samples.values():  # type: ignore[operator,union-attr]
+        map_tensors(prior, note)
+    return found[0]
 
 
 def _fold_batch_norm(
