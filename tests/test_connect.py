@@ -75,6 +75,12 @@ def _own_environment(monkeypatch):
     monkeypatch.setattr(os, "environ", others)
 
 
+def test_a_horovod_without_cuda_is_told_before_any_tensor(monkeypatch):
+    monkeypatch.setattr("ppl_bnn.distributed.horovod_backend.import_horovod", Deaf)
+    with pytest.raises(ValueError, match=r"device is 'cuda:1', and this Horovod was built without CUDA.*torchrun"):
+        connect("cuda:1", environment={"HOROVOD_SIZE": "2"})
+
+
 @pytest.mark.usefixtures("_own_environment")
 def test_horovod_does_not_wait_longer_than_the_bound():
     ranks = HorovodRanks(Deaf(), timeout=0.2)

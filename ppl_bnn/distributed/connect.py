@@ -41,6 +41,11 @@ def connect(
         hvd = import_horovod()
     except ImportError as error:
         raise ValueError(f"{size} ranks were started by {launcher}, but {error}; {_HOW}") from None
+    if device.startswith("cuda") and not hvd.cuda_built():
+        raise ValueError(
+            f"device is {device!r}, and this Horovod was built without CUDA: build it with "
+            "`python tools/build_horovod.py --gpu`, or start the ranks with torchrun"
+        )
     ranks = HorovodRanks(hvd, timeout=timeout)
     if ranks.size != size:
         raise ValueError(
