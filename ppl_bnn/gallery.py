@@ -41,7 +41,7 @@ def write_gallery(predictive: Path, path: Path, *, most: int = 300, spread: int 
     run = html.escape(str(idata.attrs.get("run", "")))
     content = {
         "TITLE": f"{run}: {title}" if run else title,
-        "DRAWS": str(groups["posterior_predictive"].sizes["draw"]),
+        "DRAWS": str(inference_data.draws_in(groups)),
         "IMAGES": f"{len(order):,}",
         "OPTIONS": "".join(f"<option>{html.escape(name)}</option>" for name in classes),
         "CARDS": "\n".join(cards),

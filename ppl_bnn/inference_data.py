@@ -120,6 +120,12 @@ def draws_of(groups: Mapping[str, xr.Dataset], image: int) -> np.ndarray:
     return drawn[:, ~np.isnan(drawn[0])]
 
 
+def draws_in(groups: Mapping[str, xr.Dataset]) -> int:
+    """The number of draws, of all chains together."""
+    sizes = groups["posterior_predictive"].sizes
+    return int(sizes["draw"] * sizes.get("chain", 1))
+
+
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
 

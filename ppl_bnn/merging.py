@@ -24,7 +24,7 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
     then those at a fraction. Its single draws are kept of the images that all chains kept.
 
     Args:
-        parts: at least one, of the same images and numbers of draws and levels.
+        parts: at least one, of the same images and numbers of levels.
         attrs: more attributes. Those of the parts are kept where all agree.
 
     Raises:
@@ -56,6 +56,12 @@ def differing(inputs: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
     parts = [part if "chain" in part.dims else part.expand_dims("chain") for part in parts]
+    if "draw" in parts[0].dims:
+        # Where images stop early, trainings end after numbers of draws of their own: the others have NaN there, as
+        # images that stopped have, and the sampled label -1.
+        most = np.arange(max(part.sizes["draw"] for part in parts))
+        fill = {key: -1 if value.dtype.kind == "i" else np.nan for key, value in parts[0].items()}
+        parts = [part.reindex(draw=most, fill_value=fill) for part in parts]
     kept = name == "posterior_predictive" and "level" in parts[0].dims
     try:
         merged = xr.concat(
@@ -68,8 +74,12 @@ def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
 
 def _mixture(groups: Mapping[str, xr.Dataset], *, moments: bool) -> tuple[xr.Dataset, dict[str, float]]:
     by_chain = groups["uncertainty"]
-    means = torch.from_numpy(by_chain["mean_probs"].mean("chain", dtype="float64").values)
-    entropies = torch.from_numpy(by_chain["aleatoric"].mean("chain", dtype="float64").values)
+    # With a tolerance, chains have numbers of draws of their own for each image; moments have none.
+    weights = groups["monte_carlo"]["draws"].astype("float64").clip(min=1)
+    means, entropies = (
+        torch.from_numpy(by_chain[name].astype("float64").weighted(weights).mean("chain").values)
+        for name in ("mean_probs", "aleatoric")
+    )
     uncertainty = by_chain.isel(chain=0, drop=True)
     parts = zip(("total", "aleatoric", "epistemic"), metrics.uncertainties(means, entropies), strict=True)
     uncertainty = uncertainty.assign(mean_probs=(("obs_id", "class"), means.float().numpy()))
@@ -80,7 +90,7 @@ def _mixture(groups: Mapping[str, xr.Dataset], *, moments: bool) -> tuple[xr.Dat
     draws = groups["log_likelihood"]["y"].stack(sample=("chain", "draw")).transpose("sample", "obs_id")
     labels = torch.from_numpy(groups["observed_data"]["y"].values).long()
     return uncertainty, {
-        "num_samples": draws.sizes["sample"],
+        "num_samples": int((~np.isnan(draws.values)).any(1).sum()),
         "accuracy": metrics.accuracy(means, labels),
         "nll": metrics.nll(torch.from_numpy(draws.values)),
         "ece": metrics.ece(means, labels),

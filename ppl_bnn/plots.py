@@ -184,7 +184,8 @@ def density_under_pruning(groups: Groups, title: str) -> Figure:
     columns = 5
     rows = math.ceil(len(chosen) / columns)
     figure, axes = new_figure(
-        f"{title}: density of the true class's softmax over {probs.sizes['draw']} draws, by share of weights pruned\n"
+        f"{title}: density of the true class's softmax over {inference_data.draws_in(groups)} draws, by share of "
+        "weights pruned\n"
         "(of each class the image with the most epistemic uncertainty; each density scaled to its peak)",
         2.7 * columns,
         0.33 * (len(levels["level"]) + 2) * rows + 1.5,

@@ -25,7 +25,8 @@ def draw_predictive_figures(predictive: Path, folder: Path) -> list[Path]:
     groups, title = netcdf.groups_of(idata), str(idata.attrs["title"])
     paths = [save(risk_coverage(groups, title), folder / "risk_coverage.png")]
     if groups["posterior_predictive"].sizes["draw"] > 1:
-        paths.append(save(density_by_draws(groups, title), folder / "density_draws.png"))
+        sampling = str(idata.attrs.get("sampling", "independent"))
+        paths.append(save(density_by_draws(groups, title, sampling=sampling), folder / "density_draws.png"))
         paths.append(save(density_by_class({str(idata.attrs.get("run", "")): groups}), folder / "density_classes.png"))
     return paths
 
@@ -45,12 +46,16 @@ def compare_densities(left: Path, right: Path, path: Path, *, images: Sequence[i
     return save(density_by_class(runs, images=images), path)
 
 
-def density_by_draws(groups: Groups, title: str, *, image: int | None = None, label: int | None = None) -> Figure:
+def density_by_draws(
+    groups: Groups, title: str, *, image: int | None = None, label: int | None = None, sampling: str = "independent"
+) -> Figure:
     """Density of one class's softmax for one image, from the first 10, 25, ... draws up to all (the study's figure 4).
 
     The band holds 90% of the densities of draws resampled with replacement: the Monte Carlo error at that number.
 
     Args:
+        sampling: how the draws were made: ``antithetic`` pairs are resampled as pairs; ``sobol`` points, which depend
+            on each other, do not tell their error and have no band.
         image: position of the image (default: the one with the most epistemic uncertainty).
         label: the class (default: the one whose softmax the draws differ on the most).
 
@@ -65,12 +70,14 @@ def density_by_draws(groups: Groups, title: str, *, image: int | None = None, la
     if not 0 <= label < len(classes):
         raise ValueError(f"label must be from 0 to {len(classes) - 1}, got {label}")
     values = inference_data.draws_of(groups, image)[label]
-    counts = [count for count in DRAWS if count < len(values)] + [len(values)]
+    together = 2 if sampling == "antithetic" else 1
+    counts = [count // together * together for count in DRAWS if count < len(values)] + [len(values)]
+    band = "" if sampling == "sobol" else "band: 90% of the densities of resampled draws; "
     columns = min(4, len(counts) + 1)
     rows = -(-(len(counts) + 1) // columns)
     figure, axes = new_figure(
         f"{title}, image #{image} (a {classes[labels[image]]}): density of the softmax of {classes[label]}, by number "
-        "of draws\n(band: 90% of the densities of resampled draws; dashed: mean; dotted: all draws)",
+        f"of draws\n({band}dashed: mean; dotted: all draws)",
         3 * columns,
         2.5 * rows + 0.7,
         rows,
@@ -84,15 +91,20 @@ def density_by_draws(groups: Groups, title: str, *, image: int | None = None, la
         some = values[:count]
         grid, height = inference_data.density(some)
         axis.plot(grid, height, color="C0")
-        resampled = [inference_data.density(random.choice(some, count)) for _ in range(_RESAMPLES)]
-        low, high = np.quantile([np.interp(grid, *one, left=0, right=0) for one in resampled], (0.05, 0.95), axis=0)
-        axis.fill_between(grid, low, high, color="C0", alpha=0.25, linewidth=0)
+        highest, mean = float(height.max()), f"mean {some.mean():.3f}"
+        if band:
+            # A whole number of pairs, where draws come in pairs.
+            pairs = some[: count // together * together].reshape(-1, together)
+            resampled = [inference_data.density(random.choice(pairs, len(pairs)).ravel()) for _ in range(_RESAMPLES)]
+            low, high = np.quantile([np.interp(grid, *one, left=0, right=0) for one in resampled], (0.05, 0.95), axis=0)
+            axis.fill_between(grid, low, high, color="C0", alpha=0.25, linewidth=0)
+            highest = float(high.max())
+            mean += f" ± {pairs.mean(1).std(ddof=1) / np.sqrt(len(pairs)):.3f}"
         axis.plot(*whole, ":", color="0.3", linewidth=1)
         axis.axvline(some.mean(), color="C1", linestyle="--", linewidth=1)
-        error = some.std(ddof=1) / np.sqrt(count)
-        axis.set_title(f"{count} draws: mean {some.mean():.3f} ± {error:.3f}", fontsize=9)
+        axis.set_title(f"{count} draws: {mean}", fontsize=9)
         axis.set(xlim=(0, 1), xlabel=f"softmax of {classes[label]}")
-        top = max(top, min(float(high.max()), 4 * float(whole[1].max())))
+        top = max(top, min(highest, 4 * float(whole[1].max())))
     for axis in flat[1 : 1 + len(counts)]:
         axis.set(ylim=(0, 1.05 * top), yticks=[])
     for axis in flat[1 + len(counts) :]:
@@ -161,8 +173,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             axis.set(xlim=(0, 1), ylim=(0, 1.05 * density.max()), yticks=[])
             axis.tick_params(labelsize=7, labelbottom=row == len(runs) - 1)
             if column == 0 and run:
-                most = its["posterior_predictive"].sizes["draw"]
-                axis.set_ylabel(f"{run}\n({most} draws)", fontsize=8, color=f"C{row}")
+                axis.set_ylabel(f"{run}\n({inference_data.draws_in(its)} draws)", fontsize=8, color=f"C{row}")
     return figure
 
 

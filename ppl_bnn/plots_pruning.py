@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ _PANELS = (
     ("nll", "NLL (nats per datum)"),
     ("ece", "ECE"),
     ("epistemic", "epistemic uncertainty (nats, mean)"),
-    ("changed", "answers unlike the unpruned network's (%)"),
+    ("changed", "answers unlike {base} (%)"),
     ("seconds", "seconds a draw of the whole test set"),
 )
 
@@ -66,9 +67,11 @@ def pruning_curves(runs: Sequence[Groups], title: str) -> Figure:
     trainings = f", {len(runs)} trainings: mean, and band from the least to the most" if len(runs) > 1 else ""
     note = f"\noff the scale, pruned (accuracy): {', '.join(off)}" if off else ""
     figure, axes = new_figure(f"Pruning on {title} ({draws} draws a level{trainings}){note}", 12, 7, 2, 3)
+    least = max(float(each["pruned"][0]) for each in values)
+    base = "the unpruned network's" if least < 0.005 else f"those at {least:.4g}% pruned"
     for axis, (name, label) in zip(axes.ravel(), _PANELS, strict=True):
         _curve(axis, values, name, best)
-        axis.set(xlabel="weights pruned (%)", ylabel=label)
+        axis.set(xlabel="weights pruned (%)", ylabel=label.format(base=base))
         # Stretched towards the end, where everything happens.
         axis.set_xscale("function", functions=(lambda x: -np.log(np.maximum(101 - x, 0.1)), lambda x: 101 - np.exp(-x)))
         axis.set_xticks([0, 50, 80, 90, 95, 98, 99, 100])
@@ -82,7 +85,7 @@ def changing_answers(groups: Groups, title: str, *, count: int = 5) -> Figure:
     Upper row: those whose right answer becomes wrong, the largest loss of confidence in it first; lower row: those
     that keep it and lose the most. One image of a class in a row, at levels within 10 points of the best accuracy.
     """
-    levels = groups["pruning"]
+    levels = _by_fraction(groups)
     accuracy = levels["accuracy"].values
     shown = np.flatnonzero(accuracy >= accuracy.max() - 0.1)
     probs = levels["mean_probs"].values[shown]
@@ -145,8 +148,14 @@ def _trainings(groups: Groups) -> list[Groups]:
     return [{**groups, "pruning": chain} for chain in chains]
 
 
-def _values(groups: Groups) -> dict[str, np.ndarray]:
+def _by_fraction(groups: Groups) -> xr.Dataset:
+    # The level that others are compared with comes first; in merged results levels at a threshold do.
     levels = groups["pruning"]
+    return levels.isel(level=np.argsort(levels["pruned_fraction"].values, kind="stable"))
+
+
+def _values(groups: Groups) -> dict[str, np.ndarray]:
+    levels = _by_fraction(groups)
     answers = levels["mean_probs"].values.argmax(-1)
     return {
         "pruned": 100 * levels["pruned_fraction"].values,

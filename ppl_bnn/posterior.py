@@ -28,7 +28,7 @@ class LayerPosterior:
         kl, initial_kl: KL(q || p), nats a weight.
         snr: 5%, 50% and 95% quantile of |loc| / scale.
         at_prior: share of the weights whose KL is within 0.05 nats of the least a Normal can have with that prior
-            (0 for a Normal prior).
+            (0 for a Normal prior, and taken for 0 where weights have priors of their own).
         nearly_deterministic: share of the weights with a scale below 1% of the layer's root mean square loc.
     """
 

@@ -140,16 +140,22 @@ def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dic
     figure.unlink(missing_ok=True)
     if attrs.get("sampling") == "sobol":
         return []
-    drawn, labels = (netcdf.read_group(path, name) for name in ("posterior_predictive", "observed_data"))
+    drawn, likelihood, labels = (
+        netcdf.read_group(path, name) for name in ("posterior_predictive", "log_likelihood", "observed_data")
+    )
     assert drawn is not None
+    assert likelihood is not None
     assert labels is not None
+    kept = drawn["obs_id"].values
     rows = convergence(
         torch.from_numpy(drawn["probs"].values[0]),
-        torch.from_numpy(labels["y"].values[drawn["obs_id"].values]),
+        torch.from_numpy(likelihood["y"].values[0][:, kept]),
+        torch.from_numpy(labels["y"].values[kept]),
         together=2 if attrs.get("sampling") == "antithetic" else 1,
     )
     if rows:
-        draw_convergence(rows, run.test_images.title, figure)
+        some = "" if rows[0]["images"] == len(labels["y"]) else f", the {rows[0]['images']} images that have all draws"
+        draw_convergence(rows, run.test_images.title + some, figure)
     return [{name: _or_none(value) for name, value in row.items()} for row in rows]
 
 

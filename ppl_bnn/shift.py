@@ -56,6 +56,7 @@ def predict_shifted(
     num_samples: int = 100,
     seed: int = 0,
     norm_inputs: Tensor | None = None,
+    keep: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Shifted], dict[str, Predictive]]:
@@ -67,6 +68,7 @@ def predict_shifted(
         outside: {name of a set: its images [M, channels, height, width]}. It has no labels among the classes; those in
             its predictive mean nothing.
         norm_inputs: as in `predict`.
+        keep: positions of the examples of the test set as it is whose single draws are kept (default: none).
 
     Raises:
         ValueError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
@@ -80,15 +82,17 @@ def predict_shifted(
             raise ValueError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
         check_images(images, name)
 
-    def predictive(images: Tensor, labels: Tensor) -> Predictive:
+    nothing = torch.arange(0)
+
+    def predictive(images: Tensor, labels: Tensor, kept: Tensor = nothing) -> Predictive:
         # The single draws of so many sets would fill the memory.
         return predict(
             net, guide, images, labels,
-            num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=torch.arange(0), progress=progress,
+            num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=kept, progress=progress,
             should_stop=should_stop,
         )  # fmt: skip
 
-    shifted = [Shifted("none", 0.0, predictive(x, y))]
+    shifted = [Shifted("none", 0.0, predictive(x, y, nothing if keep is None else keep))]
     for kind, levels in severities.items():
         shifted += [Shifted(kind, level, predictive(SHIFTS[kind](x, level), y)) for level in levels]
     unlabelled = {name: torch.zeros(len(images), dtype=y.dtype, device=y.device) for name, images in outside.items()}
@@ -116,8 +120,15 @@ def reliance(mean_probs: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def temperature_metrics(mean_probs: Tensor, labels: Tensor, *, num_held_out: int) -> dict[str, float]:
+def temperature_metrics(
+    probs: Tensor, log_likelihood: Tensor, labels: Tensor, *, num_held_out: int
+) -> dict[str, float]:
     """Fit a temperature on the first `num_held_out` examples; measure the others, as they were and scaled.
+
+    Args:
+        probs: each draw's probabilities, [S, N, C]: their mean is scaled, which must not have been rounded to 0.
+        log_likelihood: log p(y_i | x_i, draw s), [S, N].
+        labels: [N].
 
     Returns temperature, held_out and measured (numbers of examples), and nll, ece and adaptive_ece of the others with
     the suffixes ``_plain`` and ``_scaled``.
@@ -127,13 +138,16 @@ def temperature_metrics(mean_probs: Tensor, labels: Tensor, *, num_held_out: int
     """
     if not 0 < num_held_out < len(labels):
         raise ValueError(f"a temperature can be fitted on 1 to {len(labels) - 1} of the images, got {num_held_out}")
+    mean_probs = probs.double().mean(0)
     temperature = metrics.fit_temperature(mean_probs[:num_held_out], labels[:num_held_out])
     plain, truth = mean_probs[num_held_out:], labels[num_held_out:]
     found = {"temperature": temperature, "held_out": num_held_out, "measured": len(truth)}
-    for suffix, probs in (("plain", plain), ("scaled", metrics.tempered(plain, temperature))):
-        found[f"nll_{suffix}"] = metrics.nll(probs.gather(1, truth.unsqueeze(1)).log().T)
-        found[f"ece_{suffix}"] = metrics.ece(probs, truth)
-        found[f"adaptive_ece_{suffix}"] = metrics.adaptive_ece(probs, truth)
+    scaled = metrics.tempered(plain, temperature)
+    found["nll_plain"] = metrics.nll(log_likelihood[:, num_held_out:])
+    found["nll_scaled"] = metrics.nll(scaled.gather(1, truth.unsqueeze(1)).log().T)
+    for suffix, averaged in (("plain", plain), ("scaled", scaled)):
+        found[f"ece_{suffix}"] = metrics.ece(averaged, truth)
+        found[f"adaptive_ece_{suffix}"] = metrics.adaptive_ece(averaged, truth)
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_bnn import checkpoint, netcdf, saved_config
@@ -214,11 +215,14 @@ def shift(run: Experiment) -> None:
         run.model.net, run.guide, x, y,
         severities=settings.severities(), outside=_outside(run, x),
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
-        norm_inputs=run.norm_inputs(), progress=run.progress, should_stop=run.should_stop,
+        norm_inputs=run.norm_inputs(), keep=torch.arange(len(x)) if settings.temperature_on else None,
+        progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
     clean, temperature = shifted[0].predictive, None
     if settings.temperature_on:
-        temperature = temperature_metrics(clean.mean_probs, clean.labels, num_held_out=settings.temperature_on)
+        temperature = temperature_metrics(
+            clean.probs, clean.log_likelihood, clean.labels, num_held_out=settings.temperature_on
+        )
     attrs = {"run": run.name, "inputs": inputs, "step": state.step}
     idata = shift_to_inference_data(shifted, outside, run.test_images, temperature=temperature, attrs=attrs)
     netcdf.save(idata, path)

@@ -121,6 +121,15 @@ def test_figure_4_and_5_for_one_run_and_two(tmp_path):
     figure = density_by_draws(groups, "things", image=29, label=0)
     titles = [axis.get_title().split(" draws")[0] for axis in figure.axes if "draws" in axis.get_title()]
     assert titles == ["10", "25", "50", "60"]
+    # The error of pairs is that of their means, and Sobol points do not tell theirs.
+    values = inference_data.draws_of(groups, 29)[0]
+    for sampling, of in (("independent", values), ("antithetic", values.reshape(-1, 2).mean(1))):
+        figure = density_by_draws(groups, "things", image=29, label=0, sampling=sampling)
+        error = of.std(ddof=1) / len(of) ** 0.5
+        assert figure.axes[4].get_title().endswith(f"± {error:.3f}")
+    figure = density_by_draws(groups, "things", image=29, label=0, sampling="sobol")
+    assert not any("±" in axis.get_title() or axis.collections for axis in figure.axes)
+    assert "band" not in figure.get_suptitle()
     one_a_class = density_by_class({"a": groups})
     shown = [axis.get_title() for axis in one_a_class.axes if axis.get_title()]
     assert [title.split(": ")[1] for title in shown] == list(CLASSES[:3])

@@ -111,6 +111,21 @@ def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     assert "predictive.nc: 2 chains" in capsys.readouterr().err
 
 
+def test_chains_count_by_their_draws_of_each_image(run_folder):
+    out = run_folder / "out"
+    common = [str(run_folder), "--stages", "train,predict", "--predict.num_samples", "200", "--predict.method", "draws"]
+    for seed, tolerance in enumerate(("0.1", "0.0001")):
+        own = ["--out", str(out / str(seed)), "--train.seed", str(seed), "--predict.tolerance", tolerance]
+        assert run.main([*common, *own]) == 0
+    merged = merge([inference_data.load(out / str(seed) / "predictive.nc") for seed in (0, 1)])
+    probs = merged["posterior_predictive"]["probs"].values.reshape(400, 60, 10)
+    draws = merged["monte_carlo"]["draws"].values
+    assert (draws[0] < draws[1]).any()
+    np.testing.assert_array_equal((~np.isnan(probs[..., 0])).sum(0), draws.sum(0))
+    np.testing.assert_allclose(merged["uncertainty"]["mean_probs"], np.nanmean(probs, 0), atol=3e-5)
+    assert (merged["posterior_predictive"]["y"].values.reshape(400, 60)[np.isnan(probs[..., 0])] == -1).all()
+
+
 def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_others(run_folder, capsys):
     out = run_folder / "out"
     assert run.main([str(run_folder), "--stages", "train"]) == 0

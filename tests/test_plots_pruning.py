@@ -51,6 +51,20 @@ def test_bands_over_trainings_are_the_least_and_the_most(results):
     assert len(axis.lines) == len(runs) + 2
 
 
+def test_levels_in_any_order_are_compared_with_the_least_pruned(results):
+    groups = {"pruning": netcdf.read_group(results[0], "pruning")}
+    levels = groups["pruning"]
+    order = np.roll(np.arange(levels.sizes["level"]), 1)
+    turned = {"pruning": levels.isel(level=order)}
+    for run in (groups, turned):
+        axis = pruning_curves([run], "digits").axes[4]
+        assert axis.get_ylabel() == "answers unlike the unpruned network's (%)"
+        assert axis.lines[0].get_ydata()[0] == 0
+        assert axis.lines[0].get_xdata()[0] == pytest.approx(0, abs=0.01)
+    without = {"pruning": levels.isel(level=levels["pruned_fraction"].values > 0.45)}
+    assert pruning_curves([without], "digits").axes[4].get_ylabel() == "answers unlike those at 50% pruned (%)"
+
+
 def test_images_that_change_their_answer(results):
     groups = {name: netcdf.read_group(results[0], name) for name in ("pruning", "observed_data", "constant_data")}
     levels, labels = groups["pruning"], groups["observed_data"]["y"].values

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.predictive import draw_logits, drawn_blocks
@@ -159,18 +160,23 @@ def test_metrics_against_their_definitions():
     assert metrics.brier(probs[:1], labels[:1]) == pytest.approx(0.3**2 + 0.2**2 + 0.1**2)
     # One image in each of the four bins: |accuracy - confidence| a quarter each.
     assert metrics.ece(probs, labels) == pytest.approx((0.3 + 0.5 + 0.4 + 0.35) / 4)
-    confidence, correct, count = metrics.reliability(probs, labels)
-    filled = count > 0
-    gap = (count[filled] * (confidence[filled] - correct[filled]).abs()).sum() / 4
-    assert gap.item() == pytest.approx(metrics.ece(probs, labels))
 
 
-def test_reliability_bins_are_those_of_ece():
+def test_calibration_error_is_torchmetrics_where_no_image_is_certain():
     probs = torch.softmax(3 * torch.randn(3000, 10), -1)
+    probs = probs[probs.max(1).values < 1]
     labels = torch.distributions.Categorical(probs.sqrt()).sample()
-    confidence, correct, count = metrics.reliability(probs, labels)
-    gap = (count * (confidence - correct).abs()).nansum() / 3000
-    assert gap.item() == pytest.approx(metrics.ece(probs, labels), abs=1e-5)
+    expected = multiclass_calibration_error(probs, labels, num_classes=10, n_bins=15, norm="l1")
+    assert metrics.ece(probs, labels) == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_certain_images_share_the_last_bin():
+    """Sure at 1.0 and right in 94%, sure at 0.95 and always right: together they are nearly calibrated."""
+    top = torch.cat([torch.ones(500), torch.full((500,), 0.95)])
+    probs = torch.stack((top, 1 - top), 1)
+    labels = torch.zeros(1000, dtype=torch.long)
+    labels[:30] = 1
+    assert metrics.ece(probs, labels) == pytest.approx(abs(0.975 - 0.97), abs=1e-6)
 
 
 def test_nll_of_the_average_is_not_the_average_nll():

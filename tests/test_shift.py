@@ -66,6 +66,25 @@ def test_auroc_and_fpr95_against_two_normals():
     assert metrics.auroc(torch.zeros(5), torch.zeros(7)) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("count", [20, 100, 10_000])
+def test_no_more_than_95_of_100_need_to_pass(count):
+    inside = torch.randperm(count).double()
+    for threshold, passes in ((0.95 * count - 1, 0.0), (0.95 * count - 2, 1.0)):
+        # Just above that many of the inside: of 95% that pass, the last is number 0.95 N - 1.
+        assert metrics.fpr95(inside, torch.tensor([threshold + 0.5])) == passes
+
+
+def test_a_label_of_next_to_no_probability_leaves_the_temperature_finite():
+    logits = torch.randn(2000, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 30
+    labels = logits.argmax(1)
+    labels[::10] = (labels[::10] + 1) % 4
+    log_probs = logits.float().log_softmax(1)
+    log_likelihood = log_probs.gather(1, labels[:, None]).T
+    found = temperature_metrics(log_probs.exp()[None], log_likelihood, labels, num_held_out=1000)
+    assert found["nll_plain"] == pytest.approx(-log_likelihood[0, 1000:].double().mean().item())
+    assert math.isfinite(found["nll_scaled"])
+
+
 def test_the_temperature_is_found_and_nothing_else_changes():
     logits = 2 * torch.randn(30_000, 4, dtype=torch.double)
     labels = Categorical(logits=logits).sample()
@@ -73,14 +92,15 @@ def test_the_temperature_is_found_and_nothing_else_changes():
     # The standard error of the temperature at so many labels is below 0.02.
     assert metrics.fit_temperature(overconfident, labels) == pytest.approx(2.5, abs=0.08)
     torch.testing.assert_close(metrics.tempered(overconfident, 2.5), logits.softmax(1))
-    found = temperature_metrics(overconfident, labels, num_held_out=10_000)
+    log_likelihood = overconfident.gather(1, labels[:, None]).log().T
+    found = temperature_metrics(overconfident[None], log_likelihood, labels, num_held_out=10_000)
     assert (found["held_out"], found["measured"]) == (10_000, 20_000)
     assert found["nll_plain"] == pytest.approx(-overconfident[10_000:].gather(1, labels[10_000:, None]).log().mean())
     assert found["nll_scaled"] < found["nll_plain"]
     assert found["ece_scaled"] < 0.02 < found["ece_plain"]
     for number in (0, 30_000):
         with pytest.raises(ValueError, match=f"1 to 29999 of the images, got {number}"):
-            temperature_metrics(overconfident, labels, num_held_out=number)
+            temperature_metrics(overconfident[None], log_likelihood, labels, num_held_out=number)
 
 
 def test_a_class_that_never_occurs_and_labels_out_of_range():
