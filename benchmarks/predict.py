@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if unknown := set(names) - set(CONTENDERS):
         parser.error(f"unknown contender {min(unknown)!r}; they are {', '.join(CONTENDERS)}")
+    if options.rounds < 2:
+        parser.error(f"quartiles need at least 2 --rounds, got {options.rounds}")
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     x = torch.rand(options.images, *SHAPES[options.network])
     runs: dict[str, Callable[[int], object]] = {}
     for name in names:
-        if why := why_absent(name):
+        if why := why_absent(name, x.device, "float32"):
             print(f"{name}: {why}", flush=True)
             continue
         try:
@@ -94,6 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _compare(runs: dict[str, Callable], base: Callable, draws: int, rounds: int, row: str) -> None:
     every = {**runs, "cnn": base}
     times: dict[str, list[float]] = {name: [] for name in every}
+    # Untimed: what is made once for a number of draws.
+    for run in every.values():
+        run(draws)
     for _ in range(rounds):
         for name in random.sample(list(every), len(every)):
             started = time.perf_counter()
@@ -109,7 +114,7 @@ def _compare(runs: dict[str, Callable], base: Callable, draws: int, rounds: int,
 def forward(net: nn.Module, x: Tensor) -> Callable[[int], object]:
     """The deterministic network's forward pass, as fast as we know it: once, whatever the number of draws."""
     network = plain(net)
-    parts = laid_out(network, x).split(default_batch(network))
+    parts = laid_out(network, x).split(default_batch(network, x))
 
     def run(draws: int) -> Tensor:
         with torch.inference_mode():
@@ -156,7 +161,7 @@ def bayesian_torch(net: nn.Module, x: Tensor) -> Callable[[int], object]:
     """A loop over draws, as the package's examples have it."""
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 
-    batch = default_batch(plain(net))
+    batch = default_batch(plain(net), x)
     settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -4.6}
     dnn_to_bnn(net, {**settings, "type": "Reparameterization", "moped_enable": False, "moped_delta": 0.5})
     net.eval()

@@ -30,8 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="draw training accuracy and the test metrics against time as PNG")
     options = parser.parse_args(arguments)
     for folder in options.out:
-        if not (folder / "performance.json").exists():
-            parser.error(f"{folder} has no performance.json: it is no out folder of a training")
+        for name in ("performance.json", "steps.csv"):
+            if not (folder / name).exists():
+                parser.error(f"{folder} has no {name}: it is no out folder of a training of at least 50 steps")
     keep_freed_memory()
     steps = {folder: _steps(folder) for folder in options.out}
     base: dict[float, dict[str, float]] = {}

@@ -1,11 +1,14 @@
 """Files are written beside their place and renamed into it: a reader sees the old one or the new one, never half."""
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class FileError(ValueError):
@@ -51,9 +54,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise FileError(
                 f"another command is at work in {folder}; wait for it, or choose another folder with --out"
             ) from None
-        except OSError:
-            # A file system without locks.
-            pass
+        except OSError as error:
+            log.debug("%s is on a file system without locks: %s", folder, error)
         yield
 
 

@@ -28,14 +28,14 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ppl_bnn import checkpoint, saved_config
 from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.experiment import Experiment, check_out
-from ppl_bnn.files import FileError, write_text
-from ppl_bnn.foreign import LAYOUTS, put_in_place, read_layers
+from ppl_bnn.files import FileError, alone_in, write_text
+from ppl_bnn.foreign import LAYOUTS, Layers, put_in_place, read_layers
 from ppl_bnn.manifest import manifest
 
 log = logging.getLogger("ppl_bnn")
@@ -71,6 +71,11 @@ def _import(arguments: list[str]) -> None:
     if saved := checkpoint.saved(out / "checkpoints"):
         raise FileError(f"{out} holds {saved[-1].name} already; choose another folder with --out")
     check_out(config, out, Path(parsed.run))
+    with alone_in(out):
+        _write(layers, config, parsed, out)
+
+
+def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None:
     run = Experiment(Path(parsed.run).resolve().name, config, out, lambda: False, progress=False)
     names = [name.strip() for name in parsed.layers.split(",")] if parsed.layers else None
     notes = put_in_place(
@@ -81,10 +86,15 @@ def _import(arguments: list[str]) -> None:
         log.warning("import: %s", note)
     saved_config.save(config, out / "config.yaml")
     write_text(out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
-    meta = {"history": [], "steps": 1, "settings": {}, "origin": {**run.origin, "imported from": file.name}}
+    meta = {
+        "history": [],
+        "steps": 1,
+        "settings": {},
+        "origin": {**run.origin, "imported from": Path(parsed.file).name},
+    }
     written = checkpoint.save(out / "checkpoints", 1, model=run.model, guide=run.guide, meta=meta)
     weights = sum(run.guide.loc_scale(site)[0].numel() for site in run.guide.sites)
-    log.info("import: %d layers with %d random weights from %s in %s", len(layers), weights, file, written)
+    log.info("import: %d layers with %d random weights from %s in %s", len(layers), weights, parsed.file, written)
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

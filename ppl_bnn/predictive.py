@@ -131,6 +131,8 @@ def predict(
                 save(tally.result())
                 saved, saving = time.perf_counter(), time.perf_counter() - now
             if stop:
+                # As in training: no rank ends while rank 0 is writing.
+                ranks.barrier()
                 raise Interrupted(f"stopped after draw {last} of {num_samples}")
     return tally.result()
 

@@ -20,7 +20,7 @@ import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -103,7 +103,7 @@ class _StopRequest:
 
 
 def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
-    names = [name.strip() for name in parsed.stages.split(",")]
+    names = _stages(parsed)
     for name in names:
         if name not in stages.STAGES:
             raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
@@ -118,6 +118,10 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         _run_stages(names, parsed, config, stop, ranks)
     finally:
         ranks.shutdown()
+
+
+def _stages(parsed: Namespace) -> list[str]:
+    return [name.strip() for name in parsed.stages.split(",")]
 
 
 def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest) -> list[str]:
@@ -158,13 +162,14 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
     writes = names != ["summary"] and ranks.is_main
-    with ExitStack() as scopes:
-        if writes:
-            check_out(config, out, folder)
-            scopes.enter_context(alone_in(out))
+    ranks.check_same("settings or stages", [saved_config.shared_part(config).encode(), parsed.stages.encode()])
+    if writes:
+        check_out(config, out, folder)
+    with alone_in(out) if writes else nullcontext():
         progress = not parsed.quiet and sys.stderr.isatty()
         run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
-        check_stages(run, names)
+        # Of all the stages that the command names: elastic ranks train first, and know of the others here alone.
+        check_stages(run, _stages(parsed))
         # Only now: settings that cannot be run must not stand in the way of those that can.
         if writes:
             saved_config.save(config, out / "config.yaml")
@@ -190,7 +195,8 @@ def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
     if not path.exists():
         known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
         raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
-    for config in (path, *(Path(str(found)) for found in first.config or [])):
+    # Settings that were given in place of a file have no path.
+    for config in (path, *(Path(str(found)) for found in first.config or [] if found is not None)):
         saved_config.check_sections(config)
     parser = _parser()
     parser.default_config_files = [glob.escape(str(path))]

@@ -1,6 +1,7 @@
 """Settings as they are saved beside the results, read back, and compared with a run's."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
     ):  # fmt: skip
         del part["train"][name]
     return part
+
+
+def shared_part(config: Config) -> str:
+    """The settings that must be the same on all ranks, as JSON: all but where files lie, and a host's threads."""
+    part = dataclasses.asdict(config)
+    del part["threads"], part["data"]["dir"], part["data"]["file"], part["guide"]["init_from"]
+    return json.dumps(part, sort_keys=True)
 
 
 def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str = "") -> str | None:

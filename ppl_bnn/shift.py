@@ -138,7 +138,7 @@ def temperature_metrics(
     """
     if not 0 < num_held_out < len(labels):
         raise ValueError(f"a temperature can be fitted on 1 to {len(labels) - 1} of the images, got {num_held_out}")
-    mean_probs = probs.double().mean(0)
+    mean_probs = probs.mean(0, dtype=torch.float64)
     temperature = metrics.fit_temperature(mean_probs[:num_held_out], labels[:num_held_out])
     plain, truth = mean_probs[num_held_out:], labels[num_held_out:]
     found = {"temperature": temperature, "held_out": num_held_out, "measured": len(truth)}

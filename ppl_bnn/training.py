@@ -90,7 +90,8 @@ def fit(
         scale_lr_factor: the learning rate of the guide's scales is this times `lr` (not with ivon).
         clip_norm: clip the gradient's total norm to this.
         estimator: ``plain``, ``flipout``, ``flipout-bfloat16``, ``groups`` or ``local`` (`ppl_bnn.guides`).
-        kl_weight: a number, or a function of training progress in [0, 1] (`ppl_bnn.elbo.kl_schedule`).
+        kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
+            (`ppl_bnn.elbo.kl_schedule`): 0 would drop the prior from the model.
         augment: ``none`` or ``crop_flip`` (`ppl_bnn.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
         compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
@@ -118,7 +119,7 @@ def fit(
 
     Raises:
         ValueError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
-            or ranks with other settings or labels than rank 0.
+            or ranks with other settings, inputs or labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` said so, on any rank.
@@ -140,14 +141,19 @@ def fit(
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
     weights = [weight_at(k / 97) for k in range(0, 97, 6)]
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
-        raise ValueError(f"kl_weight must be positive and finite, got {bad[0]}")
+        raise ValueError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
     if optimizer == "ivon" and len(set(weights)) > 1:
         raise ValueError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     decisive = {name: settings[name] for name in DECISIVE}
     decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
     if len(x) < ranks.size:
         raise ValueError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
-    ranks.check_same("settings or labels", [json.dumps(decisive).encode(), y.cpu().numpy().tobytes()])
+    messages = {"bucket_mb": bucket_mb, "compression": compression, "compare_every": compare_every}
+    alike: list[bytes | memoryview] = [json.dumps(decisive | messages).encode()]
+    if ranks.size > 1:
+        content = (tensor.cpu().contiguous().view(torch.uint8).flatten().numpy() for tensor in (x, y))
+        alike += [memoryview(numbers) for numbers in content]  # type: ignore[arg-type]
+    ranks.check_same("settings, inputs or labels", alike)
     global_batch = batch_size * ranks.size
     torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
@@ -250,6 +256,8 @@ def fit(
                     if agreed.stop or agreed.save:
                         write_checkpoint()
                     if agreed.stop:
+                        # A rank that ends while rank 0 is still writing would have its launcher end rank 0, too.
+                        ranks.barrier()
                         raise Interrupted(f"stopped at step {step} of {steps}")
             lr_now = torch_optimizer.param_groups[0]["lr"]
             records.end_epoch(epoch + 1, step, kl_weight=elbo.kl_weight, lr=lr_now)
@@ -263,6 +271,7 @@ def fit(
             if not progress and ranks.is_main:
                 log.info("epoch %d of %d: %s", epoch + 1, epochs, str(records))
             if agreed.stop and epoch + 1 < epochs:
+                ranks.barrier()
                 raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
     if ranks.size > 1 and ranks.is_main and step > begun:
         sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -231,16 +232,43 @@ def test_a_parameter_that_changes_on_one_rank_is_found_and_named(tmp_path):
 
 def start_unlike(communicator):
     messages = []
-    for changes, labels in (({"lr": 0.01 + communicator.rank}, Y), ({}, Y.roll(communicator.rank)), ({}, Y[:1])):
+    rank = communicator.rank
+    for changes, inputs, labels in (
+        ({"lr": 0.01 + rank}, X, Y),
+        ({"bucket_mb": 1.0 + rank}, X, Y),
+        ({}, X.roll(rank), Y),
+        ({}, X, Y.roll(rank)),
+        ({}, X[:1], Y[:1]),
+    ):
         with pytest.raises(ValueError) as error:
-            fit(*small(), X[: len(labels)], labels, **settings(**changes), communicator=communicator)
+            fit(*small(), inputs, labels, **settings(**changes), communicator=communicator)
         messages.append(str(error.value))
     return messages
 
 
+def stop_while_rank_0_writes_slowly(communicator, folder):
+    save, ended = checkpoint.save, 0.0
+
+    def slowly(*args, **keywords):
+        nonlocal ended
+        time.sleep(1)
+        path = save(*args, **keywords)
+        ended = time.time()
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", slowly)
+        with pytest.raises(Interrupted):
+            fit(*small(), X, Y, **settings(), communicator=communicator, folder=folder, should_stop=lambda: True)
+    return ended, time.time()
+
+
+def test_no_rank_ends_while_rank_0_writes_the_checkpoint(tmp_path):
+    (written, _), (_, over) = Ranks(tmp_path, 2, stop_while_rank_0_writes_slowly, tmp_path / "out").results()
+    assert 0 < written <= over
+
+
 def test_ranks_that_cannot_train_together_say_so(tmp_path):
     for messages in Ranks(tmp_path, 2, start_unlike).results():
-        assert (
-            messages[:2] == ["the ranks were not started alike: settings or labels of rank 1 differ from rank 0's"] * 2
-        )
-        assert messages[2] == "1 examples are too few for 2 ranks: start fewer"
+        unlike = "the ranks were not started alike: settings, inputs or labels of rank 1 differ from rank 0's"
+        assert messages == [*[unlike] * 4, "1 examples are too few for 2 ranks: start fewer"]

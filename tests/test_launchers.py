@@ -46,6 +46,18 @@ def start(run_folder, *arguments):
     return ranks
 
 
+def with_a_prior_of_its_own(*arguments):
+    command_line(*arguments, "--model.prior", f"normal(0, {1 + int(os.environ['RANK'])})")
+
+
+def test_ranks_with_other_settings_are_refused(run_folder):
+    ranks = Ranks(run_folder / "ranks", 2, with_a_prior_of_its_own, str(run_folder), connected=False)
+    assert ranks.wait(seconds=60) == [2, 2], ranks.errors()
+    message = "the ranks were not started alike: settings or stages of rank 1 differ from rank 0's"
+    assert all(message in error.splitlines()[-1] for error in ranks.errors())
+    assert not (run_folder / "out").exists()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_rank_is_killed_the_others_end_soon_and_say_why(run_folder, rank):
     ranks = start(run_folder)

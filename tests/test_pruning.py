@@ -115,6 +115,15 @@ def test_an_unconstrained_scale_of_zero_is_noise_and_no_pruning():
     assert spread[0] > 2 * spread[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_a_mask_of_any_type_prunes(dtype):
+    _, guide = small()
+    keep = {site: (torch.rand_like(guide.loc_scale(site)[0]) < 0.5) for site in guide.sites}
+    pruned = guide.pruned({site: mask.to(dtype) for site, mask in keep.items()})
+    assert all((value[~keep[site]] == 0).all() for site, value in pruned.draw(0).items())
+    assert len(list(pruned.parameters())) == len(list(guide.parameters()))
+
+
 def test_pruning_leaves_the_guide_as_it_was():
     _, guide = small()
     before = guide.draw(0)

@@ -1,9 +1,11 @@
 """Every way the command line can be given something wrong: one line, and what was there stays."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from refusals import assert_refused
 from test_data import jpegs
 
@@ -92,6 +94,8 @@ def test_settings_where_a_number_belongs_and_the_other_way_round(call, run_folde
     assert_refused(
         call("--config", tmp_path / "more.yaml"), "more.yaml: train must hold settings, such as train.epochs"
     )
+    assert call("--config", "{train: {epochs: 1}}", "--stages", "train")[0] == 0
+    assert yaml.safe_load((run_folder / "out" / "config.yaml").read_text())["train"]["epochs"] == 1
     (run_folder / "config.yaml").write_text("model: {prior: {1: 'normal(0, 1)'}}")
     assert_refused(call(), "a prior maps patterns of site names to texts such as normal(0, 1), got (1, 'normal(0, 1)')")
     (run_folder / "config.yaml").write_text("predict: [1]")
@@ -149,7 +153,11 @@ def test_damaged_settings_of_a_run_are_named(call, run_folder, capsys):
     assert_refused(call("--stages", "train"), "holds a run with other settings")
 
 
-def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path):
+def _with_origin(state, origin):
+    return replace(state, meta={**state.meta, "origin": origin})
+
+
+def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, monkeypatch):
     arrays, _ = jpegs()
     np.savez(tmp_path / "c.npz", **arrays)
     how = ("--data.name", "cifar10", "--model.name", "vgg16", "--model.deterministic", "true", "--stages")
@@ -159,6 +167,14 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path):
     code, lines = call(*how, tmp_path / "d.npz")
     assert code == 0
     assert "train: complete already" in lines[0]
+    # As it was before the checksum.
+    last = checkpoint.find(run_folder / "out" / "checkpoints")
+    content = checkpoint.load(last)
+    origin = {**content.meta["origin"], "trained on": "8 images of CIFAR-10 (JPEG)"}
+    assert content.meta["origin"]["trained on"].startswith(origin["trained on"] + " (CRC-32 ")
+    monkeypatch.setattr("ppl_bnn.checkpoint.load", lambda path, load=checkpoint.load: _with_origin(load(path), origin))
+    assert call(*how, tmp_path / "d.npz")[0] == 0
+    monkeypatch.undo()
     np.savez(tmp_path / "d.npz", **{**arrays, "labels": arrays["labels"][::-1]})
     assert_refused(call(*how, tmp_path / "d.npz"), "is of another run: trained on is", "CRC-32")
 
@@ -184,8 +200,6 @@ def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
 
 def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeypatch):
     """Trained on the subset while MNIST could not be had, and given MNIST afterwards."""
-    from dataclasses import replace
-
     from ppl_bnn import experiment
 
     real = experiment.load

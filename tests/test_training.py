@@ -191,8 +191,11 @@ def test_a_parameter_that_is_not_finite_is_named():
         ({"checkpoint_minutes": 0.0}, "checkpoint_minutes"),
         ({"optimizer": "ivon", "scale_lr_factor": 5.0}, "scale_lr_factor has no effect with ivon"),
         ({"optimizer": "ivon", "kl_weight": lambda progress: 0.5 + progress}, "KL schedule"),
-        ({"optimizer": "ivon", "kl_weight": 0.0}, "kl_weight must be positive and finite, got 0.0"),
-        ({"kl_weight": lambda progress: 0.5 - progress}, "kl_weight must be positive and finite, got -"),
+        ({"optimizer": "ivon", "kl_weight": 0.0}, "kl_weight must be positive and finite throughout training, got 0.0"),
+        (
+            {"kl_weight": lambda progress: 0.5 - progress},
+            "kl_weight must be positive and finite throughout training, got -",
+        ),
     ],
 )
 def test_settings_out_of_range(changes, message):

@@ -151,7 +151,7 @@ class Communicator(ABC):
         self.start_sum(codes, f"text-{codes.numel()}")()
         return json.loads(bytes(codes.tolist()))
 
-    def check_same(self, what: str, parts: Sequence[bytes]) -> None:
+    def check_same(self, what: str, parts: Sequence[bytes | memoryview]) -> None:
         """Raise ValueError, on every rank, where `parts` are not the same on all of them."""
         digest = 0
         for part in parts:

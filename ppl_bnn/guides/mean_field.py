@@ -134,7 +134,7 @@ class MeanFieldNormal(PyroModule):
         other = copy.deepcopy(self)
         other.keep = PyroModule()
         for site in self._sites:
-            _set(other.keep, site, keep[site].to(_get(other.loc, site).device))
+            _set(other.keep, site, keep[site].to(_get(other.loc, site).device, torch.bool))
         return other
 
 

@@ -158,7 +158,7 @@ def _only_vectors(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise ValueError(
             f"the batch norm behind {layer} was taken for one over its features, but the layer sees "
             f"{list(inputs[0].shape)}, of which BatchNorm1d has dimension 1 for features; "
-            "give the layer one vector an example"
+            "give the layer one vector an example, or predict with norm_inputs"
         )
 
 
