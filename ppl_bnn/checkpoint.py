@@ -157,15 +157,9 @@ def restore(
                 f"the checkpoint is of another prior: {site!r} has {prior} there and {own_priors[site]} here"
             )
     for prefix, module in (("model", model), ("guide", guide)):
-        state, own = checkpoint.part(prefix), module.state_dict()
-        for name in sorted(state.keys() | own.keys()):
-            saved_shape = list(state[name].shape) if name in state else "absent"
-            own_shape = list(own[name].shape) if name in own else "absent"
-            if saved_shape != own_shape:
-                raise FileError(
-                    f"the checkpoint is of another network: {prefix} tensor {name!r} is {saved_shape} there "
-                    f"and {own_shape} here"
-                )
+        state = checkpoint.part(prefix)
+        if difference := shape_difference(state, module.state_dict()):
+            raise FileError(f"the checkpoint is of another network: {prefix} tensor {difference}")
         module.load_state_dict(state)
     if optimizer is not None:
         entries: dict[int, dict[str, Tensor]] = {}
@@ -177,6 +171,15 @@ def restore(
             own_format = tensor if tensor.shape != like.shape else torch.empty_like(like).copy_(tensor)
             entries.setdefault(int(index), {})[key] = own_format
         optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
+
+
+def shape_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
+    """``'fc1.weight' is [10, 5] there and absent here`` for the first tensor by name that differs in shape, or None."""
+    for name in sorted(there.keys() | here.keys()):
+        shapes = [list(side[name].shape) if name in side else "absent" for side in (there, here)]
+        if shapes[0] != shapes[1]:
+            return f"{name!r} is {shapes[0]} there and {shapes[1]} here"
+    return None
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

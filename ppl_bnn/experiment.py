@@ -128,12 +128,8 @@ class Experiment:
             init_loc = {name.removeprefix("net."): tensor for name, tensor in twin.items()}
             own = self.model.state_dict()
             shared = {name: tensor for name, tensor in twin.items() if name in own}
-            for name, tensor in shared.items():
-                if tensor.shape != own[name].shape:
-                    raise FileError(
-                        f"guide.init_from {settings.init_from} is of another network: {name!r} is "
-                        f"{list(tensor.shape)} there and {list(own[name].shape)} here"
-                    )
+            if difference := checkpoint.shape_difference(shared, {name: own[name] for name in shared}):
+                raise FileError(f"guide.init_from {settings.init_from} is of another network: {difference}")
             self.model.load_state_dict({**own, **shared})
         return MeanFieldNormal(
             self.model,

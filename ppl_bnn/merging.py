@@ -10,9 +10,10 @@ import xarray as xr
 from ppl_bnn import metrics, saved_config
 from ppl_bnn.inference_data import assemble, spread
 from ppl_bnn.netcdf import groups_of
+from ppl_bnn.provenance import RANKED
 
 _SAME = ("observed_data", "constant_data")
-_ITS_TRAINING = ("checkpoint", "crc32", "images ranked by predictive.nc")
+_ITS_TRAINING = ("checkpoint", "crc32", RANKED)
 
 
 def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> Any:

@@ -12,6 +12,9 @@ from ppl_bnn.experiment import Experiment
 
 Settings = PredictConfig | ShiftConfig | PruningConfig
 
+# Of a sweep: whether the images whose draws it keeps were chosen by their uncertainty.
+RANKED = "images ranked by predictive.nc"
+
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ def inputs_of(
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.
             del inputs["settings"]["save_fraction"]
-        inputs["images ranked by predictive.nc"] = (run.out / "predictive.nc").exists()
+        inputs[RANKED] = (run.out / "predictive.nc").exists()
     return inputs
 
 

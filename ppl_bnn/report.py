@@ -2,12 +2,14 @@
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ppl_bnn import netcdf, plots
+from ppl_bnn.checkpoint import Checkpoint
 from ppl_bnn.convergence import convergence
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
@@ -16,7 +18,7 @@ from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_predictive import draw_predictive_figures
 from ppl_bnn.plots_pruning import draw_pruning
 from ppl_bnn.plots_shift import draw_shift_figures
-from ppl_bnn.provenance import Settings, difference_from, inputs_of
+from ppl_bnn.provenance import RANKED, Settings, difference_from, inputs_of
 from ppl_bnn.shift import reliance
 
 log = logging.getLogger(__name__)
@@ -29,19 +31,7 @@ def report(run: Experiment) -> None:
         FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
     """
     predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
-    stages: tuple[tuple[Path, Settings], ...] = (
-        (predictive, run.config.predict),
-        (shifted, run.config.shift),
-        (pruning, run.config.pruning),
-    )
-    for path, settings in stages:
-        if path == predictive or path.exists():
-            state = run.saved(settings.checkpoint)
-            inputs = inputs_of(run, state, settings)
-            # It was so when the sweep began, and the same command may have predicted since.
-            inputs.pop("images ranked by predictive.nc", None)
-            if difference := difference_from(path, inputs):
-                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
+    posterior = _check(run, predictive, shifted, pruning)
     attrs = netcdf.read_attrs(predictive)
     metrics: dict[str, Any] = {
         "run": run.name,
@@ -80,8 +70,8 @@ def report(run: Experiment) -> None:
         metrics["pruning"] = [
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
         ]
-    if (run.out / "posterior.json").exists():
-        metrics["posterior"] = _read_posterior(run)
+    if posterior is not None:
+        metrics["posterior"] = posterior
     write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
     if pruning.exists():
@@ -95,8 +85,26 @@ def report(run: Experiment) -> None:
     )
 
 
-def _read_posterior(run: Experiment) -> dict[str, Any]:
-    path, state = run.out / "posterior.json", run.saved(run.config.predict.checkpoint)
+def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any] | None:
+    """Refuse results that are out of date; return what posterior.json says, where it is there."""
+    saved = cache(run.saved)
+    stages: tuple[tuple[Path, Settings], ...] = (
+        (predictive, run.config.predict),
+        (shifted, run.config.shift),
+        (pruning, run.config.pruning),
+    )
+    for path, settings in stages:
+        if path == predictive or path.exists():
+            inputs = inputs_of(run, saved(settings.checkpoint), settings)
+            # It was so when the sweep began, and the same command may have predicted since.
+            inputs.pop(RANKED, None)
+            if difference := difference_from(path, inputs):
+                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
+    path = run.out / "posterior.json"
+    return _read_posterior(path, saved(run.config.predict.checkpoint)) if path.exists() else None
+
+
+def _read_posterior(path: Path, state: Checkpoint) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         step, crc32 = content["step"], content.pop("crc32", None)

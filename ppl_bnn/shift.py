@@ -82,17 +82,16 @@ def predict_shifted(
             raise ValueError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
         check_images(images, name)
 
-    nothing = torch.arange(0)
-
-    def predictive(images: Tensor, labels: Tensor, kept: Tensor = nothing) -> Predictive:
+    def predictive(images: Tensor, labels: Tensor, kept: Tensor | None = None) -> Predictive:
         # The single draws of so many sets would fill the memory.
+        kept = torch.arange(0) if kept is None else kept
         return predict(
             net, guide, images, labels,
             num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=kept, progress=progress,
             should_stop=should_stop,
         )  # fmt: skip
 
-    shifted = [Shifted("none", 0.0, predictive(x, y, nothing if keep is None else keep))]
+    shifted = [Shifted("none", 0.0, predictive(x, y, keep))]
     for kind, levels in severities.items():
         shifted += [Shifted(kind, level, predictive(SHIFTS[kind](x, level), y)) for level in levels]
     unlabelled = {name: torch.zeros(len(images), dtype=y.dtype, device=y.device) for name, images in outside.items()}

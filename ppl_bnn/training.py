@@ -21,6 +21,7 @@ from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
 from ppl_bnn.training_log import BatchAccuracy, TrainingLog
 from ppl_bnn.training_settings import DECISIVE, check_settings
@@ -148,11 +149,10 @@ def fit(
     decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
     if len(x) < ranks.size:
         raise ValueError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
-    messages = {"bucket_mb": bucket_mb, "compression": compression, "compare_every": compare_every}
+    messages = {name: settings[name] for name in ("bucket_mb", "compare_every")}
     alike: list[bytes | memoryview] = [json.dumps(decisive | messages).encode()]
     if ranks.size > 1:
-        content = (tensor.cpu().contiguous().view(torch.uint8).flatten().numpy() for tensor in (x, y))
-        alike += [memoryview(numbers) for numbers in content]  # type: ignore[arg-type]
+        alike += [memoryview(part.cpu().contiguous().view(torch.uint8).flatten().numpy()) for part in (x, y)]  # type: ignore[arg-type]
     ranks.check_same("settings, inputs or labels", alike)
     global_batch = batch_size * ranks.size
     torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
@@ -186,7 +186,7 @@ def fit(
     with ExitStack() as scopes:
         scopes.callback(model.eval)
         scopes.enter_context(pyro.get_param_store().scope())
-        scopes.enter_context(torch.random.fork_rng([] if x.is_cpu else [x.device], device_type=x.device.type))
+        scopes.enter_context(forked_random(x))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
         saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []

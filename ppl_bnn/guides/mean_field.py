@@ -68,12 +68,12 @@ class MeanFieldNormal(PyroModule):
         for site, example in _latent_sites(model, *args, **kwargs).items():
             self._sites[site] = example.shape
             loc = _initial_loc(init_loc, site, example)
-            _set(self.loc, site, loc)
+            _set(self.loc, site, nn.Parameter(loc))
             scale = torch.full_like(loc, init_scale)
             if init_relative_scale is not None:
                 scale = (init_relative_scale * loc.abs()).clamp_min(init_scale / 100)
             jitter = init_jitter * torch.randn_like(example)
-            _set(self.unconstrained_scale, site, inverse_scale(scale) + jitter)
+            _set(self.unconstrained_scale, site, nn.Parameter(inverse_scale(scale) + jitter))
         # Masks of a pruned guide, as buffers: they go where it goes, and into its checkpoints.
         self.keep = PyroModule()
 
@@ -187,10 +187,10 @@ def _set(root: nn.Module, path: str, value: Tensor) -> None:
         if not hasattr(root, parent):
             root.add_module(parent, PyroModule())
         root = getattr(root, parent)
-    if value.dtype == torch.bool:
-        root.register_buffer(name, value)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(name, value)
     else:
-        root.register_parameter(name, nn.Parameter(value))
+        root.register_buffer(name, value)
 
 
 def _get(root: PyroModule, path: str) -> Tensor:

@@ -11,7 +11,7 @@ A prior is given in one of three forms, from the shortest to the fullest:
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
 
@@ -75,10 +75,13 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
 
 def check_patterns_used(prior: Prior, sites: list[str]) -> None:
     """Raise ValueError for a pattern of a mapping prior that no site matches: it would have no effect."""
-    if isinstance(prior, Mapping):
-        for pattern in prior:
-            if not any(fnmatchcase(site, pattern) for site in sites):
-                raise ValueError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
+    if isinstance(prior, Mapping) and (pattern := unused_pattern(prior, sites)) is not None:
+        raise ValueError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
+
+
+def unused_pattern(patterns: Iterable[str], sites: Collection[str]) -> str | None:
+    """The first of some patterns of site names that no site matches, or None."""
+    return next((one for one in patterns if not any(fnmatchcase(site, one) for site in sites)), None)
 
 
 class GaussianScaleMixture(TorchDistribution):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.models.priors import unused_pattern
 from ppl_bnn.pruning.criteria import Priors, by_group, scores
 
 SCOPES = ("global", "layer")
@@ -113,9 +114,8 @@ def check_patterns(threshold: Mapping[str, float], sites: Collection[str]) -> No
                 f"pruning.threshold has none for {site!r}: it matches none of {sorted(threshold)}; add '*' for all the "
                 "rest"
             )
-    for pattern in threshold:
-        if not any(fnmatchcase(site, pattern) for site in sites):
-            raise ValueError(f"pruning.threshold has {pattern!r}, which is none of the sites {', '.join(sites)}")
+    if (pattern := unused_pattern(threshold, sites)) is not None:
+        raise ValueError(f"pruning.threshold has {pattern!r}, which is none of the sites {', '.join(sites)}")
 
 
 def _of_site(threshold: Threshold, site: str) -> float:

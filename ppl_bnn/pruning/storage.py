@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppl_bnn.checkpoint import as_written, checksum, read_verified
+from ppl_bnn.checkpoint import as_written, checksum, read_verified, shape_difference
 from ppl_bnn.files import FileError, written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 
@@ -65,10 +65,8 @@ def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> Mean
         if own != there:
             raise FileError(f"{path} is of another network: site {site!r} is {there} there and {own} here")
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    for name, value in model.state_dict().items():
-        there = list(state[name].shape) if name in state else "absent"
-        if there != list(value.shape):
-            raise FileError(f"{path} is of another network: {name!r} is {there} there and {list(value.shape)} here")
+    if difference := shape_difference(state, model.state_dict()):
+        raise FileError(f"{path} is of another network: {difference}")
     model.load_state_dict(state)
     keep = {}
     for site, found in sites.items():
