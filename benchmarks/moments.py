@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from ppl_bnn import metrics
 from ppl_bnn.experiment import Experiment, opened
-from ppl_bnn.memory import keep_freed_memory
 from ppl_bnn.models.plain import plain
 from ppl_bnn.moments import moment_network, moment_predictive, softmax_moments, standard_normals
+from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.predictive import draw_logits
 
 

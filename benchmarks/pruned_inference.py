@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ppl_bnn import Classifier, MeanFieldNormal, build, checkpoint, predictor, prune
 from ppl_bnn.data import load
 from ppl_bnn.models.plain import plain
-from ppl_bnn.normals import normals
+from ppl_bnn.native.normals import normals
 from ppl_bnn.pruning.compact import compact
 from ppl_bnn.pruning.fastest import choose_layers
 from ppl_bnn.pruning.layerwise import layerwise

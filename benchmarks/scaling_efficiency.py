@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build, data_parallel
 from ppl_bnn.distributed import COMPRESSIONS, Communicator, GradientBuckets, connect
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.memory import keep_freed_memory
+from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.optimizers import build_optimizer, descend
 from ppl_bnn.training_log import BatchAccuracy
 

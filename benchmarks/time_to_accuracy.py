@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ppl_bnn import checkpoint, predict
 from ppl_bnn.experiment import opened
-from ppl_bnn.memory import keep_freed_memory
+from ppl_bnn.native.memory import keep_freed_memory
 
 
 def main(arguments: list[str] | None = None) -> None:

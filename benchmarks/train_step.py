@@ -23,7 +23,7 @@ from tqdm import tqdm
 from contenders import CONTENDERS, Contender, package, why_absent
 from operations import operations
 from ppl_bnn import build
-from ppl_bnn.memory import keep_freed_memory
+from ppl_bnn.native.memory import keep_freed_memory
 from report import Table, aligned, as_markdown, cpu_name
 
 SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28)}
@@ -79,7 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
     add("--memory", action="store_true", help="peak memory instead: 3 steps of each in a process of its own")
     add("--operations", action="store_true", help="multiply-adds from the layers' shapes instead; nothing is timed")
     add("--markdown", action="store_true", help="print the table as markdown too")
-    add("--default_malloc", action="store_true", help="leave malloc untuned; else ppl_bnn.memory.keep_freed_memory()")
+    add(
+        "--default_malloc",
+        action="store_true",
+        help="leave malloc untuned; else ppl_bnn.native.memory.keep_freed_memory()",
+    )
     options = parser.parse_args(arguments)
     dense = options.network == "bnn-fc"
     options.batch = options.batch or (100 if dense else 128)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.guides.arithmetic import arithmetic
 from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale, softplus
+from ppl_bnn.native.arithmetic import arithmetic
 
 
 class IVON(torch.optim.Optimizer):

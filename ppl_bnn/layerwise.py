@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
-from ppl_bnn.normals import normals
+from ppl_bnn.native.normals import normals
 from ppl_bnn.sobol import sobol_normals_by_image
 
 # As many rows of activations at once as stay in the caches, and no more draws than a small request can use.

@@ -19,9 +19,9 @@ from ppl_bnn.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.guides.mean_field import draw_seed
 from ppl_bnn.models.evaluating import forked_random
+from ppl_bnn.native.arithmetic import compiled_arithmetic
 from ppl_bnn.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
 from ppl_bnn.training_log import BatchAccuracy, TrainingLog
 from ppl_bnn.training_settings import DECISIVE, check_settings

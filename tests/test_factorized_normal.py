@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import kl_divergence
 
-from ppl_bnn.guides import arithmetic as arithmetic_module
-from ppl_bnn.guides.arithmetic import arithmetic, compiled_arithmetic
 from ppl_bnn.guides.groups import _Flipped
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale, softplus, standard_normal
+from ppl_bnn.native import arithmetic as arithmetic_module
+from ppl_bnn.native.arithmetic import arithmetic, compiled_arithmetic
 
 
 def test_the_guides_distribution_is_an_independent_normal():

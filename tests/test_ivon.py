@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit
-from ppl_bnn.guides import arithmetic as arithmetic_module
-from ppl_bnn.guides.arithmetic import compiled_arithmetic
 from ppl_bnn.guides.normal import softplus
 from ppl_bnn.ivon import IVON
+from ppl_bnn.native import arithmetic as arithmetic_module
+from ppl_bnn.native.arithmetic import compiled_arithmetic
 
 # Powers of two: the reference keeps its first curvature in float32.
 N, PRECISION_OF_PRIOR, CURVATURE = 40, 1 / 64, 0.25

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_bnn import native
-from ppl_bnn.normals import normals
+from ppl_bnn.native import library as native
+from ppl_bnn.native.normals import normals
 
 LIKE = torch.empty(0)
 COUNT = 4_000_000
@@ -67,7 +67,7 @@ def test_a_number_depends_on_seed_and_position_alone():
 
 def test_without_a_compiler_and_in_double_torch_makes_them(monkeypatch):
     expected = torch.randn(1000, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr("ppl_bnn.normals.library", lambda source: None)
+    monkeypatch.setattr("ppl_bnn.native.normals.library", lambda source: None)
     assert torch.equal(normals(5, 1000, LIKE), expected)
     assert normals(5, 10, LIKE.double()).dtype == torch.float64
 

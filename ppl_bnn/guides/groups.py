@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppl_bnn.guides.arithmetic import arithmetic
 from ppl_bnn.guides.flipout import signs
 from ppl_bnn.guides.posteriors import KnowsPosteriors
+from ppl_bnn.native.arithmetic import arithmetic
 
 
 class GroupedFlips(KnowsPosteriors):

@@ -11,9 +11,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
-from ppl_bnn.guides.arithmetic import arithmetic
 from ppl_bnn.models.priors import elementwise
-from ppl_bnn.normals import normals
+from ppl_bnn.native.arithmetic import arithmetic
+from ppl_bnn.native.normals import normals
 
 SMALLEST_SCALE = 1.2e-7
 # What does not change from step to step, of the priors that do not.

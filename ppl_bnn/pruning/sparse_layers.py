@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_bnn.native import library
-from ppl_bnn.normals import NUMBERS, normals
+from ppl_bnn.native.library import library
+from ppl_bnn.native.normals import NUMBERS, normals
 
 _SOURCE = Path(__file__).with_name("sparse.c")
 # Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppl_bnn.native import library
+from ppl_bnn.native.library import library
 
 _SOURCE = Path(__file__).with_name("normals.c")
 # Of normals.h: numbers of one generator.

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "../elementary.h"
+#include "elementary.h"
 
 #define CHUNK 4096 /* weights of one task */
 #define SMALLEST_SCALE 1.2e-7f

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppl_bnn.native import library
+from ppl_bnn.native.library import library
 
 _SOURCE = Path(__file__).with_name("weights.c")
 # Of weights.c: weights of one task.
