@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppl_bnn import checkpoint, data_parallel
-from ppl_bnn.augmentation import AUGMENTATIONS
+from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
 from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
@@ -93,7 +93,7 @@ def fit(
         estimator: ``plain``, ``flipout``, ``flipout-bfloat16``, ``groups`` or ``local`` (`ppl_bnn.guides`).
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
             (`ppl_bnn.elbo.kl_schedule`): 0 would drop the prior from the model.
-        augment: ``none`` or ``crop_flip`` (`ppl_bnn.augmentation`).
+        augment: ``none`` or ``crop_flip`` (`ppl_bnn.data.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
         compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ppl_bnn.augmentation import AUGMENTATIONS
+from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import check_buckets
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.optimizers import LR_SCHEDULES, OPTIMIZERS

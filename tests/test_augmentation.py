@@ -2,7 +2,7 @@
 
 import torch
 
-from ppl_bnn.augmentation import AUGMENTATIONS, crop_flip
+from ppl_bnn.data.augmentation import AUGMENTATIONS, crop_flip
 
 
 def shifted(image, down, right, mirrored):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_bnn import data, data_sources
+from ppl_bnn.data import images as data
+from ppl_bnn.data import sources as data_sources
 from ppl_bnn.files import FileError
 
 

@@ -25,7 +25,7 @@ IMPURE = {
     "ppl_bnn.experiment",
     "ppl_bnn.files",
     "ppl_bnn.checkpoint",
-    "ppl_bnn.data",
+    "ppl_bnn.data.images",
 }
 
 

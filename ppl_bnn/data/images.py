@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_bnn.data_sources import cifar10, digits100k, digits_subset, idx_files
+from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, idx_files
 from ppl_bnn.files import FileError
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits100k")
@@ -66,7 +66,7 @@ def load(
 
     Args:
         name: ``mnist``, ``fashion-mnist``, ``cifar10`` or ``digits100k``: MNIST's training digits, 100,000 times
-            transformed (`ppl_bnn.transformed_digits`; infimnist's indices 70000..169999, own fields), and its test set.
+            transformed (`ppl_bnn.data.transformed_digits`; infimnist's indices 70000..169999, own fields), and its test set.
         folder: the cache; each data set has a folder of its own in it.
         file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ppl_bnn.data.transformed_digits import FIRST_INDEX, recipe, transformed_digits
 from ppl_bnn.files import FileError, written_atomically
-from ppl_bnn.transformed_digits import FIRST_INDEX, recipe, transformed_digits
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,8 @@
+"""Labelled examples in batches: the named data sets and how their images are augmented.
+
+May import: errors, files.
+"""
+
+from ppl_bnn.data.images import DATASETS, Images, load
+
+__all__ = ["DATASETS", "Images", "load"]
