@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import kl_divergence
 
-from ppl_bnn.guides.groups import _Flipped
+from ppl_bnn.guides.estimators.groups import _Flipped
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale, softplus, standard_normal
 from ppl_bnn.native import arithmetic as arithmetic_module
 from ppl_bnn.native.arithmetic import arithmetic, compiled_arithmetic

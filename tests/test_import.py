@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, import_posterior, netcdf, run
-from ppl_bnn.foreign import put_in_place, read_layers
+from ppl_bnn.guides.importers import put_in_place, read_layers
 
 RNG = np.random.default_rng(0)
 

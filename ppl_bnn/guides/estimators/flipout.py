@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_bnn.guides.estimators.base import KnowsPosteriors
 from ppl_bnn.guides.normal import standard_normal
-from ppl_bnn.guides.posteriors import KnowsPosteriors
 
 
 class Flipout(KnowsPosteriors):

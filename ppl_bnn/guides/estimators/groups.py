@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppl_bnn.guides.flipout import signs
-from ppl_bnn.guides.posteriors import KnowsPosteriors
+from ppl_bnn.guides.estimators.base import KnowsPosteriors
+from ppl_bnn.guides.estimators.flipout import signs
 from ppl_bnn.native.arithmetic import arithmetic
 
 

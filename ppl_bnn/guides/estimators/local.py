@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppl_bnn.guides.posteriors import KnowsPosteriors
+from ppl_bnn.guides.estimators.base import KnowsPosteriors
 
 # The least variance: an input of zeros does not make the gradient 0/0, nor a convolution that rounds below 0 a NaN.
 _TINY = 1e-16
