@@ -20,8 +20,8 @@ from torch.optim import Adam, Optimizer
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.optimizers import build_optimizer, descend
-from ppl_bnn.training_log import BatchAccuracy
+from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.optimizers import build_optimizer, descend
 
 NUM_DATA = 50_000
 

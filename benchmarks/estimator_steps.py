@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ppl_bnn import Classifier, Images, KLScaledELBO, MeanFieldNormal, build
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
-from ppl_bnn.optimizers import build_optimizer, descend
-from ppl_bnn.training_log import BatchAccuracy
+from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.optimizers import build_optimizer, descend
 from report import Table, aligned, as_markdown
 
 Batches = Iterator[tuple[Tensor, Tensor]]

@@ -26,8 +26,9 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, checkpoint, predictor, prune
+from ppl_bnn import Classifier, MeanFieldNormal, build, predictor, prune
 from ppl_bnn.data import load
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.models.plain import plain
 from ppl_bnn.native.normals import normals
 from ppl_bnn.pruning.compact import compact

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict, saved_config
 from ppl_bnn.config import GuideConfig, TrainConfig
-from ppl_bnn.elbo import kl_schedule
+from ppl_bnn.inference.elbo import kl_schedule
+from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties
 from ppl_bnn.models import parse_prior
-from ppl_bnn.training_settings import SETTINGS
 
 METHODS = ("vi", "twin", "dropout", "ensemble")
 MEMBERS = 5

@@ -14,12 +14,13 @@ from torch import nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build, data_parallel
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
 from ppl_bnn.distributed import COMPRESSIONS, Communicator, GradientBuckets, connect
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.inference import data_parallel
+from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.optimizers import build_optimizer, descend
 from ppl_bnn.native.memory import keep_freed_memory
-from ppl_bnn.optimizers import build_optimizer, descend
-from ppl_bnn.training_log import BatchAccuracy
 
 _HELP = """
 Every rank computes a batch of its own, with the same number of threads. In a round each contender takes one step, in

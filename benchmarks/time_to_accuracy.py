@@ -13,8 +13,9 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from ppl_bnn import checkpoint, predict
+from ppl_bnn import predict
 from ppl_bnn.experiment import opened
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.native.memory import keep_freed_memory
 
 

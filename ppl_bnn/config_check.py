@@ -5,13 +5,13 @@ import math
 
 from ppl_bnn.config import Config
 from ppl_bnn.data import DATASETS
-from ppl_bnn.elbo import kl_schedule
 from ppl_bnn.guides.mean_field import SMALLEST_SCALE
+from ppl_bnn.inference.elbo import kl_schedule
+from ppl_bnn.inference.settings import check_settings
 from ppl_bnn.models import NETWORKS, parse_prior
 from ppl_bnn.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.prune import SCOPES, check_threshold
-from ppl_bnn.training_settings import check_settings
 
 
 def check(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import checkpoint, saved_config
+from ppl_bnn import saved_config
 from ppl_bnn.config import Config
 from ppl_bnn.config_check import check
 from ppl_bnn.data import Images, load
@@ -18,6 +18,7 @@ from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
 from ppl_bnn.norm_statistics import batch_norms
 

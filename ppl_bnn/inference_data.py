@@ -51,7 +51,7 @@ def to_inference_data(
 
     Args:
         images: the images `predictive` was made of, in its order.
-        guide, kl: the posterior and its KL by site (`ppl_bnn.elbo.kl_by_site`), for `layers`.
+        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`.
         history: what `fit` returned, for `training`.
         attrs: numbers and texts about the run, kept with the file.
         seed: of the sampled labels.

@@ -10,9 +10,9 @@ from torch.distributions import Distribution
 from tqdm import tqdm
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.inference.svi import Interrupted
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.predictive import draw_logits
-from ppl_bnn.training import Interrupted
 
 
 @dataclass(frozen=True)

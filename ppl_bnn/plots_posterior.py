@@ -1,4 +1,4 @@
-"""The figure of `ppl_bnn.posterior`: each layer's scale, KL, signal-to-noise ratio and share of idle weights."""
+"""The figure of `ppl_bnn.inference.diagnosis`: each layer's scale, KL, signal-to-noise ratio and share of idle weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ppl_bnn.files import written_atomically
-from ppl_bnn.posterior import LayerPosterior, verdict
+from ppl_bnn.inference.diagnosis import LayerPosterior, verdict
 
 
 def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> None:

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.draws import Blocks, coherent, normalized
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
+from ppl_bnn.inference.svi import Interrupted
 from ppl_bnn.layerwise import fewer_numbers, layerwise
 from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
 from ppl_bnn.moments import moment_predictive
 from ppl_bnn.stopping import is_look, precise
 from ppl_bnn.tally import Predictive, Tally, check_labels
-from ppl_bnn.training import Interrupted
 
 DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
 METHODS = ("auto", *DRAWN, "moments")

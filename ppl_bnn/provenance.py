@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ppl_bnn import netcdf, saved_config
-from ppl_bnn.checkpoint import Checkpoint
 from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment import Experiment
+from ppl_bnn.inference.checkpoint import Checkpoint
 
 Settings = PredictConfig | ShiftConfig | PruningConfig
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ppl_bnn import netcdf, plots
-from ppl_bnn.checkpoint import Checkpoint
 from ppl_bnn.convergence import convergence
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.gallery import write_gallery
+from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.plots_convergence import draw_convergence
 from ppl_bnn.plots_predictive import draw_predictive_figures
 from ppl_bnn.plots_pruning import draw_pruning

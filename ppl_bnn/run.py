@@ -33,9 +33,9 @@ from ppl_bnn.config_check import check
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
 from ppl_bnn.experiment import Experiment, check_out
 from ppl_bnn.files import FileError, alone_in
+from ppl_bnn.inference.svi import Diverged, Interrupted
 from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.stage_check import check_stages
-from ppl_bnn.training import Diverged, Interrupted
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 

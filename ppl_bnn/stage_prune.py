@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ppl_bnn import netcdf
 from ppl_bnn.experiment import Experiment
+from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.provenance import inputs_of, up_to_date
@@ -20,7 +21,6 @@ from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
-from ppl_bnn.training_settings import SETTINGS
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"

@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import checkpoint, netcdf, saved_config
+from ppl_bnn import netcdf, saved_config
 from ppl_bnn.data import load
-from ppl_bnn.data_parallel import share_state
-from ppl_bnn.elbo import kl_by_site, kl_schedule
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import write_text
+from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.data_parallel import share_state
+from ppl_bnn.inference.diagnosis import layer_posteriors, verdict
+from ppl_bnn.inference.diagnosis import render as render_posterior
+from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
+from ppl_bnn.inference.manifest import manifest
+from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.svi import fit
 from ppl_bnn.inference_data import to_inference_data
 from ppl_bnn.inference_data_shift import shift_to_inference_data
 from ppl_bnn.inference_data_training import train_to_inference_data
 from ppl_bnn.log_density import train_log_likelihood
-from ppl_bnn.manifest import manifest
 from ppl_bnn.models import render
 from ppl_bnn.plots_posterior import draw_posterior
-from ppl_bnn.posterior import layer_posteriors, verdict
-from ppl_bnn.posterior import render as render_posterior
 from ppl_bnn.predictive import Predictive
 from ppl_bnn.predictive import predict as draw_predictive
 from ppl_bnn.provenance import inputs_of, up_to_date
@@ -33,8 +36,6 @@ from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
 from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.stage_prune import prune
-from ppl_bnn.training import fit
-from ppl_bnn.training_settings import SETTINGS
 
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from small_training import X, Y, assert_same_state, settings, small, state, timeless
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, checkpoint, fit, prune
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, fit, prune
 from ppl_bnn.files import FileError
-from ppl_bnn.training import Interrupted
+from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.svi import Interrupted
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 27])
@@ -58,7 +59,7 @@ def test_checkpoints_inside_an_epoch_come_by_the_clock_but_never_cost_more_than_
         return False
 
     monkeypatch.setattr(checkpoint, "save", save)
-    monkeypatch.setattr("ppl_bnn.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ppl_bnn.inference.svi.time.monotonic", lambda: now[0])
     changes = settings(epochs=1, batch_size=1, checkpoint_minutes=9.5 / 60, should_stop=a_second_a_step)
     fit(*small(), X, Y, **changes, folder=tmp_path / "quick")
     assert written == [0, 10, 20, 30, 40, 50]

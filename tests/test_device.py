@@ -16,9 +16,9 @@ from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict, prune
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.svi import Diverged, Interrupted
 from ppl_bnn.run import main
-from ppl_bnn.training import Diverged, Interrupted
-from ppl_bnn.training_log import BatchAccuracy
 
 GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(not (GPU or AVAILABLE), reason="needs a GPU, or a torch that can pretend")

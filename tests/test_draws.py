@@ -7,10 +7,10 @@ from small_posteriors import Branches, Residual, X, Y, by_pyro, convolutional, d
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, draws, predict, prune
 from ppl_bnn.draws import coherent
+from ppl_bnn.inference.svi import Interrupted
 from ppl_bnn.models.plain import plain
 from ppl_bnn.predictive import draw_logits
 from ppl_bnn.pruning.fastest import choose_layers
-from ppl_bnn.training import Interrupted
 
 
 @pytest.mark.parametrize("make", [dense, convolutional, "residual", "untraceable"])

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ppl_bnn import checkpoint, netcdf, stage_prune
+from ppl_bnn import netcdf, stage_prune
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit
 from ppl_bnn.guides.normal import softplus
-from ppl_bnn.ivon import IVON
+from ppl_bnn.inference.ivon import IVON
 from ppl_bnn.native import arithmetic as arithmetic_module
 from ppl_bnn.native.arithmetic import compiled_arithmetic
 

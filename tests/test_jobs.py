@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from run_folders import written
 
-from ppl_bnn import checkpoint, inference_data, metrics, netcdf, run
+from ppl_bnn import inference_data, metrics, netcdf, run
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.jobs import _shard, main, vary
 from ppl_bnn.merging import merge
 

@@ -13,8 +13,8 @@ import pytest
 from ranks import Ranks
 from run_folders import written
 
-from ppl_bnn import checkpoint
 from ppl_bnn.distributed.horovod_backend import import_horovod
+from ppl_bnn.inference import checkpoint
 
 ROOT = Path(__file__).parent.parent
 

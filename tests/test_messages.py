@@ -7,9 +7,10 @@ import torch
 from ranks import Ranks
 from torch import nn
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build, data_parallel
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
 from ppl_bnn.distributed import Communicator, GradientBuckets
 from ppl_bnn.distributed.digest import _digest
+from ppl_bnn.inference import data_parallel
 
 
 def average_in_other_orders(communicator):

@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from ppl_bnn import Classifier, GaussianScaleMixture, MeanFieldNormal, bayesian
 from ppl_bnn.guides.normal import inverse_scale
-from ppl_bnn.posterior import layer_posteriors, render, verdict
+from ppl_bnn.inference.diagnosis import layer_posteriors, render, verdict
 
 X, Y = torch.rand(4, 30), torch.tensor([0, 1, 0, 1])
 

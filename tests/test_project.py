@@ -24,7 +24,7 @@ IMPURE = {
     "ppl_bnn.stages",
     "ppl_bnn.experiment",
     "ppl_bnn.files",
-    "ppl_bnn.checkpoint",
+    "ppl_bnn.inference.checkpoint",
     "ppl_bnn.data.images",
 }
 

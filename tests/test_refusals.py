@@ -9,9 +9,10 @@ import yaml
 from refusals import assert_refused
 from test_data import jpegs
 
-from ppl_bnn import checkpoint, netcdf
+from ppl_bnn import netcdf
 from ppl_bnn.export import main as export
 from ppl_bnn.files import alone_in
+from ppl_bnn.inference import checkpoint
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,9 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, m
     content = checkpoint.load(last)
     origin = {**content.meta["origin"], "trained on": "8 images of CIFAR-10 (JPEG)"}
     assert content.meta["origin"]["trained on"].startswith(origin["trained on"] + " (CRC-32 ")
-    monkeypatch.setattr("ppl_bnn.checkpoint.load", lambda path, load=checkpoint.load: _with_origin(load(path), origin))
+    monkeypatch.setattr(
+        "ppl_bnn.inference.checkpoint.load", lambda path, load=checkpoint.load: _with_origin(load(path), origin)
+    )
     assert call(*how, tmp_path / "d.npz")[0] == 0
     monkeypatch.undo()
     np.savez(tmp_path / "d.npz", **{**arrays, "labels": arrays["labels"][::-1]})

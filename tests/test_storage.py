@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
-from ppl_bnn.checkpoint import read_verified
 from ppl_bnn.files import FileError
+from ppl_bnn.inference.checkpoint import read_verified
 from ppl_bnn.pruning.storage import load_pruned, save_pruned
 
 

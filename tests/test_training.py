@@ -9,9 +9,10 @@ import torch
 from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
-from ppl_bnn import checkpoint, fit
+from ppl_bnn import fit
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.training import Diverged, Interrupted
+from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.svi import Diverged, Interrupted
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_bnn.inference.svi import fit
 from ppl_bnn.models.classifier import Classifier
 from ppl_bnn.pruning.prune import Pruned
-from ppl_bnn.training import fit
 
 
 def finetune(

@@ -16,8 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_bnn.distributed import Communicator
-from ppl_bnn.elbo import Terms
 from ppl_bnn.files import write_text
+from ppl_bnn.inference.elbo import Terms
 
 STEPS_A_RECORD = 50
 # Of how many steps the seconds are kept one by one.

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.distributed import Communicator
-from ppl_bnn.elbo import Terms
 from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
+from ppl_bnn.inference.elbo import Terms
 
 log = logging.getLogger(__name__)
 

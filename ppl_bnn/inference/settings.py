@@ -7,7 +7,7 @@ from typing import Any
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import check_buckets
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.optimizers import LR_SCHEDULES, OPTIMIZERS
+from ppl_bnn.inference.optimizers import LR_SCHEDULES, OPTIMIZERS
 
 PRECISIONS = ("float32", "bfloat16")
 # The settings that decide what comes out; two trainings that agree on them may share a folder.

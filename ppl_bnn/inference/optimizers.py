@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_bnn.ivon import IVON
+from ppl_bnn.inference.ivon import IVON
 
 OPTIMIZERS = ("adam", "rmsprop", "ivon")
 LR_SCHEDULES = ("constant", "cosine")

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppl_bnn import checkpoint, data_parallel
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
-from ppl_bnn.elbo import KLScaledELBO
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.inference import checkpoint, data_parallel
+from ppl_bnn.inference.elbo import KLScaledELBO
+from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
+from ppl_bnn.inference.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
+from ppl_bnn.inference.settings import DECISIVE, check_settings
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.native.arithmetic import compiled_arithmetic
-from ppl_bnn.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
-from ppl_bnn.training_log import BatchAccuracy, TrainingLog
-from ppl_bnn.training_settings import DECISIVE, check_settings
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def fit(
         x, y: training inputs [N, ...] and labels [N]; N is the ELBO's num_data.
         batch_size: examples a step, on each rank.
         lr: learning rate; ivon's is on SGD's scale, about 0.1.
-        optimizer: ``adam``, ``rmsprop`` or ``ivon`` (`ppl_bnn.ivon`).
+        optimizer: ``adam``, ``rmsprop`` or ``ivon`` (`ppl_bnn.inference.ivon`).
         beta2: decay of ivon's curvature.
         lr_schedule: ``constant``, or ``cosine`` from `lr` to 0 over the training.
         lr_warmup: the learning rate rises in a line over this fraction of training.
@@ -92,7 +92,7 @@ def fit(
         clip_norm: clip the gradient's total norm to this.
         estimator: ``plain``, ``flipout``, ``flipout-bfloat16``, ``groups`` or ``local`` (`ppl_bnn.guides`).
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
-            (`ppl_bnn.elbo.kl_schedule`): 0 would drop the prior from the model.
+            (`ppl_bnn.inference.elbo.kl_schedule`): 0 would drop the prior from the model.
         augment: ``none`` or ``crop_flip`` (`ppl_bnn.data.augmentation`).
         precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
         compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
