@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from ppl_bnn import metrics
 from ppl_bnn.experiment import Experiment, opened
-from ppl_bnn.models.plain import plain
-from ppl_bnn.moments import moment_network, moment_predictive, softmax_moments, standard_normals
 from ppl_bnn.native.memory import keep_freed_memory
-from ppl_bnn.predictive import draw_logits
+from ppl_bnn.prediction.moments import moment_network, moment_predictive, softmax_moments, standard_normals
+from ppl_bnn.prediction.plain import plain
+from ppl_bnn.prediction.predictive import draw_logits
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from contenders import NUM_DATA, package, tyxe_guide, why_absent
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict, predictor
-from ppl_bnn.draws import coherent, default_batch, laid_out
-from ppl_bnn.layerwise import layerwise
-from ppl_bnn.models.plain import plain
 from ppl_bnn.native.memory import keep_freed_memory
+from ppl_bnn.prediction.draws import coherent, default_batch, laid_out
+from ppl_bnn.prediction.layerwise import layerwise
+from ppl_bnn.prediction.plain import plain
 
 SHAPES = {"bnn-fc": (1, 28, 28), "bnn-conv": (1, 28, 28), "vgg16": (3, 32, 32), "resnet18": (3, 32, 32)}
 

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from ppl_bnn import Classifier, MeanFieldNormal, build, predictor, prune
 from ppl_bnn.data import load
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.models.plain import plain
 from ppl_bnn.native.normals import normals
-from ppl_bnn.pruning.compact import compact
-from ppl_bnn.pruning.fastest import choose_layers
-from ppl_bnn.pruning.layerwise import layerwise
+from ppl_bnn.prediction.compact.fastest import choose_layers
+from ppl_bnn.prediction.compact.layerwise import layerwise
+from ppl_bnn.prediction.compact.network import compact
+from ppl_bnn.prediction.plain import plain
 
 FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 DRAWS, FEWER = 400, 20

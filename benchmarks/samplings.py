@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ppl_bnn.experiment import opened
-from ppl_bnn.predictive import SAMPLINGS, predict
+from ppl_bnn.prediction.predictive import SAMPLINGS, predict
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,10 +20,10 @@ from ppl_bnn.inference.svi import fit
 from ppl_bnn.inference_data import to_inference_data
 from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
-from ppl_bnn.predictive import Predictive, predict
+from ppl_bnn.prediction.predictive import Predictive, predict
+from ppl_bnn.prediction.predictor import predictor
 from ppl_bnn.pruning import prune, snr
 from ppl_bnn.pruning.sweep import sweep
-from ppl_bnn.serving import predictor
 from ppl_bnn.version import __version__
 
 __all__ = [

@@ -9,7 +9,7 @@ from ppl_bnn.guides.mean_field import SMALLEST_SCALE
 from ppl_bnn.inference.elbo import kl_schedule
 from ppl_bnn.inference.settings import check_settings
 from ppl_bnn.models import NETWORKS, parse_prior
-from ppl_bnn.predictive import METHODS, SAMPLINGS
+from ppl_bnn.prediction.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.prune import SCOPES, check_threshold
 

@@ -20,7 +20,7 @@ from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
-from ppl_bnn.norm_statistics import batch_norms
+from ppl_bnn.prediction.norm_statistics import batch_norms
 
 _CHECKSUM = " (CRC-32 "
 

@@ -19,12 +19,12 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from ppl_bnn.draws import normalized
 from ppl_bnn.experiment import opened
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides import MeanFieldNormal
-from ppl_bnn.models.plain import plain
-from ppl_bnn.moments import moment_network, softmax_moments, standard_normals
+from ppl_bnn.prediction.draws import normalized
+from ppl_bnn.prediction.moments import moment_network, softmax_moments, standard_normals
+from ppl_bnn.prediction.plain import plain
 from ppl_bnn.pruning import prune
 
 METHODS = ("draws", "moments")

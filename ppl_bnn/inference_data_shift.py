@@ -11,8 +11,8 @@ from torch import Tensor
 from ppl_bnn import metrics
 from ppl_bnn.data import Images
 from ppl_bnn.inference_data import assemble, dataset
-from ppl_bnn.predictive import Predictive
-from ppl_bnn.shift import Shifted, shift_metrics
+from ppl_bnn.prediction.predictive import Predictive
+from ppl_bnn.prediction.shift import Shifted, shift_metrics
 
 
 def shift_to_inference_data(
@@ -25,7 +25,7 @@ def shift_to_inference_data(
 ) -> Any:
     """Return a test set's predictives under shifts, and those of other data, as InferenceData of custom groups.
 
-    Groups: `shift` (per condition its kind and severity, and `ppl_bnn.shift.shift_metrics`), `in_distribution` (the
+    Groups: `shift` (per condition its kind and severity, and `ppl_bnn.prediction.shift.shift_metrics`), `in_distribution` (the
     uncertainties of the test images as they are and their top_prob, [obs_id]), `ood` (the same of the images of each
     set [set, image], NaN beyond a set's last, and auroc and fpr95 by the total and by the epistemic uncertainty
     [set, score]) and, where it was asked for, `temperature`.
@@ -33,7 +33,7 @@ def shift_to_inference_data(
     Args:
         shifted: the first of them is the test set as it is.
         outside: {name of the set: its predictive}.
-        temperature: what `ppl_bnn.shift.temperature_metrics` returned.
+        temperature: what `ppl_bnn.prediction.shift.temperature_metrics` returned.
     """
     rows = [shift_metrics(one.predictive) for one in shifted]
     clean = _by_image(shifted[0].predictive, "obs_id")

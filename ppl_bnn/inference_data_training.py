@@ -7,7 +7,7 @@ import numpy as np
 
 from ppl_bnn.data import Images
 from ppl_bnn.inference_data import assemble, dataset
-from ppl_bnn.log_density import TrainLogLikelihood
+from ppl_bnn.prediction.log_density import TrainLogLikelihood
 
 
 def train_to_inference_data(

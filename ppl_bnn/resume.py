@@ -8,7 +8,7 @@ import xarray as xr
 
 from ppl_bnn import netcdf
 from ppl_bnn.files import FileError
-from ppl_bnn.tally import Predictive
+from ppl_bnn.prediction.tally import Predictive
 
 
 def monte_carlo(predictive: Predictive) -> xr.Dataset:

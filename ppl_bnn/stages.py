@@ -26,15 +26,15 @@ from ppl_bnn.inference.svi import fit
 from ppl_bnn.inference_data import to_inference_data
 from ppl_bnn.inference_data_shift import shift_to_inference_data
 from ppl_bnn.inference_data_training import train_to_inference_data
-from ppl_bnn.log_density import train_log_likelihood
 from ppl_bnn.models import render
 from ppl_bnn.plots_posterior import draw_posterior
-from ppl_bnn.predictive import Predictive
-from ppl_bnn.predictive import predict as draw_predictive
+from ppl_bnn.prediction.log_density import train_log_likelihood
+from ppl_bnn.prediction.predictive import Predictive
+from ppl_bnn.prediction.predictive import predict as draw_predictive
+from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.report import read_shift, report
 from ppl_bnn.resume import read_predictive
-from ppl_bnn.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.stage_prune import prune
 
 # What all ranks do together; rank 0 does the others alone.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
-from ppl_bnn.models.plain import plain
-from ppl_bnn.pruning.compact import compact
-from ppl_bnn.pruning.fastest import choose_layers
-from ppl_bnn.pruning.layerwise import layerwise
-from ppl_bnn.pruning.sparse_layers import sparse_layer
+from ppl_bnn.prediction.compact.fastest import choose_layers
+from ppl_bnn.prediction.compact.layerwise import layerwise
+from ppl_bnn.prediction.compact.network import compact
+from ppl_bnn.prediction.compact.sparse_layers import sparse_layer
+from ppl_bnn.prediction.plain import plain
 
 
 def dense(draws):
@@ -171,8 +171,8 @@ def test_either_form_may_be_chosen_and_the_outputs_stay():
 
 
 def forced(monkeypatch, sparse):
-    monkeypatch.setattr("ppl_bnn.pruning.fastest.faster", lambda one, other: sparse)
-    monkeypatch.setattr("ppl_bnn.pruning.layerwise.faster", lambda one, other: sparse)
+    monkeypatch.setattr("ppl_bnn.prediction.compact.fastest.faster", lambda one, other: sparse)
+    monkeypatch.setattr("ppl_bnn.prediction.compact.layerwise.faster", lambda one, other: sparse)
 
 
 @pytest.mark.parametrize("architecture", [dense, convolutional])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ppl_bnn import metrics
-from ppl_bnn.convergence import convergence
+from ppl_bnn.prediction.convergence import convergence
 
 
 def drawn(count, examples=50):

@@ -5,12 +5,13 @@ import torch
 from ranks import Ranks
 from small_posteriors import Branches, Residual, X, Y, by_pyro, convolutional, dense
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, draws, predict, prune
-from ppl_bnn.draws import coherent
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, prune
 from ppl_bnn.inference.svi import Interrupted
-from ppl_bnn.models.plain import plain
-from ppl_bnn.predictive import draw_logits
-from ppl_bnn.pruning.fastest import choose_layers
+from ppl_bnn.prediction import draws
+from ppl_bnn.prediction.compact.fastest import choose_layers
+from ppl_bnn.prediction.draws import coherent
+from ppl_bnn.prediction.plain import plain
+from ppl_bnn.prediction.predictive import draw_logits
 
 
 @pytest.mark.parametrize("make", [dense, convolutional, "residual", "untraceable"])

@@ -9,8 +9,8 @@ from torch import nn
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, prune
 from ppl_bnn.export import export, main
 from ppl_bnn.models.resnet import Block
-from ppl_bnn.moments import moment_predictive
-from ppl_bnn.predictive import draw_logits
+from ppl_bnn.prediction.moments import moment_predictive
+from ppl_bnn.prediction.predictive import draw_logits
 from ppl_bnn.run import main as run
 
 onnx = pytest.importorskip("onnx")

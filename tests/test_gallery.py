@@ -14,7 +14,7 @@ from ppl_bnn.files import FileError
 from ppl_bnn.gallery import _ridge, write_gallery
 from ppl_bnn.plots import draw_figures
 from ppl_bnn.plots_predictive import compare_densities, density_by_class, density_by_draws, draw_predictive_figures
-from ppl_bnn.predictive import Predictive
+from ppl_bnn.prediction.predictive import Predictive
 
 CLASSES = ("cat & dog", "<b>bird</b>", "frog", "never seen")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -8,9 +8,9 @@ from small_posteriors import Branches, X, Y, by_pyro, convolutional, dense, resi
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
-from ppl_bnn.layerwise import layerwise
-from ppl_bnn.models.plain import plain
-from ppl_bnn.predictive import cheapest, draw_logits, prepared_network
+from ppl_bnn.prediction.layerwise import layerwise
+from ppl_bnn.prediction.plain import plain
+from ppl_bnn.prediction.predictive import cheapest, draw_logits, prepared_network
 
 
 @pytest.mark.parametrize(

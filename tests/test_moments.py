@@ -4,8 +4,8 @@ from small_posteriors import X, Y, dense
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
-from ppl_bnn.models.plain import plain
-from ppl_bnn.moments import larger, moment_network, moment_predictive, softmax_moments, standard_normals
+from ppl_bnn.prediction.moments import larger, moment_network, moment_predictive, softmax_moments, standard_normals
+from ppl_bnn.prediction.plain import plain
 
 
 def guided(net, x, scale=0.2):

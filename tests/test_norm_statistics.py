@@ -11,8 +11,8 @@ from small_posteriors import Y, convolutional, dense, residual
 from torch import nn
 
 from ppl_bnn import MeanFieldNormal, predict, predictor, prune
-from ppl_bnn.norm_statistics import own_statistics
-from ppl_bnn.predictive import draw_logits
+from ppl_bnn.prediction.norm_statistics import own_statistics
+from ppl_bnn.prediction.predictive import draw_logits
 
 K = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(7)) * 2 + 1
 

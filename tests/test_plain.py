@@ -4,7 +4,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build
-from ppl_bnn.models.plain import NotTraceable, plain
+from ppl_bnn.prediction.plain import NotTraceable, plain
 
 SHAPES = {
     "bnn-fc": (1, 28, 28),

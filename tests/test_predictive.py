@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.inference.svi import Interrupted
-from ppl_bnn.predictive import draw_logits, drawn_blocks
+from ppl_bnn.prediction.predictive import draw_logits, drawn_blocks
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(1))
@@ -90,7 +90,7 @@ def test_seconds_count_what_is_computed_before_the_first_draw(monkeypatch):
         time.sleep(0.2)
         return drawn_blocks(*arguments)
 
-    monkeypatch.setattr("ppl_bnn.predictive.drawn_blocks", slowly)
+    monkeypatch.setattr("ppl_bnn.prediction.predictive.drawn_blocks", slowly)
     net, guide = small()
     assert predict(net, guide, X, Y, num_samples=1, progress=False).summary()["seconds"] >= 0.2
 

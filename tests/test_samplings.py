@@ -8,8 +8,8 @@ from small_posteriors import X, Y, dense
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, metrics, predict
-from ppl_bnn.predictive import draw_logits
-from ppl_bnn.stopping import is_look
+from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.stopping import is_look
 
 
 @pytest.mark.parametrize("method", ["draws", "layerwise"])

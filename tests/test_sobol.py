@@ -4,7 +4,7 @@ import torch
 from small_posteriors import X, Y, convolutional, dense
 
 from ppl_bnn import predict
-from ppl_bnn.sobol import sobol_normals_by_image
+from ppl_bnn.prediction.sobol import sobol_normals_by_image
 
 
 def cells(points, count):

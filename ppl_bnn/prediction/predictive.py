@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
-from ppl_bnn.draws import Blocks, coherent, normalized
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
 from ppl_bnn.inference.svi import Interrupted
-from ppl_bnn.layerwise import fewer_numbers, layerwise
-from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
-from ppl_bnn.moments import moment_predictive
-from ppl_bnn.stopping import is_look, precise
-from ppl_bnn.tally import Predictive, Tally, check_labels
+from ppl_bnn.prediction.draws import Blocks, coherent, normalized
+from ppl_bnn.prediction.layerwise import fewer_numbers, layerwise
+from ppl_bnn.prediction.moments import moment_predictive
+from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.prediction.stopping import is_look, precise
+from ppl_bnn.prediction.tally import Predictive, Tally, check_labels
 
 DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
 METHODS = ("auto", *DRAWN, "moments")
@@ -57,17 +57,17 @@ def predict(
         guide: its posterior, pruned or not; a guide without sites (a deterministic network) gives S equal draws.
         x, y: inputs [N, ...] and labels [N].
         num_samples: S; the most, where there is a tolerance.
-        method: ``draws`` (`ppl_bnn.draws`), ``layerwise`` (`ppl_bnn.layerwise`), ``moments`` (`ppl_bnn.moments`: an
+        method: ``draws`` (`ppl_bnn.prediction.draws`), ``layerwise`` (`ppl_bnn.prediction.layerwise`), ``moments`` (`ppl_bnn.prediction.moments`: an
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
             fewer random numbers than draws, which is for few examples of a network whose weights are all in dense
             layers.
         sampling: ``independent``, ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative, or
-            ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (`ppl_bnn.sobol`).
+            ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (`ppl_bnn.prediction.sobol`).
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
-            (`ppl_bnn.stopping`).
+            (`ppl_bnn.prediction.stopping`).
         batch_size: examples a forward pass.
         norm_inputs: training inputs [K, ...], a thousand, say: each draw's batch norm has its own statistics of them
-            instead of the running averages (`ppl_bnn.norm_statistics`), for K examples more a draw. For `draws` alone.
+            instead of the running averages (`ppl_bnn.prediction.norm_statistics`), for K examples more a draw. For `draws` alone.
         keep: positions [K] of the examples whose probabilities are kept for every draw; all of them unless given.
         communicator: ranks to share the draws out among, called by all of them alike; all get the result, but only
             rank 0 the kept probabilities.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.inference.svi import Interrupted
 from ppl_bnn.models import Classifier, site_priors
-from ppl_bnn.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_logits
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models.plain import PlainNetwork
+from ppl_bnn.prediction.plain import PlainNetwork
 
 # What a constant passes through as it is.
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ppl_bnn.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
-from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
 from ppl_bnn.native.normals import normals
-from ppl_bnn.sobol import sobol_normals_by_image
+from ppl_bnn.prediction.draws import Blocks, constants, default_batch, laid_out, placed
+from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.prediction.sobol import sobol_normals_by_image
 
 # As many rows of activations at once as stay in the caches, and no more draws than a small request can use.
 _ROWS, _DRAWS = 2000, 400
@@ -48,7 +48,7 @@ def layerwise(
     Args:
         batch_size: examples a forward pass.
         network: ``plain(net)``, where it is there already.
-        sobol: noise from the points of `ppl_bnn.sobol` in place of independent numbers.
+        sobol: noise from the points of `ppl_bnn.prediction.sobol` in place of independent numbers.
 
     Raises:
         ValueError: no random layer is dense with one vector an example, the network cannot be traced, or it has more

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../native/normals.h"
+#include "../../native/normals.h"
 
 #ifdef __AVX512F__
 #define LANES 16

@@ -10,7 +10,7 @@ docs/prediction.md.
 import torch
 from torch import Tensor
 
-from ppl_bnn.tally import Predictive
+from ppl_bnn.prediction.tally import Predictive
 
 FIRST_LOOK, LOOKS, CONFIDENCE = 50, 16, 0.95
 

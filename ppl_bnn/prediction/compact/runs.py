@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ppl_bnn.pruning.compact import CompactLayer, CompactNetwork
-from ppl_bnn.pruning.units import kind_of
+from ppl_bnn.prediction.compact.network import CompactLayer, CompactNetwork
+from ppl_bnn.prediction.compact.units import kind_of
 
 
 @dataclass

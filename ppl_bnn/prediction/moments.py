@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models.plain import PlainNetwork, plain
+from ppl_bnn.prediction.plain import PlainNetwork, plain
 
 POINTS = 32  # of the logits' Normals, to average the softmax over
 # Mean and variance of each unit; no variance where the value is certain, as the input is.

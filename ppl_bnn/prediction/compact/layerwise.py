@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_bnn.guides.mean_field import draw_seed
-from ppl_bnn.pruning.compact import CompactLayer, CompactNetwork
-from ppl_bnn.pruning.fastest import faster
-from ppl_bnn.pruning.runs import Run, dense_runs
-from ppl_bnn.pruning.sparse_layers import SparseLinear, draws_noise, sparse_draws, sparse_layer
-from ppl_bnn.pruning.units import kind_of
+from ppl_bnn.prediction.compact.fastest import faster
+from ppl_bnn.prediction.compact.network import CompactLayer, CompactNetwork
+from ppl_bnn.prediction.compact.runs import Run, dense_runs
+from ppl_bnn.prediction.compact.sparse_layers import SparseLinear, draws_noise, sparse_draws, sparse_layer
+from ppl_bnn.prediction.compact.units import kind_of
 
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 

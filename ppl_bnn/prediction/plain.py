@@ -27,7 +27,7 @@ class PlainNetwork:
         folded: for each random site with batch norm behind it, factor and shift [out, 1, ...]: the plain network's
             weight is weight * factor + shift. Other sites are taken as they are.
         normalize: a function of a draw's (seed, index, sign) that sets batch norm to the draw's own statistics, once
-            its weights are in place (`ppl_bnn.norm_statistics`); None: batch norm is folded, or as it is.
+            its weights are in place (`ppl_bnn.prediction.norm_statistics`); None: batch norm is folded, or as it is.
     """
 
     net: fx.GraphModule

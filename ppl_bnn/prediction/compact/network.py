@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
-from ppl_bnn.models.plain import PlainNetwork
 from ppl_bnn.native.normals import normals
-from ppl_bnn.pruning.units import Entries, remaining
+from ppl_bnn.prediction.compact.units import Entries, remaining
+from ppl_bnn.prediction.plain import PlainNetwork
 
 
 @dataclass(frozen=True)

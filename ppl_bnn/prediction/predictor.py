@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ppl_bnn import metrics
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.layerwise import Numbers, prepared
-from ppl_bnn.models.plain import PlainNetwork
-from ppl_bnn.predictive import check_draws, check_finite, drawn_blocks, mirrored, prepared_network
-from ppl_bnn.pruning.compact import compact
-from ppl_bnn.pruning.layerwise import NotDense
-from ppl_bnn.pruning.layerwise import layerwise as compact_layerwise
+from ppl_bnn.prediction.compact.layerwise import NotDense
+from ppl_bnn.prediction.compact.layerwise import layerwise as compact_layerwise
+from ppl_bnn.prediction.compact.network import compact
+from ppl_bnn.prediction.layerwise import Numbers, prepared
+from ppl_bnn.prediction.plain import PlainNetwork
+from ppl_bnn.prediction.predictive import check_draws, check_finite, drawn_blocks, mirrored, prepared_network
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000

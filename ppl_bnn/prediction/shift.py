@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppl_bnn import metrics
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.predictive import Predictive, predict
+from ppl_bnn.prediction.predictive import Predictive, predict
 
 
 @dataclass(frozen=True)

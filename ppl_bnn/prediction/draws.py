@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.evaluating import evaluating
-from ppl_bnn.models.plain import NotTraceable, PlainNetwork, plain
-from ppl_bnn.norm_statistics import own_statistics
-from ppl_bnn.pruning.compact import compact
-from ppl_bnn.pruning.fastest import choose_layers
+from ppl_bnn.prediction.compact.fastest import choose_layers
+from ppl_bnn.prediction.compact.network import compact
+from ppl_bnn.prediction.norm_statistics import own_statistics
+from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
 
 Noise = Iterable[tuple[str, Tensor]]
 # Seconds of draws before a pruned guide's compact network is made and tried, which itself takes about as long.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ppl_bnn.pruning.compact import CompactNetwork
-from ppl_bnn.pruning.runs import Run, convolution_runs, dense_runs
-from ppl_bnn.pruning.sparse_layers import SparseConv2d, SparseLinear, sparse_layer
+from ppl_bnn.prediction.compact.network import CompactNetwork
+from ppl_bnn.prediction.compact.runs import Run, convolution_runs, dense_runs
+from ppl_bnn.prediction.compact.sparse_layers import SparseConv2d, SparseLinear, sparse_layer
 
 _ROUNDS = 5
 

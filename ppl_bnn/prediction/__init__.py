@@ -1,0 +1,4 @@
+"""Posterior + inputs -> predictive draws and their summaries.
+
+May import: guides, models, distributed, native, errors, metrics, files.
+"""
