@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ppl_bnn.pruning.prune import Threshold
+from ppl_bnn.pruning.masks import Threshold
 
 
 @dataclass

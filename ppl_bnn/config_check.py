@@ -11,7 +11,7 @@ from ppl_bnn.inference.settings import check_settings
 from ppl_bnn.models import NETWORKS, parse_prior
 from ppl_bnn.prediction.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
-from ppl_bnn.pruning.prune import SCOPES, check_threshold
+from ppl_bnn.pruning.masks import SCOPES, check_threshold
 
 
 def check(config: Config) -> None:

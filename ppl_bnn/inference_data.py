@@ -17,7 +17,7 @@ from ppl_bnn.data import Images
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.prediction.predictive import Predictive
-from ppl_bnn.pruning.snr import snr, snr_histogram
+from ppl_bnn.pruning.ratios import snr, snr_histogram
 from ppl_bnn.resume import how_drawn, monte_carlo
 
 with warnings.catch_warnings():

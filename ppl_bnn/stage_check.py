@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from ppl_bnn.experiment import Experiment
-from ppl_bnn.pruning.prune import check_patterns
+from ppl_bnn.pruning.masks import check_patterns
 
 
 def check_stages(run: Experiment, names: Collection[str]) -> None:

@@ -1,8 +1,11 @@
-"""Pruning of a trained posterior: what weights are worth, which go, and what is left."""
+"""Posterior -> smaller posterior, and what it costs: which weights go, and the sweep over how many.
+
+May import: prediction, inference, guides, models, errors, files, safe_tensors.
+"""
 
 from ppl_bnn.pruning.criteria import scores
-from ppl_bnn.pruning.finetune import finetune
-from ppl_bnn.pruning.prune import Pruned, prune
-from ppl_bnn.pruning.snr import snr, snr_histogram
+from ppl_bnn.pruning.finetuning import finetune
+from ppl_bnn.pruning.masks import Pruned, prune
+from ppl_bnn.pruning.ratios import snr, snr_histogram
 
 __all__ = ["Pruned", "finetune", "prune", "scores", "snr", "snr_histogram"]

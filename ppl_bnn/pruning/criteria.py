@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.priors import elementwise, kl_by_weight
-from ppl_bnn.pruning.snr import defined_loc_scale, snr
+from ppl_bnn.pruning.ratios import defined_loc_scale, snr
 
 Priors = Mapping[str, Distribution]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.prediction.predictive import Predictive, predict
 from ppl_bnn.pruning.criteria import Priors
-from ppl_bnn.pruning.prune import Pruned, Threshold, prune
+from ppl_bnn.pruning.masks import Pruned, Threshold, prune
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def sweep(
     Args:
         scope, criterion, structure, priors: as in `prune`.
         tuned: returns the network and posterior to predict with instead of a level that lost weights
-            (`ppl_bnn.pruning.finetune`).
+            (`ppl_bnn.pruning.finetuning`).
         norm_inputs: training inputs whose statistics each draw's batch norm has (`ppl_bnn.prediction.predictive.predict`).
         keep: positions [K] of the examples whose single draws are kept (likewise).
 

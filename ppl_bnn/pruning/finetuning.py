@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models.classifier import Classifier
-from ppl_bnn.pruning.prune import Pruned
+from ppl_bnn.pruning.masks import Pruned
 
 
 def finetune(
