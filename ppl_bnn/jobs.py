@@ -30,8 +30,9 @@ from typing import Any
 
 import yaml
 
-from ppl_bnn import inference_data, netcdf
 from ppl_bnn.merging import differing, merge
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 # What a training does not depend on.

@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 
 from ppl_bnn import metrics, saved_config
-from ppl_bnn.inference_data import assemble, spread
-from ppl_bnn.netcdf import groups_of
 from ppl_bnn.provenance import RANKED
+from ppl_bnn.results.idata import assemble, spread
+from ppl_bnn.results.netcdf import groups_of
 
 _SAME = ("observed_data", "constant_data")
 _ITS_TRAINING = ("checkpoint", "crc32", RANKED)

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-from ppl_bnn import netcdf, plots
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import FileError, write_text
-from ppl_bnn.gallery import write_gallery
 from ppl_bnn.inference.checkpoint import Checkpoint
-from ppl_bnn.plots_convergence import draw_convergence
-from ppl_bnn.plots_predictive import draw_predictive_figures
-from ppl_bnn.plots_pruning import draw_pruning
-from ppl_bnn.plots_shift import draw_shift_figures
 from ppl_bnn.prediction.convergence import convergence
 from ppl_bnn.prediction.shift import reliance
 from ppl_bnn.provenance import RANKED, Settings, difference_from, inputs_of
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures import predictive as plots
+from ppl_bnn.results.figures.convergence import draw_convergence
+from ppl_bnn.results.figures.densities import draw_predictive_figures
+from ppl_bnn.results.figures.gallery import write_gallery
+from ppl_bnn.results.figures.pruning import draw_pruning
+from ppl_bnn.results.figures.shift import draw_shift_figures
 
 log = logging.getLogger(__name__)
 

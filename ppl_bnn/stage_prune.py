@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import netcdf
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.inference.settings import SETTINGS
-from ppl_bnn.inference_data_pruning import sweep_to_inference_data
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.pruning import sweep_to_inference_data
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"

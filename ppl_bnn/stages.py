@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import netcdf, saved_config
+from ppl_bnn import saved_config
 from ppl_bnn.data import load
 from ppl_bnn.experiment import Experiment
 from ppl_bnn.files import write_text
@@ -23,18 +23,19 @@ from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
 from ppl_bnn.inference.manifest import manifest
 from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.inference_data import to_inference_data
-from ppl_bnn.inference_data_shift import shift_to_inference_data
-from ppl_bnn.inference_data_training import train_to_inference_data
 from ppl_bnn.models import render
-from ppl_bnn.plots_posterior import draw_posterior
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.report import read_shift, report
-from ppl_bnn.resume import read_predictive
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.diagnosis import draw_posterior
+from ppl_bnn.results.idata import to_inference_data
+from ppl_bnn.results.saved_draws import read_predictive
+from ppl_bnn.results.shift import shift_to_inference_data
+from ppl_bnn.results.training import train_to_inference_data
 from ppl_bnn.stage_prune import prune
 
 # What all ranks do together; rank 0 does the others alone.

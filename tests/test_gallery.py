@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_bnn import Images, inference_data, netcdf
+from ppl_bnn import Images
 from ppl_bnn.files import FileError
-from ppl_bnn.gallery import _ridge, write_gallery
-from ppl_bnn.plots import draw_figures
-from ppl_bnn.plots_predictive import compare_densities, density_by_class, density_by_draws, draw_predictive_figures
 from ppl_bnn.prediction.predictive import Predictive
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.densities import (
+    compare_densities,
+    density_by_class,
+    density_by_draws,
+    draw_predictive_figures,
+)
+from ppl_bnn.results.figures.gallery import _ridge, write_gallery
+from ppl_bnn.results.figures.predictive import draw_figures
 
 CLASSES = ("cat & dog", "<b>bird</b>", "frog", "never seen")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

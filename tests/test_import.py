@@ -12,8 +12,9 @@ from run_folders import written
 from safetensors.torch import save_file
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, import_posterior, netcdf, run
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, import_posterior, run
 from ppl_bnn.guides.importers import put_in_place, read_layers
+from ppl_bnn.results import netcdf
 
 RNG = np.random.default_rng(0)
 

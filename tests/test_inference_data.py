@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, inference_data, kl_by_site, netcdf, predict, sweep
+from ppl_bnn import Classifier, MeanFieldNormal, build, kl_by_site, predict, sweep
 from ppl_bnn.data import Images
 from ppl_bnn.files import FileError
-from ppl_bnn.inference_data_pruning import sweep_to_inference_data
-from ppl_bnn.plots import draw_figures
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.predictive import draw_figures
+from ppl_bnn.results.pruning import sweep_to_inference_data
 
 mpl.use("Agg")
 HISTORY = [
@@ -131,7 +133,7 @@ def test_pruning_holds_what_bprunes_binary_held(results):
 def test_every_figure_is_drawn_from_the_files_alone(results, tmp_path):
     folder, *_ = results
     code = (
-        "import sys; from pathlib import Path; from ppl_bnn.plots import draw_figures; "
+        "import sys; from pathlib import Path; from ppl_bnn.results.figures.predictive import draw_figures; "
         "print(*draw_figures(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))"
     )
     arguments = [folder / "predictive.nc", folder / "pruning.nc", tmp_path]
@@ -146,7 +148,7 @@ def test_every_figure_is_drawn_from_the_files_alone(results, tmp_path):
 
 
 def test_figures_say_which_data_they_show(results):
-    from ppl_bnn import plots
+    from ppl_bnn.results.figures import predictive as plots
 
     folder, *_ = results
     groups = netcdf.groups_of(inference_data.load(folder / "predictive.nc"))

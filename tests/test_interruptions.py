@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ppl_bnn import netcdf, stage_prune
+from ppl_bnn import stage_prune
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
+from ppl_bnn.results import netcdf
 
 ROOT = Path(__file__).parent.parent
 

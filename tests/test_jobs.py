@@ -11,10 +11,12 @@ import torch
 import xarray as xr
 from run_folders import written
 
-from ppl_bnn import inference_data, metrics, netcdf, run
+from ppl_bnn import metrics, run
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.jobs import _shard, main, vary
 from ppl_bnn.merging import merge
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
 
 
 def test_varied_settings_are_combined_and_read_as_yaml():

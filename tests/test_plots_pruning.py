@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, netcdf, sweep, sweep_to_inference_data
-from ppl_bnn.plots_pruning import changing_answers, draw_pruning, pruning_curves
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, sweep, sweep_to_inference_data
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.pruning import changing_answers, draw_pruning, pruning_curves
 
 
 def swept(images, seed=0):

@@ -9,10 +9,10 @@ import yaml
 from refusals import assert_refused
 from test_data import jpegs
 
-from ppl_bnn import netcdf
 from ppl_bnn.export import main as export
 from ppl_bnn.files import alone_in
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.results import netcdf
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import yaml
 from refusals import assert_refused
 from safetensors.torch import load_file
 
-from ppl_bnn import netcdf
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from ppl_bnn import netcdf
 from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
 from ppl_bnn.plots_scaling import draw_scaling
+from ppl_bnn.results import netcdf
 from ppl_bnn.scaling import main
 from ppl_bnn.scaling_table import held_out, predictions, table
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from ppl_bnn import Classifier, Images, MeanFieldNormal, bayesian, build, metrics, netcdf, predict
-from ppl_bnn.inference_data_shift import shift_to_inference_data
-from ppl_bnn.plots_shift import draw_shift_figures
+from ppl_bnn import Classifier, Images, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import draw_logits
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, shift_metrics, temperature_metrics
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.shift import draw_shift_figures
+from ppl_bnn.results.shift import shift_to_inference_data
 from ppl_bnn.run import main
 
 SEVERITIES = {"rotation": [90.0], "noise": [0.5], "blur": [1.0, 2.0]}

@@ -4,11 +4,12 @@ import pytest
 import torch
 from refusals import assert_refused
 
-from ppl_bnn import netcdf, predict, stage_prune
+from ppl_bnn import predict, stage_prune
 from ppl_bnn.experiment import opened
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
 from ppl_bnn.pruning.storage import load_pruned
+from ppl_bnn.results import netcdf
 
 
 def test_an_earlier_step_is_pruned_by_name(call, run_folder):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ppl_bnn import metrics
 from ppl_bnn.data import Images
-from ppl_bnn.inference_data import assemble, dataset
 from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.prediction.shift import Shifted, shift_metrics
+from ppl_bnn.results.idata import assemble, dataset
 
 
 def shift_to_inference_data(

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ppl_bnn.data import Images
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.netcdf import groups_of, readable
 from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.pruning.ratios import snr, snr_histogram
-from ppl_bnn.resume import how_drawn, monte_carlo
+from ppl_bnn.results.netcdf import groups_of, readable
+from ppl_bnn.results.saved_draws import how_drawn, monte_carlo
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its own refactoring at every import.
@@ -45,7 +45,7 @@ def to_inference_data(
     `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
     (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs, their standard deviation
     std_probs and 90% interval over the draws, and the total, aleatoric and epistemic uncertainty of each image, nats),
-    `monte_carlo` (`ppl_bnn.resume`), `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch).
+    `monte_carlo` (`ppl_bnn.results.saved_draws`), `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch).
     The interval is equal-tailed: the draws' 5% and 95% quantiles. chain is the training run, draw the Monte Carlo
     draw.
 

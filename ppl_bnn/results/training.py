@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ppl_bnn.data import Images
-from ppl_bnn.inference_data import assemble, dataset
 from ppl_bnn.prediction.log_density import TrainLogLikelihood
+from ppl_bnn.results.idata import assemble, dataset
 
 
 def train_to_inference_data(

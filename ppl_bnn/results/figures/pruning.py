@@ -8,8 +8,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_bnn import inference_data, netcdf
-from ppl_bnn.plots import Groups, new_figure, save, show_image
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
 
 _PANELS = (
     ("accuracy", "accuracy"),

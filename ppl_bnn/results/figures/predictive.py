@@ -12,8 +12,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_bnn import inference_data, metrics, netcdf
+from ppl_bnn import metrics
 from ppl_bnn.files import written_atomically
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
 
 Groups = dict[str, xr.Dataset]
 

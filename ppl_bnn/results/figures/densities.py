@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ppl_bnn import inference_data, metrics, netcdf
-from ppl_bnn.plots import Groups, new_figure, save, show_image
+from ppl_bnn import metrics
+from ppl_bnn.results import idata as inference_data
+from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
 
 DRAWS = (10, 25, 50, 100, 200, 400, 1000)
 _RESAMPLES = 100

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_bnn import netcdf
 from ppl_bnn.files import FileError
 from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.results import netcdf
 
 
 def monte_carlo(predictive: Predictive) -> xr.Dataset:

@@ -1,0 +1,4 @@
+"""Figures, drawn from result files alone.
+
+May import: results and what results may.
+"""
