@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppl_bnn.distributed.cost_model import CostModel, Link, Point, fit_cost_model
+from ppl_bnn.scaling.cost_model import CostModel, Link, Point, fit_cost_model
 
 NETWORKS = {"bnn": (0.9, 75e6), "cnn": (0.7, 38e6)}
 LINKS = (Link(25e6), Link(100e6), Link(100e6, 0.02), None)

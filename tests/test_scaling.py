@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from ppl_bnn.distributed.hosts import NotPermitted, rehearsed_hosts, start_ranks
-from ppl_bnn.plots_scaling import draw_scaling
 from ppl_bnn.results import netcdf
-from ppl_bnn.scaling import main
-from ppl_bnn.scaling_table import held_out, predictions, table
+from ppl_bnn.scaling.__main__ import main
+from ppl_bnn.scaling.figures import draw_scaling
+from ppl_bnn.scaling.hosts import NotPermitted, rehearsed_hosts, start_ranks
+from ppl_bnn.scaling.table import held_out, predictions, table
 
 BYTES = {"bnn": 2 * 4e6, "cnn": 4e6}
 

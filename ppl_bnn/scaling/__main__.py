@@ -29,12 +29,12 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from tqdm import tqdm
 
 from ppl_bnn import saved_config
-from ppl_bnn.distributed.hosts import NotPermitted
 from ppl_bnn.files import written_atomically
-from ppl_bnn.plots_scaling import draw_scaling
 from ppl_bnn.results import netcdf
-from ppl_bnn.scaling_point import PointFailed, Setting, check_launcher, measure
-from ppl_bnn.scaling_table import PUBLISHED, held_out, predictions, table
+from ppl_bnn.scaling.figures import draw_scaling
+from ppl_bnn.scaling.hosts import NotPermitted
+from ppl_bnn.scaling.point import PointFailed, Setting, check_launcher, measure
+from ppl_bnn.scaling.table import PUBLISHED, held_out, predictions, table
 
 log = logging.getLogger("ppl_bnn")
 

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ppl_bnn.distributed.hosts import rehearsed_hosts, start_ranks
 from ppl_bnn.files import write_text
+from ppl_bnn.scaling.hosts import rehearsed_hosts, start_ranks
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from ppl_bnn.distributed.long_cable import long_cable, tun_device
+from ppl_bnn.scaling.long_cable import long_cable, tun_device
 
 INTERFACE = "eth0"
 # Of a long cable, which carries packet by packet.

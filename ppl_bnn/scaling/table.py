@@ -12,7 +12,7 @@ import xarray as xr
 
 from ppl_bnn import saved_config
 from ppl_bnn.config import TrainConfig
-from ppl_bnn.distributed.cost_model import Link, Point, fit_cost_model
+from ppl_bnn.scaling.cost_model import Link, Point, fit_cost_model
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
 RANKS = tuple(2**k for k in range(11))

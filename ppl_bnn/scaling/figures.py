@@ -15,7 +15,7 @@ def draw_scaling(rows: xr.Dataset, predicted: xr.Dataset, folder: Path) -> int:
     """Draw what the table allows into `folder` as PNG, and say how many.
 
     Args:
-        rows, predicted: from `ppl_bnn.scaling_table`.
+        rows, predicted: from `ppl_bnn.scaling.table`.
 
     Raises:
         OSError: a figure that cannot be written.
