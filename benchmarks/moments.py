@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppl_bnn import metrics
-from ppl_bnn.experiment import Experiment, opened
+from ppl_bnn.experiment.setup import Experiment, opened
 from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.prediction.moments import moment_network, moment_predictive, softmax_moments, standard_normals
 from ppl_bnn.prediction.plain import plain

@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 from torchmetrics.functional.classification import binary_auroc
 
 from ppl_bnn import load, predict, prune
-from ppl_bnn.experiment import opened
+from ppl_bnn.experiment.setup import opened
 from ppl_bnn.models import site_priors
 
 # Name, criterion, structure, scope.

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict, saved_config
-from ppl_bnn.config import GuideConfig, TrainConfig
+from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import GuideConfig, TrainConfig
 from ppl_bnn.inference.elbo import kl_schedule
 from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ppl_bnn.experiment import opened
+from ppl_bnn.experiment.setup import opened
 from ppl_bnn.prediction.predictive import SAMPLINGS, predict
 
 

@@ -14,7 +14,7 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from ppl_bnn import predict
-from ppl_bnn.experiment import opened
+from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.native.memory import keep_freed_memory
 

@@ -19,7 +19,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from ppl_bnn.experiment import opened
+from ppl_bnn.experiment.setup import opened
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.prediction.draws import normalized

@@ -30,10 +30,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ppl_bnn import saved_config
-from ppl_bnn.config import Config
-from ppl_bnn.config_check import check
-from ppl_bnn.experiment import Experiment, check_out
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.setup import Experiment, check_out
 from ppl_bnn.files import FileError, alone_in, write_text
 from ppl_bnn.guides.importers import LAYOUTS, Layers, put_in_place, read_layers
 from ppl_bnn.inference import checkpoint

@@ -27,15 +27,15 @@ from types import FrameType
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ppl_bnn import saved_config, stages
-from ppl_bnn.config import Config
-from ppl_bnn.config_check import check
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
-from ppl_bnn.experiment import Experiment, check_out
+from ppl_bnn.experiment import saved_config, stages
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.setup import Experiment, check_out
+from ppl_bnn.experiment.stage_check import check_stages
 from ppl_bnn.files import FileError, alone_in
 from ppl_bnn.inference.svi import Diverged, Interrupted
 from ppl_bnn.native.memory import keep_freed_memory
-from ppl_bnn.stage_check import check_stages
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ppl_bnn import stage_prune
+from ppl_bnn.experiment import stage_prune
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
 from ppl_bnn.results import netcdf
@@ -27,7 +27,7 @@ def training_command(run_folder):
 
 
 def test_ctrl_c_before_the_stages_does_not_pass_for_a_failed_download(call, run_folder, monkeypatch):
-    from ppl_bnn import experiment
+    from ppl_bnn.experiment import setup as experiment
 
     def interrupted(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGINT)

@@ -12,9 +12,9 @@ import xarray as xr
 from run_folders import written
 
 from ppl_bnn import metrics, run
+from ppl_bnn.experiment.jobs import _shard, main, vary
+from ppl_bnn.experiment.merging import merge
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.jobs import _shard, main, vary
-from ppl_bnn.merging import merge
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 

@@ -17,12 +17,12 @@ PURE = (
     "distributed/*.py",
 )  # fmt: skip
 IMPURE = {
-    "ppl_bnn.config",
-    "ppl_bnn.config_check",
-    "ppl_bnn.saved_config",
+    "ppl_bnn.experiment.config",
+    "ppl_bnn.experiment.config_check",
+    "ppl_bnn.experiment.saved_config",
     "ppl_bnn.run",
-    "ppl_bnn.stages",
-    "ppl_bnn.experiment",
+    "ppl_bnn.experiment.stages",
+    "ppl_bnn.experiment.setup",
     "ppl_bnn.files",
     "ppl_bnn.inference.checkpoint",
     "ppl_bnn.data.images",
@@ -61,7 +61,7 @@ def test_nothing_imports_the_command_line_or_the_stages():
     for path in PACKAGE.rglob("*.py"):
         found = set(imports(path))
         assert "ppl_bnn.run" not in found
-        assert path.name == "run.py" or "ppl_bnn.stages" not in found
+        assert path.name == "run.py" or "ppl_bnn.experiment.stages" not in found
 
 
 def test_importing_the_package_has_no_side_effects_but_how_openmp_waits():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from refusals import assert_refused
 
-from ppl_bnn import predict, stage_prune
-from ppl_bnn.experiment import opened
+from ppl_bnn import predict
+from ppl_bnn.experiment import stage_prune
+from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
 from ppl_bnn.pruning.storage import load_pruned

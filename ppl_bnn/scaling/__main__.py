@@ -28,7 +28,7 @@ import xarray as xr
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
-from ppl_bnn import saved_config
+from ppl_bnn.experiment import saved_config
 from ppl_bnn.files import written_atomically
 from ppl_bnn.results import netcdf
 from ppl_bnn.scaling.figures import draw_scaling

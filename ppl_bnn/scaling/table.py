@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_bnn import saved_config
-from ppl_bnn.config import TrainConfig
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import TrainConfig
 from ppl_bnn.scaling.cost_model import Link, Point, fit_cost_model
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from ppl_bnn.config import Config
 from ppl_bnn.data import DATASETS
+from ppl_bnn.experiment.config import Config
 from ppl_bnn.guides.mean_field import SMALLEST_SCALE
 from ppl_bnn.inference.elbo import kl_schedule
 from ppl_bnn.inference.settings import check_settings

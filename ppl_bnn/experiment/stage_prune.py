@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment.provenance import inputs_of, up_to_date
+from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.models import Classifier, site_priors
-from ppl_bnn.provenance import inputs_of, up_to_date
 from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import saved_config
 from ppl_bnn.data import load
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.provenance import inputs_of, up_to_date
+from ppl_bnn.experiment.report import read_shift, report
+from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.experiment.stage_prune import prune
 from ppl_bnn.files import write_text
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
@@ -28,15 +31,12 @@ from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
-from ppl_bnn.provenance import inputs_of, up_to_date
-from ppl_bnn.report import read_shift, report
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.diagnosis import draw_posterior
 from ppl_bnn.results.idata import to_inference_data
 from ppl_bnn.results.saved_draws import read_predictive
 from ppl_bnn.results.shift import shift_to_inference_data
 from ppl_bnn.results.training import train_to_inference_data
-from ppl_bnn.stage_prune import prune
 
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_bnn import metrics, saved_config
-from ppl_bnn.provenance import RANKED
+from ppl_bnn import metrics
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.provenance import RANKED
 from ppl_bnn.results.idata import assemble, spread
 from ppl_bnn.results.netcdf import groups_of
 

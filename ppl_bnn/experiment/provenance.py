@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppl_bnn import saved_config
-from ppl_bnn.config import PredictConfig, PruningConfig, ShiftConfig
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
+from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ppl_bnn.config import Config
+from ppl_bnn.experiment.config import Config
 from ppl_bnn.files import FileError, write_text
 
 

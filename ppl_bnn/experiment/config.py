@@ -1,4 +1,4 @@
-"""A run's settings, typed. `ppl_bnn.config_check` validates them before any work, `ppl_bnn.saved_config` keeps them."""
+"""A run's settings, typed. `ppl_bnn.experiment.config_check` validates them before any work, `ppl_bnn.experiment.saved_config` keeps them."""
 
 from dataclasses import dataclass, field
 

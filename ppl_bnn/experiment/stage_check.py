@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.pruning.masks import check_patterns
 
 

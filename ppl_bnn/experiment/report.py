@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ppl_bnn.experiment import Experiment
+from ppl_bnn.experiment.provenance import RANKED, Settings, difference_from, inputs_of
+from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.files import FileError, write_text
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.prediction.convergence import convergence
 from ppl_bnn.prediction.shift import reliance
-from ppl_bnn.provenance import RANKED, Settings, difference_from, inputs_of
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures import predictive as plots
 from ppl_bnn.results.figures.convergence import draw_convergence

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn import saved_config
-from ppl_bnn.config import Config
-from ppl_bnn.config_check import check
 from ppl_bnn.data import Images, load
 from ppl_bnn.distributed import Alone, Communicator
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.config_check import check
 from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc, draw_seed
