@@ -18,11 +18,12 @@ from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site, kl_schedule
 from ppl_bnn.inference.ivon import IVON
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
-from ppl_bnn.prediction.predictive import Predictive, predict
+from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.prediction.predictor import predictor
+from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.pruning import prune, snr
 from ppl_bnn.pruning.sweep import sweep
-from ppl_bnn.results.idata import to_inference_data
+from ppl_bnn.results.predictive import to_inference_data
 from ppl_bnn.results.pruning import sweep_to_inference_data
 from ppl_bnn.version import __version__
 

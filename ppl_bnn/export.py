@@ -7,191 +7,20 @@
 The file takes `x` [N, channels, height, width], pixels from 0 to 1 as in training, and gives `probs` [N, C].
 """
 
-import importlib.util
 import logging
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.setup import opened
-from ppl_bnn.files import written_atomically
-from ppl_bnn.guides import MeanFieldNormal
-from ppl_bnn.prediction.draws import normalized
-from ppl_bnn.prediction.moments import moment_network, softmax_moments, standard_normals
-from ppl_bnn.prediction.plain import plain
+from ppl_bnn.prediction.onnx import export
 from ppl_bnn.pruning import prune
 
-METHODS = ("draws", "moments")
-# torch.onnx writes 18 and newer. Protocol buffers end at 2 GiB.
-OLDEST_OPSET, LARGEST_FILE = 18, 2**31 - 1
-TOLERANCE = 1e-5
-# A tensor with fewer non-zeros than this share is stored sparse: 12 bytes a non-zero instead of 4 a weight.
-SPARSE_BELOW = 1 / 3
-
 log = logging.getLogger("ppl_bnn")
-
-
-def export(
-    path: Path,
-    net: nn.Module,
-    guide: MeanFieldNormal,
-    x: Tensor,
-    *,
-    method: str = "draws",
-    num_samples: int = 32,
-    seed: int = 0,
-    each_draw: bool = False,
-    norm_inputs: Tensor | None = None,
-    opset: int = 20,
-) -> None:
-    """Write the predictive of `net` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
-
-    Args:
-        path: the file, [N, ...] `x` -> `probs` [N, C]; pruned weights take no space in it.
-        x: a few inputs [N, ...].
-        method: ``draws``: the averaged softmax of S frozen draws, those `predict` makes with this seed; ``moments``:
-            `moment_predictive`.
-        num_samples: S.
-        each_draw: a second output, `draw_probs` [S, N, C].
-        norm_inputs: each draw's batch norm has its own statistics of these [K, ...], as in `predict`. For ``draws``.
-        opset: ONNX operator set, at least 18.
-
-    Raises:
-        ValueError: an unknown method, `norm_inputs` for moments or without batch norm, S below 1, an operator set that
-            is too old or too new, a file that would be above 2 GiB, a layer that cannot be exported, or the extra
-            packages missing.
-        RuntimeError: onnxruntime's probabilities differ from torch's by more than 1e-5.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"exporting needs {', '.join(missing)}: pip install 'ppl_bnn[export]'")
-    import onnx
-
-    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        raise ValueError(
-            f"ONNX operator set {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}: "
-            f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
-        )
-    if method == "moments":
-        if norm_inputs is not None:
-            raise ValueError("batch norm's own statistics are those of draws: method draws, not moments")
-        module: nn.Module = _Moments(moment_network(net, guide), x)
-    else:
-        module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs)
-    outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
-    # Of a single example torch.export would make a file for single examples.
-    module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
-    with torch.no_grad():
-        program = torch.onnx.export(
-            module, (x,), dynamo=True, verbose=False, input_names=["x"], output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("N")},), opset_version=opset,
-        )  # fmt: skip
-        expected = module(x)
-    model = program.model_proto  # type: ignore[union-attr]
-    _store_sparsely(model)
-    _forget_source(model)
-    with written_atomically(path) as temporary:
-        onnx.save(model, temporary)
-        _check(temporary, x, expected if isinstance(expected, tuple) else (expected,))
-
-
-class _Moments(nn.Module):
-    points: Tensor
-
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("points", standard_normals(network(x[:1])[0].shape[1]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.network(x)
-        return softmax_moments(mean, variance, self.points)[0]
-
-
-class _Draws(nn.Module):
-    """S copies of the plain network in one graph, each with its draw of the weights, and maybe its batch norm."""
-
-    def __init__(
-        self, net: nn.Module, guide: MeanFieldNormal, num_samples: int, seed: int, each_draw: bool,
-        norm_inputs: Tensor | None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        network = plain(net) if norm_inputs is None else normalized(net, norm_inputs)
-        self.net, self.each_draw = network.net, each_draw
-        self.draws: list[dict[str, str]] = []
-        size = 4 * num_samples * sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
-        if size > LARGEST_FILE:
-            raise ValueError(
-                f"{num_samples} draws of this network are {size / 2**30:.1f} GiB and an ONNX file holds 2: "
-                "take fewer draws, or the moments"
-            )
-        for index in range(num_samples):
-            draw = guide.draw(index, seed=seed)
-            own = {site: network.place(site, weight, torch.zeros_like(weight))[0] for site, weight in draw.items()}
-            if network.normalize:
-                network.net.load_state_dict(own, strict=False)
-                network.normalize(seed, index, 1.0)
-                own |= {name: value.clone() for name, value in network.net.named_buffers()}
-            names = {name: f"draw{index}_{name.replace('.', '_')}" for name in own}
-            for name, value in own.items():
-                self.register_buffer(names[name], value)
-            self.draws.append(names)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        logits = [
-            torch.func.functional_call(self.net, {site: getattr(self, name) for site, name in names.items()}, (x,))
-            for names in self.draws
-        ]
-        probs = torch.stack(logits).softmax(-1)
-        return (probs.mean(0), probs) if self.each_draw else probs.mean(0)
-
-
-def _store_sparsely(model: Any) -> None:
-    import numpy as np
-    from onnx import helper, numpy_helper
-
-    graph = model.graph
-    for position in reversed(range(len(graph.initializer))):
-        tensor = graph.initializer[position]
-        values = numpy_helper.to_array(tensor)
-        # A sparse tensor has at least one value.
-        at = values.ravel().nonzero()[0] if values.any() else np.zeros(1, dtype=np.int64)
-        if values.dtype == np.float32 and values.ndim >= 2 and len(at) < SPARSE_BELOW * values.size:
-            name, index = tensor.name, at.astype(np.int64)
-            sparse = helper.make_sparse_tensor(
-                numpy_helper.from_array(values.ravel()[at], name),
-                numpy_helper.from_array(index, f"{name}_index"),
-                list(values.shape),
-            )
-            del graph.initializer[position]
-            graph.sparse_initializer.append(sparse)
-
-
-def _forget_source(model: Any) -> None:
-    # torch writes the stack trace of each operation into it, with this machine's paths.
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]
-
-
-def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for found, right in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
-        difference = float((torch.from_numpy(found) - right).abs().max())
-        if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"onnxruntime's probabilities differ from torch's by {difference:.1e}; nothing was written"
-            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         _run(_parser().parse_args(arguments))
-    except (ValueError, ArgumentError) as error:
+    except (UserError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
     except (OSError, RuntimeError) as error:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ppl_bnn.errors import FileError
+
 log = logging.getLogger(__name__)
-
-
-class FileError(ValueError):
-    """A file that cannot be read as what it should be: its message says which, why, and what to do."""
 
 
 @contextmanager

@@ -30,11 +30,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.setup import Experiment, check_out
-from ppl_bnn.files import FileError, alone_in, write_text
+from ppl_bnn.files import alone_in, write_text
 from ppl_bnn.guides.importers import LAYOUTS, Layers, put_in_place, read_layers
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.manifest import manifest
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     try:
         _import(list(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, ArgumentError) as error:
+    except (UserError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
     except OSError as error:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
+
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
     """Share of examples whose most probable class is the label; probs [N, C], labels [N]."""
@@ -128,10 +130,10 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     one.
 
     Raises:
-        ValueError: no examples, or labels out of range.
+        UserError: no examples, or labels out of range.
     """
     if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= probs.shape[1]:
-        raise ValueError(f"a temperature needs held-out labels from 0 to {probs.shape[1] - 1}, got {labels.tolist()}")
+        raise UserError(f"a temperature needs held-out labels from 0 to {probs.shape[1] - 1}, got {labels.tolist()}")
     from scipy.optimize import minimize_scalar
 
     log_probs = _log(probs)

@@ -28,13 +28,13 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
+from ppl_bnn.errors import Diverged, FileError, Interrupted, UserError
 from ppl_bnn.experiment import saved_config, stages
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.setup import Experiment, check_out
 from ppl_bnn.experiment.stage_check import check_stages
-from ppl_bnn.files import FileError, alone_in
-from ppl_bnn.inference.svi import Diverged, Interrupted
+from ppl_bnn.files import alone_in
 from ppl_bnn.native.memory import keep_freed_memory
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("stopped at once; run the same command again to go on from what is saved")
         return STOPPED
-    except (ValueError, ArgumentError) as error:
+    except (UserError, ArgumentError) as error:
         return _fail(error, BAD_INPUT, arguments)
     except Diverged as error:
         return _fail(error, FAILED, arguments)
@@ -106,7 +106,7 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
     names = _stages(parsed)
     for name in names:
         if name not in stages.STAGES:
-            raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
+            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
     check(config)
     if parsed.elastic:
         if names := _train_elastically(names, parsed, config, stop):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict, prune
+from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.log import BatchAccuracy
-from ppl_bnn.inference.svi import Diverged, Interrupted
 from ppl_bnn.run import main
 
 GPU = torch.cuda.is_available()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, idx_files
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError, UserError
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits100k")
 
@@ -66,7 +66,8 @@ def load(
 
     Args:
         name: ``mnist``, ``fashion-mnist``, ``cifar10`` or ``digits100k``: MNIST's training digits, 100,000 times
-            transformed (`ppl_bnn.data.transformed_digits`; infimnist's indices 70000..169999, own fields), and its test set.
+            transformed (`ppl_bnn.data.transformed_digits`; infimnist's indices 70000..169999, own fields), and its
+            test set.
         folder: the cache; each data set has a folder of its own in it.
         file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
@@ -74,15 +75,15 @@ def load(
         progress: show a progress bar where images are made.
 
     Raises:
-        ValueError: an unknown name or a holdout that leaves no training data.
+        UserError: an unknown name or a holdout that leaves no training data.
         FileError: a file that is missing, cannot be had, or is not what its checksum says.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
+        raise UserError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
     if file is not None and name != "cifar10":
-        raise ValueError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
+        raise UserError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
     if name == "digits100k" and holdout:
-        raise ValueError(
+        raise UserError(
             f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "
             "digits held out; choose recipes on 'mnist'"
         )
@@ -93,7 +94,7 @@ def load(
     else:
         train, test = _load_digits(name, Path(folder))
     if not 0 <= holdout < len(train):
-        raise ValueError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
+        raise UserError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
     if holdout:
         cut = len(train) - holdout
         test = replace(train, pixels=train.pixels[cut:], labels=train.labels[cut:], split="validation")

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from ppl_bnn.data.transformed_digits import FIRST_INDEX, recipe, transformed_digits
-from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.errors import FileError, UserError
+from ppl_bnn.files import written_atomically
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tu
     an IDX file like MNIST's own. One that is damaged is made anew, with a warning.
 
     Raises:
-        ValueError: `digits` are not 60,000 of 28x28.
+        UserError: `digits` are not 60,000 of 28x28.
         FileError: what was made is not what its MD5 says.
     """
     path, indices = folder / "transformed-images-idx3-ubyte", np.array(_DIGITS100K)
@@ -159,13 +160,13 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             jpeg, offsets, labels, is_test = (arrays[name] for name in ("jpeg", "offsets", "labels", "is_test"))
         _check_labels(labels, is_test)
         if offsets.dtype.kind not in "iu":
-            raise ValueError(f"offsets are integers, got {offsets.dtype}")
+            raise UserError(f"offsets are integers, got {offsets.dtype}")
         images = []
         for start, end in pairwise(offsets):
             images.append(np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")))
         pixels = np.stack(images).transpose(0, 3, 1, 2)
         if pixels.shape[1:] != (3, 32, 32) or not len(pixels) == len(labels) == len(is_test):
-            raise ValueError(f"images {list(pixels.shape)}, {len(labels)} labels, {len(is_test)} is_test")
+            raise UserError(f"images {list(pixels.shape)}, {len(labels)} labels, {len(is_test)} is_test")
     except FileNotFoundError:
         raise FileError(f"data.file {file} is not there") from None
     except (OSError, ValueError, KeyError, EOFError, *_ARCHIVE_ERRORS) as error:
@@ -178,9 +179,9 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _check_labels(labels: np.ndarray, is_test: np.ndarray) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > 9:
-        raise ValueError("labels are a vector of integers from 0 to 9")
+        raise UserError("labels are a vector of integers from 0 to 9")
     if is_test.ndim != 1 or not np.isin(is_test, (0, 1)).all() or is_test.min() == is_test.max():
-        raise ValueError("is_test is a vector of 0 and 1 (or false and true), with both in it")
+        raise UserError("is_test is a vector of 0 and 1 (or false and true), with both in it")
 
 
 def _fetch_idx(name: str, folder: Path) -> None:

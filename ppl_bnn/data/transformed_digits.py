@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ppl_bnn.errors import UserError
+
 SIDE = 28
 NUM_FIELDS = 1522
 NUM_DIGITS = 60_000
@@ -48,10 +50,10 @@ def transformed_digits(
         uint8 [N, 28, 28]; the label of image n is that of digit ``recipe(indices).digit[n]``.
 
     Raises:
-        ValueError: other digits than 60,000 of 28x28 bytes, or an index below 70000.
+        UserError: other digits than 60,000 of 28x28 bytes, or an index below 70000.
     """
     if digits.shape != (NUM_DIGITS, SIDE, SIDE) or digits.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"transformed digits are made of MNIST's training digits, uint8 {[NUM_DIGITS, SIDE, SIDE]}; "
             f"got {digits.dtype} {list(digits.shape)}"
         )
@@ -87,13 +89,11 @@ def recipe(indices: NDArray[np.int64]) -> Recipe:
     """Take `indices` (int64 [N], each at least 70000) apart.
 
     Raises:
-        ValueError: an index below 70000.
+        UserError: an index below 70000.
     """
     i = np.asarray(indices, np.int64)
     if len(i) and i.min() < FIRST_INDEX:
-        raise ValueError(
-            f"transformed digits start at index {FIRST_INDEX}, got {i.min()}; those below are MNIST itself"
-        )
+        raise UserError(f"transformed digits start at index {FIRST_INDEX}, got {i.min()}; those below are MNIST itself")
     # infimnist multiplies in 32 bits.
     k1 = (i * 131_071) % 2**32 % (NUM_FIELDS - 1)
     return Recipe(digit=(i - 10_000) % NUM_DIGITS, right=k1, up=(k1 + 1 + 2 * i) % NUM_FIELDS, shift=k1 % len(SHIFTS))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator
+from ppl_bnn.errors import UserError
 
 COMPRESSIONS = ("none", "fp16")
 # Half precision keeps 11 bits only above 6e-5: small gradients are lifted above it, and 256 is the largest that fits.
@@ -112,11 +113,11 @@ class _Bucket:
 
 
 def check_buckets(bucket_mb: float, compression: str, *, prefix: str = "") -> None:
-    """Raise ValueError where a setting, called prefix + name, is out of range."""
+    """Raise UserError where a setting, called prefix + name, is out of range."""
     if not 0 < bucket_mb < float("inf"):
-        raise ValueError(f"{prefix}bucket_mb must be positive and finite, got {bucket_mb}")
+        raise UserError(f"{prefix}bucket_mb must be positive and finite, got {bucket_mb}")
     if compression not in COMPRESSIONS:
-        raise ValueError(f"{prefix}compression must be one of {', '.join(COMPRESSIONS)}; got {compression!r}")
+        raise UserError(f"{prefix}compression must be one of {', '.join(COMPRESSIONS)}; got {compression!r}")
 
 
 def _fill(parameters: Iterable[Tensor], limit: float) -> Iterator[list[Tensor]]:

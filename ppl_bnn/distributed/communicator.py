@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
+
 
 class RankLost(RuntimeError):
     """Another rank is gone: nothing that needs all ranks can be done any more."""
@@ -152,14 +154,14 @@ class Communicator(ABC):
         return json.loads(bytes(codes.tolist()))
 
     def check_same(self, what: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Raise ValueError, on every rank, where `parts` are not the same on all of them."""
+        """Raise UserError, on every rank, where `parts` are not the same on all of them."""
         digest = 0
         for part in parts:
             digest = zlib.crc32(part, digest)
         digests = self.gather(torch.tensor([digest]))[:, 0].tolist()
         if others := [rank for rank, other in enumerate(digests) if other != digests[0]]:
             ranks = ", ".join(map(str, others))
-            raise ValueError(f"the ranks were not started alike: {what} of rank {ranks} differ from rank 0's")
+            raise UserError(f"the ranks were not started alike: {what} of rank {ranks} differ from rank 0's")
 
 
 class Alone(Communicator):
@@ -178,3 +180,15 @@ class Alone(Communicator):
 
     def shutdown(self) -> None:
         """Nothing to leave."""
+
+
+def shard(rows: Tensor, rank: int, size: int) -> tuple[Tensor, float]:
+    """Rank `rank`'s part of a global batch of example numbers [B], and what its mean counts in the global mean.
+
+    Parts differ by one example at most and are disjoint; together they are the batch. With n examples here the mean
+    over the batch is the mean over the ranks of (n * size / B) times the mean over each part. Where there are fewer
+    examples than ranks a part is empty: its rank is given the batch's first example with a weight of 0, and so takes
+    part in the step with what does not come from the data.
+    """
+    part = rows.tensor_split(size)[rank]
+    return (part, len(part) * size / len(rows)) if len(part) else (rows[:1], 0.0)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from ppl_bnn.distributed.communicator import Alone, Communicator
+from ppl_bnn.errors import UserError
 
 # The number of ranks, as launchers of MPI programs tell it: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -22,7 +23,7 @@ def connect(
         environment: ``os.environ`` unless said.
 
     Raises:
-        ValueError: there are several ranks and no way for them to talk; the message says what to do.
+        UserError: there are several ranks and no way for them to talk; the message says what to do.
         RankLost: another rank ended before all had joined.
     """
     environment = os.environ if environment is None else environment
@@ -31,7 +32,7 @@ def connect(
         return Alone()
     if launcher == "torchrun":
         if missing := [name for name in _TORCHRUN if name not in environment]:
-            raise ValueError(f"{size} ranks were started, but {', '.join(missing)} is not set; torchrun sets it")
+            raise UserError(f"{size} ranks were started, but {', '.join(missing)} is not set; torchrun sets it")
         from ppl_bnn.distributed.torch_backend import TorchRanks
 
         return TorchRanks(device, timeout=timeout)
@@ -40,15 +41,15 @@ def connect(
     try:
         hvd = import_horovod()
     except ImportError as error:
-        raise ValueError(f"{size} ranks were started by {launcher}, but {error}; {_HOW}") from None
+        raise UserError(f"{size} ranks were started by {launcher}, but {error}; {_HOW}") from None
     if device.startswith("cuda") and not hvd.cuda_built():
-        raise ValueError(
+        raise UserError(
             f"device is {device!r}, and this Horovod was built without CUDA: build it with "
             "`python tools/build_horovod.py --gpu`, or start the ranks with torchrun"
         )
     ranks = HorovodRanks(hvd, timeout=timeout)
     if ranks.size != size:
-        raise ValueError(
+        raise UserError(
             f"{size} ranks were started by {launcher}, but Horovod finds {ranks.size}: it was built without the MPI "
             "that started them; use horovodrun, build it where that MPI is, or start the ranks with torchrun"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator, RankLost
+from ppl_bnn.errors import UserError
 
 # How long a process that has lost another may take to end.
 _LAST_SECONDS = 10.0
@@ -94,10 +95,10 @@ def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, tim
         timeout: as in `HorovodRanks`.
 
     Raises:
-        ValueError: these processes were not started by an elastic horovodrun.
+        UserError: these processes were not started by an elastic horovodrun.
     """
     if os.environ.get("HOROVOD_ELASTIC") != "1":
-        raise ValueError("--elastic needs horovodrun with --min-np and --host-discovery-script to start the ranks")
+        raise UserError("--elastic needs horovodrun with --min-np and --host-discovery-script to start the ranks")
     hvd = import_horovod()
     from horovod.common.elastic import ObjectState
     from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt

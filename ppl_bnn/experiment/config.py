@@ -1,4 +1,4 @@
-"""A run's settings, typed. `ppl_bnn.experiment.config_check` validates them before any work, `ppl_bnn.experiment.saved_config` keeps them."""
+"""A run's settings, typed. `config_check` validates them before any work, `saved_config` stores and compares them."""
 
 from dataclasses import dataclass, field
 

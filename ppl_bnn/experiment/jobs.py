@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.merging import differing, merge
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
@@ -64,22 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Path(parsed.out or Path(parsed.run) / "out")
         combinations = vary(parsed.vary)
         if parsed.workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {parsed.workers}")
+            raise UserError(f"--workers must be at least 1, got {parsed.workers}")
         command = [parsed.run, "--quiet", "--threads", str(max(1, len(os.sched_getaffinity(0)) // parsed.workers))]
         with _Processes(parsed.workers, [*command, *rest]) as processes:
             return _run(
                 processes, combinations, [name.strip() for name in parsed.stages.split(",")], _shard(parsed.shard), out
             )
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         log.error("error: %s", error)
-        return BAD_INPUT if isinstance(error, ValueError) else FAILED
+        return BAD_INPUT if isinstance(error, UserError) else FAILED
 
 
 def vary(options: Iterable[str]) -> list[dict[str, Any]]:
     """All combinations of ``setting=value,value`` (a YAML list without its brackets), the last setting fastest.
 
     Raises:
-        ValueError: not of that form, or the same value or setting twice.
+        UserError: not of that form, or the same value or setting twice.
     """
     choices: dict[str, list[Any]] = {}
     for option in options:
@@ -89,7 +90,7 @@ def vary(options: Iterable[str]) -> list[dict[str, Any]]:
         except yaml.YAMLError:
             values = []
         if not equals or not values or name in choices or len({_text(value) for value in values}) < len(values):
-            raise ValueError(f"--vary takes SETTING=VALUE,VALUE,... with each value and setting once; got {option!r}")
+            raise UserError(f"--vary takes SETTING=VALUE,VALUE,... with each value and setting once; got {option!r}")
         choices[name] = values
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
@@ -97,7 +98,7 @@ def vary(options: Iterable[str]) -> list[dict[str, Any]]:
 def _shard(text: str) -> slice:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not int(match[1]) < int(match[2]):
-        raise ValueError(f"--shard takes I/N with I from 0 to N - 1, got {text!r}")
+        raise UserError(f"--shard takes I/N with I from 0 to N - 1, got {text!r}")
     return slice(int(match[1]), None, int(match[2]))
 
 
@@ -106,7 +107,7 @@ def _run(
 ) -> int:
     folders = {_name(job): _folder(out, job) for job in combinations}
     if len(folders) < len(combinations):
-        raise ValueError("two jobs would have the same folder: choose values that differ in letters and digits")
+        raise UserError("two jobs would have the same folder: choose values that differ in letters and digits")
     after = [stage for stage in stages if stage != "train"]
     if "train" in stages:
         trainings = list({_name(_training(job)): _training(job) for job in combinations}.values())[shard]

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from ppl_bnn import metrics
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.provenance import RANKED
 from ppl_bnn.results.idata import assemble, spread
@@ -30,14 +31,14 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
         attrs: more attributes. Those of the parts are kept where all agree.
 
     Raises:
-        ValueError: no parts, or they do not fit together.
+        UserError: no parts, or they do not fit together.
     """
     if not parts:
-        raise ValueError("there is nothing to merge")
+        raise UserError("there is nothing to merge")
     groups = [{name: data.drop_encoding() for name, data in groups_of(part).items()} for part in parts]
     for name in _SAME:
         if not all(one[name].equals(groups[0][name]) for one in groups):
-            raise ValueError(f"only results of the same images can be merged: their {name} differ")
+            raise UserError(f"only results of the same images can be merged: their {name} differ")
     if "pruning" in groups[0]:
         groups = _levels_in_one_order(groups)
     merged = {name: groups[0][name] for name in _SAME}
@@ -70,7 +71,7 @@ def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
             parts, "chain", data_vars="all", coords="minimal", compat="override", join="inner" if kept else "exact"
         )
     except ValueError as error:
-        raise ValueError(f"the results' {name} cannot be merged: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the results' {name} cannot be merged: {str(error).splitlines()[0]}") from None
     return merged.assign_coords(chain=np.arange(merged.sizes["chain"]))
 
 

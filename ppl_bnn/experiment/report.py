@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.provenance import RANKED, Settings, difference_from, inputs_of
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.files import FileError, write_text
+from ppl_bnn.files import write_text
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.prediction.convergence import convergence
 from ppl_bnn.prediction.shift import reliance

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.config import Config
-from ppl_bnn.files import FileError, write_text
+from ppl_bnn.files import write_text
 
 
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ppl_bnn.data import Images, load
 from ppl_bnn.distributed import Alone, Communicator
+from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
-from ppl_bnn.files import FileError
 from ppl_bnn.guides import MeanFieldNormal
-from ppl_bnn.guides.mean_field import InitLoc, draw_seed
+from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
+from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.norm_statistics import batch_norms
 
 _CHECKSUM = " (CRC-32 "
@@ -146,7 +147,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
     """A run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
 
     Raises:
-        ValueError: the folder has no settings, or some that cannot be run.
+        UserError: the folder has no settings, or some that cannot be run.
     """
     config, path = Config(), out / "config.yaml"
     try:
@@ -209,7 +210,7 @@ def _device(name: str, ranks: Communicator) -> torch.device:
             module.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
 
 

@@ -3,22 +3,23 @@
 import math
 from collections.abc import Collection, Mapping
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.pruning.masks import check_patterns
 
 
 def check_stages(run: Experiment, names: Collection[str]) -> None:
-    """Raise ValueError for the first setting that does not fit the images or the layers of the stages `names`."""
+    """Raise UserError for the first setting that does not fit the images or the layers of the stages `names`."""
     if "shift" in names:
         settings, images = run.config.shift, run.test_images
         side = min(images.pixels.shape[2:])
         # Three standard deviations each way are mirrored at the edge.
         if too_wide := [scale for scale in settings.blur if math.ceil(3 * scale) >= side]:
-            raise ValueError(
+            raise UserError(
                 f"shift.blur must be at most {(side - 1) // 3} for images of {side} pixels, got {too_wide[0]:g}"
             )
         if settings.temperature_on >= len(images):
-            raise ValueError(
+            raise UserError(
                 f"shift.temperature_on must leave test images to measure on: below {len(images)}, got "
                 f"{settings.temperature_on}"
             )

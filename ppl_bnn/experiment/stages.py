@@ -28,12 +28,12 @@ from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render
 from ppl_bnn.prediction.log_density import train_log_likelihood
-from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
+from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.diagnosis import draw_posterior
-from ppl_bnn.results.idata import to_inference_data
+from ppl_bnn.results.predictive import to_inference_data
 from ppl_bnn.results.saved_draws import read_predictive
 from ppl_bnn.results.shift import shift_to_inference_data
 from ppl_bnn.results.training import train_to_inference_data

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale
 from ppl_bnn.models.evaluating import evaluating
@@ -97,11 +97,11 @@ def put_in_place(
             torch's 0.00001 for ``torch``).
 
     Raises:
-        ValueError: layers that do not correspond, an array that is missing or does not fit (the message has the layer
+        UserError: layers that do not correspond, an array that is missing or does not fit (the message has the layer
             and both shapes), is not finite, or a scale that is not positive. Nothing is changed then.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
     eps = batch_norm_eps if batch_norm_eps is not None else 1e-3 if layout == "tfp" else 1e-5
     own = {path: module for path, module in net.named_modules() if _targets(path, module, guide)}
     pairs = _correspondence(list(layers), list(own), names)
@@ -119,24 +119,24 @@ def put_in_place(
             _settle_scale(arrays, kind, where)
         if differing := sorted(arrays.keys() ^ targets.keys()):
             side = "the file lacks" if differing[0] in targets else "the run's layer has no"
-            raise ValueError(f"{where}: {side} {differing[0]}; it needs {', '.join(targets)}, got {', '.join(arrays)}")
+            raise UserError(f"{where}: {side} {differing[0]}; it needs {', '.join(targets)}, got {', '.join(arrays)}")
         for name, target in targets.items():
             if arrays[name].is_complex() or arrays[name].layout != torch.strided:
-                raise ValueError(f"{where}: {name} must be a dense array of real numbers")
+                raise UserError(f"{where}: {name} must be a dense array of real numbers")
             array = arrays[name].to(target.dtype)
             given = list(array.shape)
             if layout == "tfp" and array.dim() in (2, 4):
                 array = _from_tfp(array, flat.get(path))
             if array.shape != target.shape:
-                raise ValueError(
+                raise UserError(
                     f"{where}: {name} is {given} in the file, layout {layout}, and would be {list(array.shape)} here, "
                     f"where it is {list(target.shape)}"
                 )
             if not bool(torch.isfinite(array).all()):
-                raise ValueError(f"{where}: {name} holds NaN or infinite values")
+                raise UserError(f"{where}: {name} holds NaN or infinite values")
             if name == "running_var":
                 if bool((array < 0).any()):
-                    raise ValueError(f"{where}: {name} must be at least 0, its least is {float(array.min()):.3g}")
+                    raise UserError(f"{where}: {name} must be at least 0, its least is {float(array.min()):.3g}")
                 array = array + (eps - module.eps)  # type: ignore[operator]
             copies.append((target, inverse_scale(array) if name in ("scale", "bias_scale") else array))
     for target, array in copies:
@@ -147,7 +147,7 @@ def put_in_place(
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".npz":
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is truncated, or no .npz at all")
+            raise UserError("it is truncated, or no .npz at all")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
             return {name: torch.from_numpy(array) for name, array in arrays.items() if _is_numeric(array)}
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state) if isinstance(state, dict) else {}
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    raise ValueError(f"{path.suffix or 'no suffix'} is none of .npz, .h5, .safetensors, .pt and .pth")
+    raise UserError(f"{path.suffix or 'no suffix'} is none of .npz, .h5, .safetensors, .pt and .pth")
 
 
 def _is_numeric(array: object) -> bool:
@@ -194,7 +194,7 @@ def _correspondence(theirs: list[str], own: list[str], names: Sequence[str] | No
         return {path: path for path in own}
     if names is None or len(names) != len(own) or sorted(names) != sorted(theirs):
         given = "" if names is None else f", and {', '.join(names)} were named"
-        raise ValueError(
+        raise UserError(
             f"the file has the layers {', '.join(theirs)}, the run {', '.join(own)}{given}: "
             "name all of the file's, in the run's order, with --layers"
         )
@@ -205,11 +205,11 @@ def _settle_scale(arrays: dict[str, Tensor], kind: str, where: str) -> None:
     unconstrained = arrays.pop(kind.replace("scale", "unconstrained_scale"), None)
     if unconstrained is not None:
         if kind in arrays:
-            raise ValueError(f"{where}: the file has both {kind} and its unconstrained form; leave one out")
+            raise UserError(f"{where}: the file has both {kind} and its unconstrained form; leave one out")
         arrays[kind] = nn.functional.softplus(unconstrained.double()) + SMALLEST_SCALE
     elif kind in arrays and bool((arrays[kind] <= SMALLEST_SCALE).any()):
         least = float(arrays[kind].min())
-        raise ValueError(f"{where}: {kind} must be above {SMALLEST_SCALE} everywhere, its least is {least:.3g}")
+        raise UserError(f"{where}: {kind} must be above {SMALLEST_SCALE} everywhere, its least is {least:.3g}")
 
 
 def _from_tfp(array: Tensor, image: tuple[int, int, int] | None) -> Tensor:

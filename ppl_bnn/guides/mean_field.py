@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import torch
-from numpy.random import SeedSequence
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.listeners import attribute
+from ppl_bnn.native.normals import draw_seed
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
 
@@ -42,7 +43,7 @@ class MeanFieldNormal(PyroModule):
         **kwargs: keyword arguments for the model.
 
     Raises:
-        ValueError: a latent site that is not real-valued, an `init_loc` that lacks a site or has another shape,
+        UserError: a latent site that is not real-valued, an `init_loc` that lacks a site or has another shape,
             or an `init_scale` that is not positive.
     """
 
@@ -58,11 +59,11 @@ class MeanFieldNormal(PyroModule):
     ) -> None:
         super().__init__()
         if not (math.isfinite(init_scale) and init_scale > SMALLEST_SCALE):
-            raise ValueError(f"init_scale must be above {SMALLEST_SCALE} and finite, got {init_scale}")
+            raise UserError(f"init_scale must be above {SMALLEST_SCALE} and finite, got {init_scale}")
         if init_jitter < 0:
-            raise ValueError(f"init_jitter must be at least 0, got {init_jitter}")
+            raise UserError(f"init_jitter must be at least 0, got {init_jitter}")
         if init_relative_scale is not None and not 0 < init_relative_scale < math.inf:
-            raise ValueError(f"init_relative_scale must be positive and finite, got {init_relative_scale}")
+            raise UserError(f"init_relative_scale must be positive and finite, got {init_relative_scale}")
         self.loc, self.unconstrained_scale = PyroModule(), PyroModule()
         self._sites: dict[str, torch.Size] = {}
         for site, example in _latent_sites(model, *args, **kwargs).items():
@@ -125,22 +126,17 @@ class MeanFieldNormal(PyroModule):
         """A copy whose weights outside `keep` ({site: bool [*shape]}) have loc 0 and scale 0 in every draw.
 
         Raises:
-            ValueError: a site is missing from `keep` or its mask has another shape.
+            UserError: a site is missing from `keep` or its mask has another shape.
         """
         for site, shape in self._sites.items():
             if site not in keep or keep[site].shape != shape:
                 found = list(keep[site].shape) if site in keep else "none"
-                raise ValueError(f"site {site!r} needs a mask of shape {list(shape)}, got {found}")
+                raise UserError(f"site {site!r} needs a mask of shape {list(shape)}, got {found}")
         other = copy.deepcopy(self)
         other.keep = PyroModule()
         for site in self._sites:
             _set(other.keep, site, keep[site].to(_get(other.loc, site).device, torch.bool))
         return other
-
-
-def draw_seed(seed: int, index: int) -> int:
-    """The generator seed of draw `index`: well mixed, so that neighbouring seeds and indices are unrelated."""
-    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0] >> 1)
 
 
 def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, Tensor]:
@@ -154,7 +150,7 @@ def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object)
         support = node["fn"].support
         support = support.base_constraint if isinstance(support, constraints.independent) else support
         if support is not constraints.real:
-            raise ValueError(
+            raise UserError(
                 f"site {name!r} has support {support}, and the mean-field Normal guide needs real-valued sites; "
                 "if it is the observed variable, pass its values too: MeanFieldNormal(model, x[:1], y[:1])"
             )
@@ -165,19 +161,19 @@ def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object)
 def _initial_loc(init_loc: InitLoc, site: str, example: Tensor) -> Tensor:
     if isinstance(init_loc, str):
         if init_loc != "he":
-            raise ValueError(f"init_loc must be a number, 'he', a mapping or a function, got {init_loc!r}")
+            raise UserError(f"init_loc must be a number, 'he', a mapping or a function, got {init_loc!r}")
         fan_in = max(1, example[0].numel()) if example.dim() > 1 else 1
         return torch.randn_like(example) * (math.sqrt(2 / fan_in) if example.dim() > 1 else 0.0)
     if isinstance(init_loc, int | float):
         return torch.randn_like(example) * init_loc
     if isinstance(init_loc, Mapping):
         if site not in init_loc:
-            raise ValueError(f"init_loc has no tensor for site {site!r}; it has {sorted(init_loc)}")
+            raise UserError(f"init_loc has no tensor for site {site!r}; it has {sorted(init_loc)}")
         loc = init_loc[site]
     else:
         loc = init_loc(site, example.shape)
     if loc.shape != example.shape:
-        raise ValueError(f"init_loc of site {site!r} has shape {list(loc.shape)}, the site has {list(example.shape)}")
+        raise UserError(f"init_loc of site {site!r} has shape {list(loc.shape)}, the site has {list(example.shape)}")
     return loc.detach().clone().to(example)
 
 

@@ -1,19 +1,19 @@
 """Checkpoints: one safetensors file each, written atomically, verified when read, holding tensors and JSON only."""
 
 import json
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.errors import FileError
+from ppl_bnn.files import written_atomically
 from ppl_bnn.models.layers import priors_of
+from ppl_bnn.safe_tensors import as_written, checksum, read_verified, shape_difference
 
 FORMAT = 1
 
@@ -173,15 +173,6 @@ def restore(
         optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.meta["groups"]})
 
 
-def shape_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
-    """``'fc1.weight' is [10, 5] there and absent here`` for the first tensor by name that differs in shape, or None."""
-    for name in sorted(there.keys() | here.keys()):
-        shapes = [list(side[name].shape) if name in side else "absent" for side in (there, here)]
-        if shapes[0] != shapes[1]:
-            return f"{name!r} is {shapes[0]} there and {shapes[1]} here"
-    return None
-
-
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's random generators, of the CPU and of `device`, by name."""
     states = {"cpu": torch.get_rng_state()}
@@ -197,53 +188,6 @@ def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) 
     state = checkpoint.tensors.get(f"random.{device.type}{end}")
     if device.type != "cpu" and state is not None:
         torch.get_device_module(device).set_rng_state(state, device)
-
-
-def read_verified(
-    path: Path, key: str, *, name: str, kind: str, advice: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, and the JSON under `key` in its metadata with the verified checksum (crc32).
-
-    Args:
-        name, kind, advice: for the message: what the file is called, what it should be, and what to do.
-
-    Raises:
-        FileError: it cannot be read, is truncated, altered, or of another kind.
-    """
-    try:
-        path.open("rb").close()
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            text, crc32 = metadata[key], int(metadata["crc32"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-        content = json.loads(text)
-    except PermissionError:
-        raise FileError(f"{name} cannot be read: permission denied") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FileError(f"{name} is truncated or not a {kind} ({error}); {advice}") from None
-    if crc32 != checksum(tensors, text):
-        raise FileError(f"{name} is altered: its checksum differs; {advice}")
-    return tensors, {**content, "crc32": crc32}
-
-
-def as_written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: dense, on the CPU, each in its own memory (a layer may have two names)."""
-    found, seen = {}, set()
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if storage in seen else value
-        seen.add(storage)
-    return found
-
-
-def checksum(tensors: dict[str, Tensor], text: str) -> int:
-    """CRC-32 of a text and of named tensors on the CPU."""
-    total = zlib.crc32(text.encode())
-    for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), total)  # type: ignore[arg-type]
-    return total
 
 
 def _available(folder: Path) -> str:

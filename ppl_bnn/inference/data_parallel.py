@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.distributed import Communicator
-from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.errors import UserError
 from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.inference.elbo import Terms
+from ppl_bnn.native.normals import draw_seed
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def resume(
         folder: where the checkpoint is, for the message.
 
     Raises:
-        ValueError: the checkpoint is of a training with other settings; the message names the first.
+        UserError: the checkpoint is of a training with other settings; the message names the first.
     """
     state = share_state(communicator, state, model, guide)
     if state is None:
@@ -115,7 +116,7 @@ def resume(
     before = {"ranks": 1, "compression": "none", "lr_per_rank": decisive["lr_per_rank"], **state.meta["settings"]}
     for name, value in decisive.items():
         if name != "ranks" and before.get(name) != value:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
                 "use another folder, or the same again"
             )

@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.priors import elementwise
 
@@ -57,9 +58,9 @@ class KLScaledELBO(ELBO):
     def __init__(self, num_data: int, *, kl_weight: float = 1.0, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
         if num_data < 1:
-            raise ValueError(f"num_data must be at least 1, got {num_data}")
+            raise UserError(f"num_data must be at least 1, got {num_data}")
         if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+            raise UserError(f"num_particles must be at least 1, got {num_particles}")
         self.num_data = num_data
         self.kl_weight = kl_weight
         self.likelihood_weight = 1.0
@@ -84,7 +85,7 @@ class KLScaledELBO(ELBO):
             log_likelihood = log_likelihood + run.log_likelihood / self.num_particles
             if particle == 0:
                 if absent := sampled.sites.keys() - run.kl.keys():
-                    raise ValueError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
+                    raise UserError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
                 kl = sum(run.kl.values())
         nll, kl = -self.likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
         loss = torch.as_tensor(nll + self.kl_weight * kl)
@@ -170,16 +171,16 @@ def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles:
     A ramp starts just above 0: a weight of exactly 0 would drop the prior from the model.
 
     Raises:
-        ValueError: an unknown name or a value out of range.
+        UserError: an unknown name or a value out of range.
     """
     if name not in ("constant", "linear", "cyclical"):
-        raise ValueError(f"kl_schedule must be constant, linear or cyclical, got {name!r}")
+        raise UserError(f"kl_schedule must be constant, linear or cyclical, got {name!r}")
     if not (math.isfinite(kl_weight) and kl_weight > 0):
-        raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
+        raise UserError(f"kl_weight must be positive and finite, got {kl_weight}")
     if not 0 < ramp <= 1:
-        raise ValueError(f"kl_ramp must be a fraction in (0, 1], got {ramp}")
+        raise UserError(f"kl_ramp must be a fraction in (0, 1], got {ramp}")
     if cycles < 1:
-        raise ValueError(f"kl_cycles must be at least 1, got {cycles}")
+        raise UserError(f"kl_cycles must be at least 1, got {cycles}")
 
     def weight(progress: float) -> float:
         if name == "constant":

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
 
 OPTIMIZERS = ("adam", "rmsprop", "ivon")
@@ -27,7 +28,7 @@ def build_optimizer(
         beta2: decay of IVON's curvature.
 
     Raises:
-        ValueError: ivon, and a guide that has no pairs of loc and unconstrained scale.
+        UserError: ivon, and a guide that has no pairs of loc and unconstrained scale.
     """
     named = dict(guide.named_parameters())
     scales = [value for key, value in named.items() if key.startswith("unconstrained_scale.")]
@@ -37,7 +38,7 @@ def build_optimizer(
             (value, named.get(f"unconstrained_scale.{key[4:]}")) for key, value in named.items() if key[:4] == "loc."
         ]
         if not pairs or len(named) != 2 * len(pairs):
-            raise ValueError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
+            raise UserError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
         optimizer: torch.optim.Optimizer = IVON(pairs, model.parameters(), lr=lr, beta2=beta2)  # type: ignore[arg-type]
     else:
         groups = [{"params": [*model.parameters(), *rest], "lr": lr}]

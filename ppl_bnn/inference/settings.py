@@ -6,6 +6,7 @@ from typing import Any
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import check_buckets
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.optimizers import LR_SCHEDULES, OPTIMIZERS
 
@@ -21,23 +22,23 @@ SETTINGS = (
 
 
 def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Raise ValueError for the first of `fit`'s settings (those in SETTINGS) that is out of range, as prefix + name."""
+    """Raise UserError for the first of `fit`'s settings (those in SETTINGS) that is out of range, as prefix + name."""
     for name, known in (
         ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("estimator", tuple(ESTIMATORS)),
         ("augment", tuple(AUGMENTATIONS)), ("precision", PRECISIONS),
     ):  # fmt: skip
         if settings[name] not in known:
-            raise ValueError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
+            raise UserError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
     check_buckets(settings["bucket_mb"], settings["compression"], prefix=prefix)
     for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints", "compare_every"):
         if settings[name] is not None and settings[name] < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {settings[name]}")
+            raise UserError(f"{prefix}{name} must be at least 1, got {settings[name]}")
     for name in ("lr", "scale_lr_factor", "clip_norm", "checkpoint_minutes"):
         value = settings[name]
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{prefix}{name} must be positive and finite, got {value}")
+            raise UserError(f"{prefix}{name} must be positive and finite, got {value}")
     for name in ("beta2", "lr_warmup"):
         if not 0 <= settings[name] < 1:
-            raise ValueError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
+            raise UserError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
     if settings["optimizer"] == "ivon" and settings["scale_lr_factor"] != 1:
-        raise ValueError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
+        raise UserError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
+from ppl_bnn.errors import Diverged, Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.guides.mean_field import draw_seed
 from ppl_bnn.inference import checkpoint, data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
@@ -25,19 +25,12 @@ from ppl_bnn.inference.optimizers import NonFiniteGradient, build_optimizer, des
 from ppl_bnn.inference.settings import DECISIVE, check_settings
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.native.arithmetic import compiled_arithmetic
+from ppl_bnn.native.normals import draw_seed
 
 log = logging.getLogger(__name__)
 
 # Writing every so many minutes is put off until it costs at most this share of the time.
 _WRITING_SHARE = 0.05
-
-
-class Interrupted(Exception):
-    """Work stopped because it was asked to; a training has saved a checkpoint first."""
-
-
-class Diverged(RuntimeError):
-    """The loss or a gradient became NaN or infinite, or the ranks' parameters are no longer the same."""
 
 
 def fit(
@@ -119,7 +112,7 @@ def fit(
         single draws used in training, for categorical labels), lr, samples_per_second.
 
     Raises:
-        ValueError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
+        UserError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
             or ranks with other settings, inputs or labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
@@ -138,17 +131,17 @@ def fit(
     ranks = communicator or Alone()
     ranks.calls.clear()
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
+        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
     weights = [weight_at(k / 97) for k in range(0, 97, 6)]
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
-        raise ValueError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
+        raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
     if optimizer == "ivon" and len(set(weights)) > 1:
-        raise ValueError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
+        raise UserError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     decisive = {name: settings[name] for name in DECISIVE}
     decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
     if len(x) < ranks.size:
-        raise ValueError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
+        raise UserError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
     messages = {name: settings[name] for name in ("bucket_mb", "compare_every")}
     alike: list[bytes | memoryview] = [json.dumps(decisive | messages).encode()]
     if ranks.size > 1:

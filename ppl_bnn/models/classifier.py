@@ -5,6 +5,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
+
 
 class Classifier(nn.Module):
     """A Pyro model: y_i ~ Categorical(logits = net(x_i)), i = 1 .. num_data.
@@ -21,7 +23,7 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module, num_data: int) -> None:
         super().__init__()
         if num_data < 1:
-            raise ValueError(f"num_data must be at least 1, got {num_data}")
+            raise UserError(f"num_data must be at least 1, got {num_data}")
         self.net = net
         self.num_data = num_data
 

@@ -9,6 +9,7 @@ from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.models.listeners import attribute, heard
 from ppl_bnn.models.priors import Prior, check_patterns_used, map_tensors, prior_for, prior_text
 
@@ -29,7 +30,7 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
         bayesian_bias: give the biases the prior too (a site named ``fc1.bias``).
 
     Raises:
-        ValueError: no such layer; a layer that has weights and cannot be converted, or that is used at two paths;
+        UserError: no such layer; a layer that has weights and cannot be converted, or that is used at two paths;
             a prior that does not fit.
     """
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
@@ -38,7 +39,7 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
     seen: dict[int, str] = {}
     for path, module in list(net.named_modules(remove_duplicate=False)):
         if seen.setdefault(id(module), path) != path and next(module.parameters(), None) is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path!r} is the same module as {seen[id(module)]!r}; a shared layer cannot be made Bayesian"
             )
         if type(module) in (nn.Linear, nn.Conv2d):
@@ -50,12 +51,12 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
                 parent, _, name = path.rpartition(".")
                 setattr(net.get_submodule(parent), name, layer)
         elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.modules.rnn.RNNBase)):
-            raise ValueError(
+            raise UserError(
                 f"layer {path!r} is a {type(module).__name__}, which cannot be made Bayesian; "
                 "nn.Linear and nn.Conv2d can"
             )
     if not converted:
-        raise ValueError(f"{type(net).__name__} has no nn.Linear or nn.Conv2d layer to make Bayesian")
+        raise UserError(f"{type(net).__name__} has no nn.Linear or nn.Conv2d layer to make Bayesian")
     check_patterns_used(prior, converted)
     to_pyro_module_(net)
     return net
@@ -112,7 +113,7 @@ class BayesianConv2d(nn.Conv2d, _BayesianLayer):
     def __init__(self, *arguments, prior: Prior | None = None, **keywords) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments, **keywords)
         if self.padding_mode != "zeros":
-            raise ValueError(f"BayesianConv2d pads with zeros; padding_mode {self.padding_mode!r} is not supported")
+            raise UserError(f"BayesianConv2d pads with zeros; padding_mode {self.padding_mode!r} is not supported")
         self.make_random("weight", dist.Normal(0.0, 1.0) if prior is None else prior)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.models.layers import bayesian
 from ppl_bnn.models.priors import Prior
 from ppl_bnn.models.resnet import resnet18
@@ -26,14 +27,14 @@ def build(
             (1, 28, 28 for bnn-fc, bnn-conv and lenet; 3, 32, 32 for vgg16 and resnet18, which take 28x28 too).
 
     Raises:
-        ValueError: an unknown name, images that do not fit, or a prior that does not fit.
+        UserError: an unknown name, images that do not fit, or a prior that does not fit.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; the networks are {', '.join(NETWORKS)}")
+        raise UserError(f"unknown network {name!r}; the networks are {', '.join(NETWORKS)}")
     try:
         net = NETWORKS[name]() if image_shape is None else NETWORKS[name](image_shape)
     except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
+        raise UserError(f"{name} {error}") from None
     return net if deterministic else bayesian(net, prior, bayesian_bias=bayesian_bias)
 
 
@@ -89,7 +90,7 @@ def lenet(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
 
 def _only_digits(image_shape: tuple[int, int, int]) -> None:
     if tuple(image_shape) != (1, 28, 28):
-        raise ValueError(f"takes images of shape [1, 28, 28], got {list(image_shape)}")
+        raise UserError(f"takes images of shape [1, 28, 28], got {list(image_shape)}")
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

@@ -24,6 +24,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDis
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints, kl_divergence, register_kl
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating, forked_random
 
 Prior: TypeAlias = (
@@ -35,13 +36,13 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
     """Return the distribution of one site: `shape` as its event shape, nothing left to broadcast.
 
     Raises:
-        ValueError: no pattern matches the site; the distribution does not broadcast to `shape`;
+        UserError: no pattern matches the site; the distribution does not broadcast to `shape`;
             or its support leaves out some real numbers, which a Normal guide would visit.
     """
     if isinstance(prior, Mapping):
         matches = [value for pattern, value in prior.items() if fnmatchcase(site, pattern)]
         if not matches:
-            raise ValueError(
+            raise UserError(
                 f"no prior for site {site!r}: its name matches none of the patterns {sorted(prior)}; "
                 "add a pattern for it, or '*' for all the rest"
             )
@@ -51,7 +52,7 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
     else:
         found = prior(site, shape)
     if not isinstance(found, TorchDistributionMixin):
-        raise ValueError(f"the prior of site {site!r} must be a Pyro distribution, got {type(found).__name__}")
+        raise UserError(f"the prior of site {site!r} must be a Pyro distribution, got {type(found).__name__}")
 
     events = found.event_dim
     try:
@@ -60,13 +61,13 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
     except ValueError:
         base = None
     if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
-        raise ValueError(
+        raise UserError(
             f"the prior of site {site!r} has shape {list(found.shape())}, which does not fit {list(shape)}: "
             "give a scalar distribution or one of the weight's shape"
         )
     support = base.support.base_constraint if isinstance(base.support, constraints.independent) else base.support
     if support is not constraints.real:
-        raise ValueError(
+        raise UserError(
             f"the prior of site {site!r} is {type(found).__name__}, whose support is {support}; "
             "the Normal guide needs a prior over all real numbers"
         )
@@ -74,9 +75,9 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
 
 
 def check_patterns_used(prior: Prior, sites: list[str]) -> None:
-    """Raise ValueError for a pattern of a mapping prior that no site matches: it would have no effect."""
+    """Raise UserError for a pattern of a mapping prior that no site matches: it would have no effect."""
     if isinstance(prior, Mapping) and (pattern := unused_pattern(prior, sites)) is not None:
-        raise ValueError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
+        raise UserError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
 
 
 def unused_pattern(patterns: Iterable[str], sites: Collection[str]) -> str | None:
@@ -148,11 +149,11 @@ def parse_prior(text: str | Mapping[str, str]) -> TorchDistribution | dict[str, 
     """Read a prior as configurations write it: ``normal(0, 0.1)``, or a mapping of patterns to such texts.
 
     Raises:
-        ValueError: not of that form, an unknown family, or parameters the family refuses.
+        UserError: not of that form, an unknown family, or parameters the family refuses.
     """
     if isinstance(text, Mapping):
         if odd := [entry for entry in text.items() if not all(isinstance(part, str) for part in entry)]:
-            raise ValueError(f"a prior maps patterns of site names to texts such as normal(0, 1), got {odd[0]!r}")
+            raise UserError(f"a prior maps patterns of site names to texts such as normal(0, 1), got {odd[0]!r}")
         return {pattern: _parse_one(value) for pattern, value in text.items()}
     return _parse_one(text)
 
@@ -161,20 +162,20 @@ def _parse_one(text: str) -> TorchDistribution:
     forms = ", ".join(form for _, form in _FAMILIES.values())
     match = re.fullmatch(r"\s*([a-z_]+)\s*\(([^()]*)\)\s*", text)
     if match is None or match[1] not in _FAMILIES:
-        raise ValueError(f"prior {text!r} is not understood; write one of {forms}")
+        raise UserError(f"prior {text!r} is not understood; write one of {forms}")
     family, form = _FAMILIES[match[1]]
     try:
         numbers = [float(number) for number in match[2].split(",")]
     except ValueError:
-        raise ValueError(f"prior {text!r} has an argument that is not a number; write {form}") from None
+        raise UserError(f"prior {text!r} has an argument that is not a number; write {form}") from None
     if len(numbers) != form.count(",") + 1:
-        raise ValueError(f"prior {text!r} has {len(numbers)} arguments; write {form}")
+        raise UserError(f"prior {text!r} has {len(numbers)} arguments; write {form}")
     if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"prior {text!r} has an argument that is not finite")
+        raise UserError(f"prior {text!r} has an argument that is not finite")
     try:
         return family(*numbers, validate_args=True)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"prior {text!r} is outside its family's range; in {form} every scale and df is positive, "
             "and a mixture weight lies between 0 and 1"
         ) from None

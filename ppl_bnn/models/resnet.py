@@ -15,7 +15,7 @@ def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int =
     block a width where He et al. 2016 have two.)
 
     Raises:
-        ValueError: images of another size.
+        UserError: images of another size.
     """
     layers = padding_to_32(image_shape)
     layers["stem"] = nn.Conv2d(image_shape[0], 64, 3, padding="same")

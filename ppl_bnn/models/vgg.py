@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from ppl_bnn.errors import UserError
+
 WIDTHS = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 
 
@@ -14,7 +16,7 @@ def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10
     the 512 features left. With 3 channels and 10 classes: 9,421,898 parameters, 18,829,066 when Bayesian.
 
     Raises:
-        ValueError: images of another size.
+        UserError: images of another size.
     """
     layers = padding_to_32(image_shape)
     channels = image_shape[0]
@@ -34,9 +36,9 @@ def padding_to_32(image_shape: tuple[int, int, int]) -> OrderedDict[str, nn.Modu
     """No layer for images of 32x32, zero padding for 28x28.
 
     Raises:
-        ValueError: images of another size.
+        UserError: images of another size.
     """
     size = image_shape[1:]
     if size not in ((32, 32), (28, 28)):
-        raise ValueError(f"takes images of shape [C, 32, 32] or [C, 28, 28], got {list(image_shape)}")
+        raise UserError(f"takes images of shape [C, 32, 32] or [C, 28, 28], got {list(image_shape)}")
     return OrderedDict() if size == (32, 32) else OrderedDict(pad=nn.ZeroPad2d(2))

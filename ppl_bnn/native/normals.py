@@ -4,6 +4,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from numpy.random import SeedSequence
 from torch import Tensor
 
 from ppl_bnn.native.library import library
@@ -33,3 +34,8 @@ def normals(seed: int, count: int, like: Tensor) -> Tensor:
         ctypes.c_void_p(found.data_ptr()),
     )  # fmt: skip
     return found
+
+
+def draw_seed(seed: int, index: int) -> int:
+    """The generator seed of draw `index`: well mixed, so that neighbouring seeds and indices are unrelated."""
+    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0] >> 1)

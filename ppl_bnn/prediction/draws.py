@@ -85,7 +85,7 @@ def normalized(net: nn.Module, norm_inputs: Tensor) -> PlainNetwork:
     """A plain network in which each draw has batch norm by its own statistics of `norm_inputs` [K, ...].
 
     Raises:
-        ValueError: `net` has no fixed graph of layers, or no batch norm with running statistics; K < 2.
+        UserError: `net` has no fixed graph of layers, or no batch norm with running statistics; K < 2.
     """
     network = plain(net, fold=False)
     return replace(network, normalize=own_statistics(network.net, laid_out(network, norm_inputs)))

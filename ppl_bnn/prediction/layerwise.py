@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
-from ppl_bnn.native.normals import normals
+from ppl_bnn.errors import UserError
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.native.normals import draw_seed, normals
 from ppl_bnn.prediction.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
 from ppl_bnn.prediction.sobol import sobol_normals_by_image
@@ -51,7 +52,7 @@ def layerwise(
         sobol: noise from the points of `ppl_bnn.prediction.sobol` in place of independent numbers.
 
     Raises:
-        ValueError: no random layer is dense with one vector an example, the network cannot be traced, or it has more
+        UserError: no random layer is dense with one vector an example, the network cannot be traced, or it has more
             units than Sobol points have dimensions.
     """
     return prepared(net, guide, x, network=network, sobol=sobol)(x, seed, batch_size)
@@ -67,10 +68,10 @@ def prepared(
     try:
         traced = network or plain(net)
     except NotTraceable as error:
-        raise ValueError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
+        raise UserError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
     dense = dense_layers(traced, guide, like)
     if not dense:
-        raise ValueError("the method layerwise needs a dense random layer, and there is none; use the method draws")
+        raise UserError("the method layerwise needs a dense random layer, and there is none; use the method draws")
     shared = [site for site in guide.sites if site.rpartition(".")[0] not in dense]
     with_noise = placed(traced, guide, shared)
     posteriors = {path: _normal(traced, guide, path) for path in dense}

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
+from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.inference.svi import Interrupted
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.prediction.predictive import draw_logits
 
@@ -54,13 +54,13 @@ def train_log_likelihood(
         norm_inputs: as in `predict`.
 
     Raises:
-        ValueError: S < 1, or a guide without sites, which has no densities.
+        UserError: S < 1, or a guide without sites, which has no densities.
         Interrupted: `should_stop` said so.
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        raise UserError(f"num_samples must be at least 1, got {num_samples}")
     if not guide.sites:
-        raise ValueError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
+        raise UserError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
     log_likelihood = torch.empty(num_samples, len(x))
     densities = torch.empty(2, num_samples, dtype=torch.double)
     p_and_q: list[Mapping[str, Distribution]] = [

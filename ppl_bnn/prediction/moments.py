@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.prediction.plain import PlainNetwork, plain
 
@@ -31,7 +32,7 @@ def moment_predictive(
     The two are what `metrics.uncertainties` takes. Accuracy, cost and where it is off: docs/moments.md.
 
     Raises:
-        NotTraceable, ValueError: as `moment_network`.
+        NotTraceable, UserError: as `moment_network`.
     """
     network, found = moment_network(net, guide), []
     points: Tensor | None = None
@@ -50,7 +51,7 @@ def moment_network(net: nn.Module, guide: MeanFieldNormal) -> fx.GraphModule:
 
     Raises:
         NotTraceable: the forward pass has no fixed graph of layers.
-        ValueError: a layer whose moments are not known here; the message names it.
+        UserError: a layer whose moments are not known here; the message names it.
     """
     network = plain(net)
     module, graph = network.net, network.net.graph
@@ -175,7 +176,7 @@ def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: MeanFieldNo
             return _Step(layer, lambda mean, variance: (layer(mean), layer(variance) / math.prod(variance.shape[-2:])))
         case nn.MaxPool2d() if layer.dilation in (1, (1, 1)) and not layer.ceil_mode:
             return _Step(layer, lambda mean, variance: _max_pool(layer, mean, variance))
-    raise ValueError(
+    raise UserError(
         f"layer {path!r} ({layer}) has no moments here; predict with draws, or use the layers of docs/moments.md"
     )
 
@@ -219,7 +220,7 @@ def _add(first: Moments, second: Moments) -> Moments:
 def _as_layer(node: fx.Node) -> nn.Module:
     name = node.target if isinstance(node.target, str) else node.target.__name__
     if name not in LAYER_OF:
-        raise ValueError(f"operation {node.name!r} ({name}) has no moments here; predict with draws")
+        raise UserError(f"operation {node.name!r} ({name}) has no moments here; predict with draws")
     return LAYER_OF[name](*node.args[1:], **node.kwargs)
 
 

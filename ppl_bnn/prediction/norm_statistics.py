@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
+
 
 def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
     """A function that sets `module`'s batch norm to the statistics of x [K, ...] under the weights it has when called.
@@ -17,11 +19,11 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
     own statistics take it out again (Maddox et al. 2019, algorithm 1), for one forward pass of x a draw.
 
     Raises:
-        ValueError: the module has no batch norm with running statistics, or x has fewer than 2 examples.
+        UserError: the module has no batch norm with running statistics, or x has fewer than 2 examples.
     """
     norms = batch_norms(module)
     if len(x) < 2:
-        raise ValueError(f"batch norm's statistics need at least 2 examples, got {len(x)}")
+        raise UserError(f"batch norm's statistics need at least 2 examples, got {len(x)}")
     for layer in norms:
         # The running statistics become those of the last pass.
         layer.momentum = 1.0
@@ -48,11 +50,11 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
-    """The batch norm layers that have running statistics; ValueError where there is none."""
+    """The batch norm layers that have running statistics; UserError where there is none."""
     found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     found = [layer for layer in found if layer.track_running_stats]
     if not found:
-        raise ValueError(
+        raise UserError(
             "the network has no batch norm with running statistics, so a draw has none of its own; "
             "leave out norm_inputs (predict.norm_images)"
         )

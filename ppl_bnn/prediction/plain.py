@@ -8,12 +8,13 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, fx, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.priors import map_tensors
 
 
-class NotTraceable(ValueError):
+class NotTraceable(UserError):
     """The network's forward pass depends on its input's values, so it has no fixed graph of layers."""
 
 
@@ -155,7 +156,7 @@ def _fold_batch_norm(
 
 def _only_vectors(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if inputs[0].dim() != 2:
-        raise ValueError(
+        raise UserError(
             f"the batch norm behind {layer} was taken for one over its features, but the layer sees "
             f"{list(inputs[0].shape)}, of which BatchNorm1d has dimension 1 for features; "
             "give the layer one vector an example, or predict with norm_inputs"

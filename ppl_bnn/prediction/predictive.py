@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
-from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
-from ppl_bnn.inference.svi import Interrupted
+from ppl_bnn.errors import Interrupted, UserError
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.draws import Blocks, coherent, normalized
 from ppl_bnn.prediction.layerwise import fewer_numbers, layerwise
 from ppl_bnn.prediction.moments import moment_predictive
@@ -57,17 +58,17 @@ def predict(
         guide: its posterior, pruned or not; a guide without sites (a deterministic network) gives S equal draws.
         x, y: inputs [N, ...] and labels [N].
         num_samples: S; the most, where there is a tolerance.
-        method: ``draws`` (`ppl_bnn.prediction.draws`), ``layerwise`` (`ppl_bnn.prediction.layerwise`), ``moments`` (`ppl_bnn.prediction.moments`: an
+        method: ``draws``, ``layerwise``, ``moments`` (modules of those names in `ppl_bnn.prediction`; the last is an
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
             fewer random numbers than draws, which is for few examples of a network whose weights are all in dense
             layers.
         sampling: ``independent``, ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative, or
-            ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (`ppl_bnn.prediction.sobol`).
+            ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (Sobol's).
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
             (`ppl_bnn.prediction.stopping`).
         batch_size: examples a forward pass.
         norm_inputs: training inputs [K, ...], a thousand, say: each draw's batch norm has its own statistics of them
-            instead of the running averages (`ppl_bnn.prediction.norm_statistics`), for K examples more a draw. For `draws` alone.
+            instead of the running averages, for K examples more a draw. For the method `draws` alone.
         keep: positions [K] of the examples whose probabilities are kept for every draw; all of them unless given.
         communicator: ranks to share the draws out among, called by all of them alike; all get the result, but only
             rank 0 the kept probabilities.
@@ -75,7 +76,7 @@ def predict(
         save: called on rank 0 with the result so far, when stopped and every `save_seconds` at most.
 
     Raises:
-        ValueError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
+        UserError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
             fit, a method that the network does not allow, or `norm_inputs` for one without batch norm.
         Interrupted: `should_stop` said so on some rank.
     """
@@ -83,7 +84,7 @@ def predict(
     ranks = communicator or Alone()
     network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
     if so_far is not None and len(so_far.log_likelihood) > num_samples:
-        raise ValueError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
+        raise UserError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     if method == "moments":
         return _without_draws(net, guide, x, y, kept)
@@ -151,7 +152,7 @@ def prepared_network(
 ) -> tuple[PlainNetwork | None, str]:
     """The plain network that draws of such inputs take, None where there is none, and the method that `auto` is."""
     if sampling == "sobol" and method == "draws":
-        raise ValueError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
+        raise UserError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
     if norm_inputs is not None:
         method = _whole_draws(guide, method, sampling)
         check_finite(norm_inputs)
@@ -229,44 +230,44 @@ def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor,
 
 def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, tolerance: float | None) -> None:
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        raise UserError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_draws(num_samples, sampling)
     if tolerance is not None and not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
+        raise UserError(f"tolerance must be above 0 and below 1, got {tolerance}")
     if tolerance is not None and sampling == "sobol":
-        raise ValueError(
+        raise UserError(
             "a tolerance needs draws that tell their own error, which Sobol points, made to fit each other, do not; "
             "use sampling antithetic with it"
         )
     if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
+        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
     check_finite(x)
 
 
 def _whole_draws(guide: MeanFieldNormal, method: str, sampling: str) -> str:
     """The method that has a draw of every layer, which batch norm's own statistics need."""
     if not guide.sites:
-        raise ValueError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
+        raise UserError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
     if method not in ("auto", "draws") or sampling == "sobol":
         asked = f"method {method}" if sampling != "sobol" else "sampling sobol"
-        raise ValueError(f"batch norm's own statistics are those of whole draws: method draws, not {asked}")
+        raise UserError(f"batch norm's own statistics are those of whole draws: method draws, not {asked}")
     return "draws"
 
 
 def check_draws(num_samples: int, sampling: str) -> None:
-    """Raise ValueError for a number of draws below 1, or odd where they come in pairs, or an unknown sampling."""
+    """Raise UserError for a number of draws below 1, or odd where they come in pairs, or an unknown sampling."""
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        raise UserError(f"num_samples must be at least 1, got {num_samples}")
     if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
+        raise UserError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
     if sampling == "antithetic" and num_samples % 2:
-        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
+        raise UserError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
 
 
 def check_finite(x: Tensor) -> None:
-    """Raise ValueError for inputs [N, ...] that are not all finite."""
+    """Raise UserError for inputs [N, ...] that are not all finite."""
     if x.is_floating_point() and not x.isfinite().all():
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten()
-        raise ValueError(
+        raise UserError(
             f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
         )

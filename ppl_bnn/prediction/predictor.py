@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.prediction.compact.layerwise import NotDense
 from ppl_bnn.prediction.compact.layerwise import layerwise as compact_layerwise
@@ -46,7 +47,7 @@ def predictor(
             `norm_inputs` are taken here, once.
 
     Raises:
-        ValueError: settings that do not fit; values that are not finite, by the function too.
+        UserError: settings that do not fit; values that are not finite, by the function too.
     """
     check_draws(num_samples, sampling)
     net, guide = copy.deepcopy((net, guide))
@@ -81,7 +82,7 @@ def predictor(
 
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
         if not len(x):
-            raise ValueError("a request needs at least 1 example")
+            raise UserError("a request needs at least 1 example")
         check_finite(x)
         probs, entropy = torch.zeros(()), torch.zeros(())
         # A draw's weights are written into the network.

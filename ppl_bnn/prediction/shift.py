@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.prediction.predictive import Predictive, predict
+from ppl_bnn.prediction.predictive import predict
+from ppl_bnn.prediction.tally import Predictive
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,15 @@ def predict_shifted(
         keep: positions of the examples of the test set as it is whose single draws are kept (default: none).
 
     Raises:
-        ValueError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
+        UserError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
             prediction is made.
         Interrupted: `should_stop` said so.
     """
     if unknown := severities.keys() - SHIFTS.keys():
-        raise ValueError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(SHIFTS)}")
+        raise UserError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(SHIFTS)}")
     for name, images in {"the test set": x, **outside}.items():
         if images.shape[1:] != x.shape[1:]:
-            raise ValueError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
+            raise UserError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
         check_images(images, name)
 
     def predictive(images: Tensor, labels: Tensor, kept: Tensor | None = None) -> Predictive:
@@ -133,10 +135,10 @@ def temperature_metrics(
     the suffixes ``_plain`` and ``_scaled``.
 
     Raises:
-        ValueError: `num_held_out` leaves no examples to fit on or to measure.
+        UserError: `num_held_out` leaves no examples to fit on or to measure.
     """
     if not 0 < num_held_out < len(labels):
-        raise ValueError(f"a temperature can be fitted on 1 to {len(labels) - 1} of the images, got {num_held_out}")
+        raise UserError(f"a temperature can be fitted on 1 to {len(labels) - 1} of the images, got {num_held_out}")
     mean_probs = probs.mean(0, dtype=torch.float64)
     temperature = metrics.fit_temperature(mean_probs[:num_held_out], labels[:num_held_out])
     plain, truth = mean_probs[num_held_out:], labels[num_held_out:]
@@ -151,11 +153,11 @@ def temperature_metrics(
 
 
 def check_images(x: Tensor, name: str) -> None:
-    """Raise ValueError for pixels that are not finite or lie outside [0, 1]."""
+    """Raise UserError for pixels that are not finite or lie outside [0, 1]."""
     bad = ~((x >= 0) & (x <= 1)).flatten(1).all(1)
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"pixels must be finite and in [0, 1]: {int(bad.sum())} of {len(x)} images of {name} have others, "
             f"the first is image {first} ({float(x[first].min()):.4g} to {float(x[first].max()):.4g})"
         )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.errors import UserError
+from ppl_bnn.native.normals import draw_seed
 
 _BITS = SobolEngine.MAXBIT
 
@@ -25,7 +26,7 @@ def sobol_normals_by_image(
     each the points are a randomized Sobol sequence like any other's, and images differ as if drawn apart.
 
     Raises:
-        ValueError: more dimensions than torch has directions for; the message calls them `what`.
+        UserError: more dimensions than torch has directions for; the message calls them `what`.
     """
     points = _points(shared + own, seed, what)
     generator = torch.Generator().manual_seed(draw_seed(seed, 1))
@@ -40,7 +41,7 @@ def sobol_normals_by_image(
 
 def _points(dimensions: int, seed: int, what: str) -> Callable[[int, int], Tensor]:
     if dimensions > SobolEngine.MAXDIM:
-        raise ValueError(
+        raise UserError(
             f"sampling sobol is for at most {SobolEngine.MAXDIM:,} random {what} a draw, got {dimensions:,}; "
             "use antithetic"
         )

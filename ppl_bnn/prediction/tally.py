@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_bnn import metrics
 from ppl_bnn.distributed import Communicator
+from ppl_bnn.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Tally:
         """Add the next draws [S, active, C].
 
         Raises:
-            ValueError: labels that do not fit.
+            UserError: labels that do not fit.
         """
         if not self.done:
             self._begin(logits.shape[2])
@@ -178,6 +179,6 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise ValueError for labels outside 0 .. classes - 1."""
+    """Raise UserError for labels outside 0 .. classes - 1."""
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+        raise UserError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")

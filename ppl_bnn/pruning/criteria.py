@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.priors import elementwise, kl_by_weight
 from ppl_bnn.pruning.ratios import defined_loc_scale, snr
@@ -23,12 +24,12 @@ def scores(guide: MeanFieldNormal, criterion: str = "snr", priors: Priors | None
         priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
 
     Raises:
-        ValueError: an unknown criterion, priors that it needs and lacks, or a posterior that is pruned or damaged.
+        UserError: an unknown criterion, priors that it needs and lacks, or a posterior that is pruned or damaged.
     """
     if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
+        raise UserError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     if criterion != "snr" and (absent := [site for site in guide.sites if site not in (priors or {})]):
-        raise ValueError(f"the criterion {criterion} needs the prior of {absent[0]!r}: pass site_priors(model, x, y)")
+        raise UserError(f"the criterion {criterion} needs the prior of {absent[0]!r}: pass site_priors(model, x, y)")
     return CRITERIA[criterion](guide, priors or {})
 
 
@@ -73,17 +74,17 @@ def by_group(weight_scores: Mapping[str, Tensor], structure: str) -> dict[str, T
     mean says whether all of it may go.
 
     Raises:
-        ValueError: an unknown structure, or no site that has such groups.
+        UserError: an unknown structure, or no site that has such groups.
     """
     if structure not in STRUCTURES:
-        raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}; got {structure!r}")
+        raise UserError(f"structure must be one of {', '.join(STRUCTURES)}; got {structure!r}")
     if structure == "weights":
         return dict(weight_scores)
     sites = [site for site, score in weight_scores.items() if score.dim() > 1]
     if structure == "units":
         sites = sites[:-1]
     if not sites:
-        raise ValueError(f"no layer has {structure} to prune; use structure weights")
+        raise UserError(f"no layer has {structure} to prune; use structure weights")
     kept_dim = 0 if structure == "units" else 1
     return {
         site: weight_scores[site].mean([d for d in range(weight_scores[site].dim()) if d != kept_dim], keepdim=True)

@@ -25,7 +25,7 @@ def finetune(
         epochs, **settings: as in `ppl_bnn.fit`.
 
     Raises:
-        ValueError, Diverged, Interrupted: as `ppl_bnn.fit` does.
+        UserError, Diverged, Interrupted: as `ppl_bnn.fit` does.
     """
     model, guide = copy.deepcopy(model), copy.deepcopy(pruned.guide)
     fit(model, guide, x, y, epochs=epochs, **settings)

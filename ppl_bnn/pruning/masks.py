@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.priors import unused_pattern
 from ppl_bnn.pruning.criteria import Priors, by_group, scores
@@ -63,18 +64,18 @@ def prune(
         priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
 
     Raises:
-        ValueError: both or neither given, a value out of range, or a posterior without defined scores.
+        UserError: both or neither given, a value out of range, or a posterior without defined scores.
     """
     if (threshold is None) == (fraction is None):
-        raise ValueError(f"give either a threshold or a fraction, got threshold {threshold} and fraction {fraction}")
+        raise UserError(f"give either a threshold or a fraction, got threshold {threshold} and fraction {fraction}")
     if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
+        raise UserError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
     if threshold is not None:
         check_threshold(threshold, criterion)
         if isinstance(threshold, Mapping):
             check_patterns(threshold, guide.sites)
     elif not 0 <= fraction < 1:  # type: ignore[operator]
-        raise ValueError(f"the pruning fraction must be in [0, 1), got {fraction}")
+        raise UserError(f"the pruning fraction must be in [0, 1), got {fraction}")
     weight_scores = scores(guide, criterion, priors)
     groups = by_group(weight_scores, structure)
     if threshold is not None:
@@ -99,23 +100,23 @@ def prune(
 
 
 def check_threshold(threshold: Threshold, criterion: str) -> None:
-    """Raise ValueError for a threshold that the criterion's scores cannot have."""
+    """Raise UserError for a threshold that the criterion's scores cannot have."""
     for value in threshold.values() if isinstance(threshold, Mapping) else (threshold,):
         if not math.isfinite(value) or (value < 0 and criterion != "evidence"):
             least = "finite" if criterion == "evidence" else "at least 0 and finite"
-            raise ValueError(f"pruning.threshold must be {least}; got {value} (criterion {criterion})")
+            raise UserError(f"pruning.threshold must be {least}; got {value} (criterion {criterion})")
 
 
 def check_patterns(threshold: Mapping[str, float], sites: Collection[str]) -> None:
-    """Raise ValueError for a site without a threshold, or a pattern that is of no site."""
+    """Raise UserError for a site without a threshold, or a pattern that is of no site."""
     for site in sites:
         if not any(fnmatchcase(site, pattern) for pattern in threshold):
-            raise ValueError(
+            raise UserError(
                 f"pruning.threshold has none for {site!r}: it matches none of {sorted(threshold)}; add '*' for all the "
                 "rest"
             )
     if (pattern := unused_pattern(threshold, sites)) is not None:
-        raise ValueError(f"pruning.threshold has {pattern!r}, which is none of the sites {', '.join(sites)}")
+        raise UserError(f"pruning.threshold has {pattern!r}, which is none of the sites {', '.join(sites)}")
 
 
 def _of_site(threshold: Threshold, site: str) -> float:

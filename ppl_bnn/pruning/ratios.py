@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 
 
 @torch.no_grad()
 def snr(guide: MeanFieldNormal) -> dict[str, Tensor]:
-    """|loc| / scale of every weight, {site: [*shape]}. Raises ValueError as `defined_loc_scale` does."""
+    """|loc| / scale of every weight, {site: [*shape]}. Raises UserError as `defined_loc_scale` does."""
     return {site: loc.abs() / scale for site, (loc, scale) in defined_loc_scale(guide).items()}
 
 
@@ -16,14 +17,14 @@ def defined_loc_scale(guide: MeanFieldNormal) -> dict[str, tuple[Tensor, Tensor]
     """loc and scale of every site, if every weight has a density.
 
     Raises:
-        ValueError: the guide has no sites, is already pruned, or has a loc or scale that is not finite.
+        UserError: the guide has no sites, is already pruned, or has a loc or scale that is not finite.
     """
     if not guide.sites:
-        raise ValueError("the guide has no random weights: a deterministic network has no signal-to-noise ratio")
+        raise UserError("the guide has no random weights: a deterministic network has no signal-to-noise ratio")
     found = {site: guide.loc_scale(site) for site in guide.sites}
     for site, (loc, scale) in found.items():
         if not bool(torch.isfinite(loc).all()) or not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            raise ValueError(
+            raise UserError(
                 f"site {site!r} has a loc that is not finite or a scale that is not positive; "
                 "its signal-to-noise ratio is not defined"
             )

@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.errors import FileError
+from ppl_bnn.files import written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.inference.checkpoint import as_written, checksum, read_verified, shape_difference
+from ppl_bnn.safe_tensors import as_written, checksum, read_verified, shape_difference
 
 FORMAT = "ppl_bnn pruned posterior 1"
 # Distances between neighbouring weights, in the narrowest of these that holds them.

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.prediction.predictive import Predictive, predict
+from ppl_bnn.prediction.predictive import predict
+from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.pruning.criteria import Priors
 from ppl_bnn.pruning.masks import Pruned, Threshold, prune
 
@@ -55,11 +57,11 @@ def sweep(
         scope, criterion, structure, priors: as in `prune`.
         tuned: returns the network and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetuning`).
-        norm_inputs: training inputs whose statistics each draw's batch norm has (`ppl_bnn.prediction.predictive.predict`).
+        norm_inputs: training inputs whose statistics each draw's batch norm has (as in `ppl_bnn.predict`).
         keep: positions [K] of the examples whose single draws are kept (likewise).
 
     Raises:
-        ValueError: no level, or one out of range; before any prediction is made.
+        UserError: no level, or one out of range; before any prediction is made.
         Interrupted: `should_stop` said so.
     """
     how: dict[str, Any] = {"criterion": criterion, "structure": structure, "priors": priors}
@@ -67,7 +69,7 @@ def sweep(
     levels = [(prune(guide, threshold=threshold, **how), None) for threshold in thresholds]
     levels += [(prune(guide, fraction=fraction, scope=scope, **how), fraction) for fraction in fractions]
     if not levels:
-        raise ValueError("a pruning sweep needs at least one threshold or fraction")
+        raise UserError("a pruning sweep needs at least one threshold or fraction")
     found = []
     for level, fraction in sorted(levels, key=lambda level: level[0].fraction):
         own_net, level = tuned(level) if tuned is not None and level.fraction > 0 else (net, level)

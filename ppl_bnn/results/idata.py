@@ -4,7 +4,7 @@ ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same group
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,89 +14,14 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_bnn.data import Images
-from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.prediction.predictive import Predictive
-from ppl_bnn.pruning.ratios import snr, snr_histogram
 from ppl_bnn.results.netcdf import groups_of, readable
-from ppl_bnn.results.saved_draws import how_drawn, monte_carlo
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its own refactoring at every import.
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
 
-_QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
-_INTERVAL = np.array([0.05, 0.95])
-
-
-def to_inference_data(
-    predictive: Predictive,
-    images: Images,
-    *,
-    guide: MeanFieldNormal | None = None,
-    kl: Mapping[str, float] | None = None,
-    history: Sequence[Mapping[str, float]] = (),
-    attrs: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Any:
-    """Return the posterior predictive as InferenceData.
-
-    Groups: `posterior_predictive` (probs [chain, draw, obs_id, class] and sampled labels y [chain, draw, obs_id]),
-    `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
-    (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs, their standard deviation
-    std_probs and 90% interval over the draws, and the total, aleatoric and epistemic uncertainty of each image, nats),
-    `monte_carlo` (`ppl_bnn.results.saved_draws`), `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch).
-    The interval is equal-tailed: the draws' 5% and 95% quantiles. chain is the training run, draw the Monte Carlo
-    draw.
-
-    Args:
-        images: the images `predictive` was made of, in its order.
-        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`.
-        history: what `fit` returned, for `training`.
-        attrs: numbers and texts about the run, kept with the file.
-        seed: of the sampled labels.
-
-    Raises:
-        ValueError: `images` and `predictive` differ in number.
-    """
-    if len(images) != len(predictive.labels):
-        raise ValueError(f"the predictive is of {len(predictive.labels)} images, got {len(images)}")
-    total, aleatoric, epistemic = predictive.uncertainties()
-    of_draws = predictive.kept.numpy()[: 0 if predictive.method == "moments" else None]
-    obs = np.arange(len(images))
-    coords = {"obs_id": obs, "class": list(images.classes)}
-    by_image = ("obs_id",)
-    groups = {
-        "posterior_predictive": _draws(predictive, images.classes, seed),
-        "log_likelihood": dataset({"y": (("chain", "draw", "obs_id"), predictive.log_likelihood[None])}, obs_id=obs),
-        "sample_stats": dataset(
-            {
-                "accuracy": (("chain", "draw"), predictive.accuracies[None]),
-                "nll": (("chain", "draw"), -predictive.log_likelihood.mean(1)[None]),
-            }
-        ),
-        **data_groups(images),
-        "uncertainty": dataset(
-            {
-                "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
-                **spread(predictive.probs.numpy(), of_draws, len(images)),
-                "total": (by_image, total),
-                "aleatoric": (by_image, aleatoric),
-                "epistemic": (by_image, epistemic),
-            },
-            **coords,
-            quantile=_INTERVAL,
-        ),
-        "monte_carlo": monte_carlo(predictive),
-    }
-    if guide is not None and guide.sites:
-        groups["layers"] = layers(guide, kl or {})
-    if history:
-        columns = {
-            name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
-        }
-        groups["training"] = dataset(columns, epoch=[int(row["epoch"]) for row in history])
-    return assemble(groups, {"title": images.title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
+INTERVAL = np.array([0.05, 0.95])
 
 
 def load(path: Path) -> Any:
@@ -149,14 +74,6 @@ def _kde(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return grid, pdf
 
 
-def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
-    variables: dict[str, Any] = {
-        "probs": (("chain", "draw", "obs_id", "class"), predictive.probs[None]),
-        "y": (("chain", "draw", "obs_id"), sampled_labels(predictive.probs, seed)[None]),
-    }
-    return dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
-
-
 def sampled_labels(probs: Tensor, seed: int) -> Tensor:
     """One label drawn from each draw's probabilities [S, N, C], [S, N]; -1 where an example has no such draw."""
     generator = torch.Generator().manual_seed(seed)
@@ -180,7 +97,7 @@ def spread(probs: np.ndarray, kept: np.ndarray, num_images: int) -> dict[str, An
         # Where images have draws of their own number, the missing ones are NaN.
         std_of, quantile_of = (np.nanstd, np.nanquantile) if np.isnan(drawn).any() else (np.std, np.quantile)
         std[kept[part]] = std_of(drawn, axis=0)
-        interval[kept[part]] = np.moveaxis(quantile_of(drawn, _INTERVAL, axis=0), 0, -1)
+        interval[kept[part]] = np.moveaxis(quantile_of(drawn, INTERVAL, axis=0), 0, -1)
     return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
 
 
@@ -197,25 +114,6 @@ def data_groups(images: Images) -> dict[str, xr.Dataset]:
         "observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
         "constant_data": dataset(constant, obs_id=obs),
     }
-
-
-def layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
-    """`layers`: quantiles and histogram of each layer's signal-to-noise ratio, and its KL in nats."""
-    ratios = snr(guide)
-    edges, counts = snr_histogram(ratios)
-    middle = (edges[:-1] + edges[1:]) / 2
-    quantiles = np.stack([np.quantile(ratio.cpu().numpy(), _QUANTILES) for ratio in ratios.values()])
-    variables: dict[str, Any] = {
-        "snr_quantile": (("layer", "quantile"), quantiles),
-        "snr_histogram": (("layer", "log10_snr"), torch.stack(list(counts.values()))),
-        "network_snr_quantile": (
-            ("quantile",),
-            np.quantile(torch.cat([ratio.flatten() for ratio in ratios.values()]).cpu().numpy(), _QUANTILES),
-        ),
-    }
-    if kl:
-        variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))
-    return dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())
 
 
 def dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from ppl_bnn.files import FileError, written_atomically
+from ppl_bnn.errors import FileError
+from ppl_bnn.files import written_atomically
 
 # A probability in steps of 1/65534 takes half the room of a float32; 65535 stands for NaN.
 _PACKED = {"dtype": "uint16", "scale_factor": np.float32(1 / 65534), "_FillValue": np.uint16(65535)}

@@ -9,7 +9,8 @@ import torch
 from ppl_bnn.data import Images
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.pruning.sweep import Level
-from ppl_bnn.results.idata import assemble, data_groups, dataset, layers, sampled_labels
+from ppl_bnn.results.idata import assemble, data_groups, dataset, sampled_labels
+from ppl_bnn.results.predictive import layers
 
 
 def sweep_to_inference_data(

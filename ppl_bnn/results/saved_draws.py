@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import netcdf
 

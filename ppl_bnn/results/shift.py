@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_bnn import metrics
 from ppl_bnn.data import Images
-from ppl_bnn.prediction.predictive import Predictive
 from ppl_bnn.prediction.shift import Shifted, shift_metrics
+from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results.idata import assemble, dataset
 
 
@@ -25,7 +25,7 @@ def shift_to_inference_data(
 ) -> Any:
     """Return a test set's predictives under shifts, and those of other data, as InferenceData of custom groups.
 
-    Groups: `shift` (per condition its kind and severity, and `ppl_bnn.prediction.shift.shift_metrics`), `in_distribution` (the
+    Groups: `shift` (per condition its kind and severity, and `prediction.shift.shift_metrics`), `in_distribution` (the
     uncertainties of the test images as they are and their top_prob, [obs_id]), `ood` (the same of the images of each
     set [set, image], NaN beyond a set's last, and auroc and fpr95 by the total and by the epistemic uncertainty
     [set, score]) and, where it was asked for, `temperature`.

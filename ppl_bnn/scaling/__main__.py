@@ -28,6 +28,7 @@ import xarray as xr
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.files import written_atomically
 from ppl_bnn.results import netcdf
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("stopped; run the same command again to go on")
         return 75
-    except (ValueError, ArgumentError) as error:
+    except (UserError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
     except OSError as error:
@@ -67,14 +68,14 @@ def _study(options: Namespace, settings: list[str]) -> bool:
     for run in options.runs:
         saved_config.read(Path(run) / "config.yaml")
     if len({Path(run).name for run in options.runs}) < len(options.runs):
-        raise ValueError(f"run folders need different names to be told apart in the table, got {options.runs}")
+        raise UserError(f"run folders need different names to be told apart in the table, got {options.runs}")
     least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0, "latency_ms": 0}
     for name, lowest in least.items():
         values = getattr(options, name)
         if values is not None and min(values if isinstance(values, list) else [values]) < lowest:
-            raise ValueError(f"--{name} must be at least {lowest}, got {values}")
+            raise UserError(f"--{name} must be at least {lowest}, got {values}")
     if any(options.latency_ms) and not any(options.mbit):
-        raise ValueError("--latency_ms is of rehearsed hosts: give them a bandwidth with --mbit")
+        raise UserError("--latency_ms is of rehearsed hosts: give them a bandwidth with --mbit")
     check_launcher(options.launcher)
     points = list(_points(options))
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks))

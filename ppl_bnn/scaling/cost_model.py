@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from ppl_bnn.errors import UserError
+
 # Relative standard deviation of what the formula leaves out: that of eight rehearsed points, each predicted by the
 # other link speeds. Where there are enough links, `discrepancy` finds the machine's own.
 MODEL_ERROR = 0.15
@@ -107,16 +109,14 @@ def fit_cost_model(
         model_error: relative standard deviation of what the formula leaves out; None for `discrepancy` of the points.
 
     Raises:
-        ValueError: no points, or one without two positive, finite measured steps.
+        UserError: no points, or one without two positive, finite measured steps.
     """
     if not points:
-        raise ValueError("a cost model needs measured points, got none")
+        raise UserError("a cost model needs measured points, got none")
     steps = [np.asarray(point.seconds, dtype=float) for point in points]
     for point, seconds in zip(points, steps, strict=True):
         if len(seconds) < 2 or not (np.isfinite(seconds) & (seconds > 0)).all():
-            raise ValueError(
-                f"{point.workload} on {point.ranks} ranks needs at least 2 positive, finite measured steps"
-            )
+            raise UserError(f"{point.workload} on {point.ranks} ranks needs at least 2 positive, finite measured steps")
     model_error = discrepancy(points) if model_error is None else model_error
     workloads = sorted({point.workload for point in points})
     centres, deviations = (np.array(column) for column in zip(*_PRIOR.values(), strict=True))

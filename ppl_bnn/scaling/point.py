@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.files import write_text
 from ppl_bnn.scaling.hosts import rehearsed_hosts, start_ranks
 
@@ -124,13 +125,13 @@ def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
 
 
 def check_launcher(launcher: str) -> None:
-    """Raise ValueError for a launcher that is not known and no command either."""
+    """Raise UserError for a launcher that is not known and no command either."""
     try:
         command = launcher.format(ranks=2).split()
     except (LookupError, ValueError) as error:
-        raise ValueError(f"--launcher takes a command with {{ranks}} in it, got {launcher!r} ({error!r})") from None
+        raise UserError(f"--launcher takes a command with {{ranks}} in it, got {launcher!r} ({error!r})") from None
     if not command:
-        raise ValueError("--launcher must be auto, horovod, torch, or a command with {ranks} in it; got nothing")
+        raise UserError("--launcher must be auto, horovod, torch, or a command with {ranks} in it; got nothing")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import TrainConfig
 from ppl_bnn.scaling.cost_model import Link, Point, fit_cost_model
@@ -186,7 +187,7 @@ def _sent(rows: xr.Dataset, row: xr.Dataset) -> tuple[float, float]:
     """Messages and bytes a step of a workload's gradients, of any of its points on several ranks."""
     run = rows.isel(point=(rows["run"].values == row["run"].item()) & (rows["ranks"].values > 1))
     if not run.sizes["point"]:
-        raise ValueError(f"{row['run'].item()} was not run on several ranks: add one above 1 to --ranks")
+        raise UserError(f"{row['run'].item()} was not run on several ranks: add one above 1 to --ranks")
     return float(run["messages"][0]), float(run["bytes"][0])
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators.base import KnowsPosteriors
 from ppl_bnn.guides.estimators.flipout import signs
 from ppl_bnn.native.arithmetic import arithmetic
@@ -31,7 +32,7 @@ class GroupedFlips(KnowsPosteriors):
 
     def __init__(self, groups: int = 4) -> None:
         if groups < 2:
-            raise ValueError(f"groups must be at least 2, got {groups}; one group is the plain estimator")
+            raise UserError(f"groups must be at least 2, got {groups}; one group is the plain estimator")
         super().__init__()
         self.groups = groups
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators.base import KnowsPosteriors
 
 # The least variance: an input of zeros does not make the gradient 0/0, nor a convolution that rounds below 0 a NaN.
@@ -36,7 +37,7 @@ class LocalReparameterization(KnowsPosteriors):
         # A random bias is a vector; it is sampled as it is.
         if not msg["done"] and not msg["is_observed"] and "posterior" in msg["infer"] and msg["fn"].event_dim > 1:
             if msg["name"] in self._unused:
-                raise ValueError(
+                raise UserError(
                     f"site {msg['name']!r} is not the weight of a Bayesian layer, so local reparameterization "
                     "cannot give it noise; use the plain or flipout estimator"
                 )

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_bnn.guides.mean_field import draw_seed
+from ppl_bnn.errors import UserError
+from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.compact.fastest import faster
 from ppl_bnn.prediction.compact.network import CompactLayer, CompactNetwork
 from ppl_bnn.prediction.compact.runs import Run, dense_runs
@@ -17,7 +18,7 @@ from ppl_bnn.prediction.compact.units import kind_of
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class NotDense(ValueError):
+class NotDense(UserError):
     """A network with other layers than layerwise draws of a compact network know."""
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ppl_bnn.guides.mean_field import MeanFieldNormal, draw_seed
-from ppl_bnn.native.normals import normals
+from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.native.normals import draw_seed, normals
 from ppl_bnn.prediction.compact.units import Entries, remaining
 from ppl_bnn.prediction.plain import PlainNetwork
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.native.library import library
 from ppl_bnn.native.normals import NUMBERS, normals
 
@@ -166,7 +167,7 @@ def _call(name: str, *arguments: object) -> None:
     def given(argument: object) -> object:
         if isinstance(argument, Tensor):
             if argument.dtype != torch.float32 or not argument.is_cpu:
-                raise ValueError(f"sparse layers need float32 on a CPU, got {argument.dtype} on {argument.device}")
+                raise UserError(f"sparse layers need float32 on a CPU, got {argument.dtype} on {argument.device}")
             return ctypes.c_void_p(argument.data_ptr())
         return ctypes.c_long(argument) if isinstance(argument, int) else argument
 

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ppl_bnn import metrics
+from ppl_bnn.errors import UserError
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
@@ -37,7 +38,7 @@ def compare_densities(left: Path, right: Path, path: Path, *, images: Sequence[i
     """Draw `density_by_class` of two runs' ``predictive.nc`` side by side into `path` (PNG).
 
     Raises:
-        ValueError: they are not of the same images and classes, or an image that is not in them.
+        UserError: they are not of the same images and classes, or an image that is not in them.
         FileError: a result that cannot be read.
     """
     runs: dict[str, Groups] = {}
@@ -62,7 +63,7 @@ def density_by_draws(
         label: the class (default: the one whose softmax the draws differ on the most).
 
     Raises:
-        ValueError: no such image or class.
+        UserError: no such image or class.
     """
     probs, labels = groups["posterior_predictive"]["probs"], groups["observed_data"]["y"].values
     image = int(groups["uncertainty"]["epistemic"].values.argmax()) if image is None else image
@@ -70,7 +71,7 @@ def density_by_draws(
     label = int(probs.sel(obs_id=image).std(("chain", "draw")).values.argmax()) if label is None else label
     classes = [str(name) for name in probs["class"].values]
     if not 0 <= label < len(classes):
-        raise ValueError(f"label must be from 0 to {len(classes) - 1}, got {label}")
+        raise UserError(f"label must be from 0 to {len(classes) - 1}, got {label}")
     values = inference_data.draws_of(groups, image)[label]
     together = 2 if sampling == "antithetic" else 1
     counts = [count // together * together for count in DRAWS if count < len(values)] + [len(values)]
@@ -123,7 +124,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             epistemic uncertainties add up to the most).
 
     Raises:
-        ValueError: the runs are not of the same images and classes, or an image that is not in them.
+        UserError: the runs are not of the same images and classes, or an image that is not in them.
     """
     (name, groups), *others = runs.items()
     labels, probs = groups["observed_data"]["y"].values, groups["posterior_predictive"]["probs"]
@@ -132,7 +133,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             its["constant_data"]["image"], groups["constant_data"]["image"]
         )
         if not same or its["posterior_predictive"]["class"].values.tolist() != probs["class"].values.tolist():
-            raise ValueError(f"{name} and {other} are not of the same test images; predict both on the same data")
+            raise UserError(f"{name} and {other} are not of the same test images; predict both on the same data")
     if images is None:
         epistemic = np.sum([its["uncertainty"]["epistemic"].values for its in runs.values()], 0)
         images = [int(np.where(labels == label, epistemic, -1).argmax()) for label in np.unique(labels)]
@@ -207,4 +208,4 @@ def risk_coverage(groups: Groups, title: str) -> Figure:
 def _check_images(images: Sequence[int], groups: Groups) -> None:
     known = groups["posterior_predictive"]["obs_id"].values
     if unknown := [image for image in images if image not in known]:
-        raise ValueError(f"image {unknown[0]} has no draws; the images go from {known.min()} to {known.max()}")
+        raise UserError(f"image {unknown[0]} has no draws; the images go from {known.min()} to {known.max()}")

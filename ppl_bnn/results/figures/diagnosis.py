@@ -1,4 +1,4 @@
-"""The figure of `ppl_bnn.inference.diagnosis`: each layer's scale, KL, signal-to-noise ratio and share of idle weights."""
+"""The figure of `inference.diagnosis`: each layer's scale, KL, signal-to-noise ratio and share of idle weights."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
@@ -27,16 +28,16 @@ def draw_pruning(paths: Sequence[Path], folder: Path) -> list[Path]:
 
     Raises:
         FileError: a result that cannot be read.
-        ValueError: no path, or results of different data.
+        UserError: no path, or results of different data.
     """
     if not paths:
-        raise ValueError("give at least one pruning.nc")
+        raise UserError("give at least one pruning.nc")
     loaded = [inference_data.load(path) for path in paths]
     title = str(loaded[0].attrs["title"])
     files = [netcdf.groups_of(idata) for idata in loaded]
     for path, idata, groups in zip(paths, loaded, files, strict=True):
         if idata.attrs["title"] != title or groups["pruning"].sizes["image"] != files[0]["pruning"].sizes["image"]:
-            raise ValueError(f"{path} is of other images than {paths[0]}: {idata.attrs['title']} and {title}")
+            raise UserError(f"{path} is of other images than {paths[0]}: {idata.attrs['title']} and {title}")
     runs = [training for groups in files for training in _trainings(groups)]
     if settings := netcdf.read_attrs(paths[0]).get("inputs", {}).get("settings"):
         tuned = f", fine-tuned for {settings['finetune_epochs']} epochs" if settings["finetune_epochs"] else ""

@@ -10,9 +10,9 @@ from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
 from ppl_bnn import fit
+from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.inference.svi import Diverged, Interrupted
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))

@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
-from ppl_bnn.inference.svi import Interrupted
+from ppl_bnn.errors import Interrupted
 from ppl_bnn.prediction.predictive import draw_logits, drawn_blocks
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import torch
 
 from ppl_bnn import Classifier, MeanFieldNormal, build, kl_by_site, predict, sweep
 from ppl_bnn.data import Images
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.predictive import draw_figures

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ppl_bnn import Images
-from ppl_bnn.files import FileError
-from ppl_bnn.prediction.predictive import Predictive
+from ppl_bnn.errors import FileError
+from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.densities import (

@@ -13,8 +13,9 @@ from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit
 from ppl_bnn.distributed import shard
+from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.inference import checkpoint, data_parallel
-from ppl_bnn.inference.svi import Diverged, Interrupted, _batches
+from ppl_bnn.inference.svi import _batches
 
 X = torch.rand(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] > X[:, 1]).long()

@@ -10,9 +10,8 @@ from small_training import X, Y, assert_same_state, settings, small, state, time
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, fit, prune
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError, Interrupted
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.inference.svi import Interrupted
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 27])

@@ -16,7 +16,7 @@ from run_folders import written
 from ppl_bnn.distributed.horovod_backend import import_horovod
 from ppl_bnn.inference import checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, prune
-from ppl_bnn.export import export, main
+from ppl_bnn.export import main
 from ppl_bnn.models.resnet import Block
 from ppl_bnn.prediction.moments import moment_predictive
+from ppl_bnn.prediction.onnx import export
 from ppl_bnn.prediction.predictive import draw_logits
 from ppl_bnn.run import main as run
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 X = torch.rand(6, 2, 10, 10, generator=torch.Generator().manual_seed(0))
 
 

@@ -16,7 +16,7 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_leaves_every_result(call, run_folder):

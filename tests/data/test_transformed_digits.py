@@ -13,7 +13,7 @@ from ppl_bnn.data import images as data
 from ppl_bnn.data import sources as data_sources
 from ppl_bnn.data import transformed_digits
 from ppl_bnn.data.transformed_digits import SHIFTS, deform, displacement_fields, recipe, tangent_images
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError
 
 # As infimnist has it: up, down, left, right, up+left, up+right, down+left, down+right, none.
 ROWS_DOWN = (-1, 1, 0, 0, -1, -1, 1, 1, 0)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
-from ppl_bnn.files import FileError
-from ppl_bnn.inference.checkpoint import read_verified
+from ppl_bnn.errors import FileError
 from ppl_bnn.pruning.storage import load_pruned, save_pruned
+from ppl_bnn.safe_tensors import read_verified
 
 
 def small(hidden=40):

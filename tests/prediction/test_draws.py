@@ -6,7 +6,7 @@ from ranks import Ranks
 from small_posteriors import Branches, Residual, X, Y, by_pyro, convolutional, dense
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, prune
-from ppl_bnn.inference.svi import Interrupted
+from ppl_bnn.errors import Interrupted
 from ppl_bnn.prediction import draws
 from ppl_bnn.prediction.compact.fastest import choose_layers
 from ppl_bnn.prediction.draws import coherent

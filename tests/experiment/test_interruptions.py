@@ -17,7 +17,7 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.pruning import finetune
 from ppl_bnn.results import netcdf
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def training_command(run_folder):

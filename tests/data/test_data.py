@@ -12,7 +12,7 @@ from PIL import Image
 
 from ppl_bnn.data import images as data
 from ppl_bnn.data import sources as data_sources
-from ppl_bnn.files import FileError
+from ppl_bnn.errors import FileError
 
 
 def idx(array):

@@ -1,0 +1,17 @@
+"""The exceptions that users meet. A user's mistake is a `UserError`; an error of ours never looks like one."""
+
+
+class UserError(ValueError):
+    """Input, settings or data that cannot be used. The message says what was got, what is expected and what to do."""
+
+
+class FileError(UserError):
+    """A file that cannot be used. The message says which one, why, and what to do."""
+
+
+class Interrupted(Exception):
+    """Work stopped because it was asked to stop. A training has saved a checkpoint first."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient became NaN or infinite, or the ranks' parameters are no longer equal."""
