@@ -10,7 +10,7 @@ from ppl_bnn.distributed.communicator import Communicator
 from ppl_bnn.errors import UserError
 
 COMPRESSIONS = ("none", "fp16")
-# Half precision keeps 11 bits only above 6e-5. This factor lifts small gradients; 256 is the largest that fits.
+# Half precision keeps 11 bits only above 6e-5: small gradients are lifted above it, and 256 is the largest that fits.
 _LIFT = 256.0
 
 
@@ -115,7 +115,7 @@ class _Bucket:
 
 
 def check_buckets(bucket_mb: float, compression: str, *, prefix: str = "") -> None:
-    """Raise UserError if a setting is out of range; the message calls it prefix + name."""
+    """Raise UserError where a setting, called prefix + name, is out of range."""
     if not 0 < bucket_mb < float("inf"):
         raise UserError(f"{prefix}bucket_mb must be positive and finite, got {bucket_mb}")
     if compression not in COMPRESSIONS:
