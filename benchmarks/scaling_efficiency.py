@@ -172,7 +172,7 @@ def report(
         ratios = [own / theirs for own, theirs in zip(found["ours"], found["ddp"], strict=True)]
         print(f"ours takes {statistics.median(ratios):.3f} of ddp's time")
     parts = ", ".join(f"{kind} {1e3 * seconds:.1f} ms" for kind, seconds in waited.items())
-    print(f"rank 0 of ours stood still a step for: {parts}")
+    print(f"rank 0 waited in each step of ours for: {parts}")
 
 
 if __name__ == "__main__":
