@@ -1,4 +1,4 @@
-"""What a training step costs where other work keeps some of its cores busy, by how OpenMP's threads wait."""
+"""Measures a training step while other work keeps some cores busy, for each way that OpenMP's threads may wait."""
 
 import argparse
 import math
@@ -17,13 +17,13 @@ from tqdm import tqdm
 from report import Table, aligned, as_markdown, cpu_name
 from train_step import SHAPES, build_contender, set_up
 
-# How often a thread of GNU OpenMP looks for the others before it sleeps: its own setting, and ppl_bnn's.
+# How often a thread of GNU OpenMP looks for the others before it sleeps: the default, and ppl_bnn's setting.
 WAITS = {"OpenMP's own": "300000", "ppl_bnn's": "3000", "none": "0"}
 
 _HELP = """
-Each cell is the median of some rounds, and in a round the mean of some seconds of steps, in a process of its own, the
-cells one after the other. The step is that of ppl_bnn.fit with sign-flipped groups; a busy core has another training of
-the same network on one thread.
+Each cell is the median over rounds. A round is the mean step over some seconds, in a process of its own. The cells of a
+round run one after the other. The step is that of ppl_bnn.fit with sign-flipped groups. A busy core runs another
+training of the same network on one thread.
 
 example:
   python benchmarks/busy_cores.py --network bnn-fc --rounds 5
@@ -31,15 +31,15 @@ example:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time the step with 0 to all but none of the cores busy, for each way to wait."""
+    """Time the step with 0 to `--busy` busy cores, for each way to wait."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
     add("--network", choices=list(SHAPES), default="bnn-fc", help="which network (default: bnn-fc)")
     add("--threads", type=int, default=2, help="torch's CPU threads (default: 2)")
-    add("--busy", type=int, default=1, help="up to so many busy cores (default: 1)")
-    add("--rounds", type=int, default=5, help="processes of each cell (default: 5)")
-    add("--seconds", type=float, default=5, help="of steps in a process (default: 5)")
+    add("--busy", type=int, default=1, help="largest number of busy cores (default: 1)")
+    add("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    add("--seconds", type=float, default=5, help="seconds of steps in a process (default: 5)")
     add("--markdown", action="store_true", help="print the table as markdown too")
     options = parser.parse_args(arguments)
     if min(options.threads, options.rounds) < 1 or options.busy < 0:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def step_seconds(network: str, threads: int, seconds: float) -> float:
-    """The mean step in this process."""
+    """Return the mean seconds of a step in this process."""
     settings = {"batch": 100 if network == "bnn-fc" else 128, "channels_last": network != "bnn-fc"}
     settings |= {"network": network, "device": torch.device("cpu"), "precision": "float32"}
     options = argparse.Namespace(**settings, threads=threads, default_malloc=False)
@@ -76,14 +76,14 @@ def step_seconds(network: str, threads: int, seconds: float) -> float:
 
 
 def _in_a_process(spin_count: str, options: argparse.Namespace) -> float:
-    # Read when OpenMP is loaded: a spawned process does so anew.
+    # OpenMP reads this when it is loaded, which each spawned process does again.
     os.environ["GOMP_SPINCOUNT"] = spin_count
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         return fresh.submit(step_seconds, options.network, options.threads, options.seconds).result()
 
 
 def _another_training(network: str) -> None:
-    # Of another session, as another terminal's or user's: Linux shares its cores out between sessions.
+    # In another session, like the work of another terminal or user: Linux divides its cores between sessions.
     os.setsid()
     step_seconds(network, 1, math.inf)
 
@@ -95,7 +95,7 @@ def _busy(cores: int, network: str) -> Iterator[None]:
     ]
     for training in trainings:
         training.start()
-    # They have begun before the step is timed.
+    # The other trainings run before the step is timed.
     time.sleep(5 * bool(cores))
     try:
         yield

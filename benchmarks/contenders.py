@@ -1,7 +1,7 @@
-"""The steps that benchmarks/train_step.py compares: the deterministic network's, ours and other packages'.
+"""The training steps that benchmarks/train_step.py compares: deterministic, ours, and those of other packages.
 
-Each function takes a deterministic torch network, images [N, C, H, W], labels [N] and the memory layout, and gives a
-training step of that network, or of its Bayesian twin, in one framework.
+Each function takes a deterministic torch network, images [N, C, H, W], labels [N] and the memory layout. It returns a
+training step of that network, or of its Bayesian form, in one framework.
 """
 
 import os
@@ -27,19 +27,19 @@ NUM_DATA = 50_000
 
 
 class Contender(NamedTuple):
-    """A training step, and the bytes of all that it learns and remembers from one step to the next."""
+    """A training step, and the bytes of its parameters and optimizer state."""
 
     step: Callable[[], object]
     held: Callable[[], int]
 
 
 def deterministic(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
-    """Plain torch."""
+    """Build the deterministic step in plain torch."""
     return _with_adam(net.parameters(), lambda: F.cross_entropy(net(x), y))
 
 
 def by_hand(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
-    """Mean-field Normal weights in a chain of layers, without Pyro: a draw of each, and the KL to Normal(0, 1)."""
+    """Build a step without Pyro: a chain of layers with mean-field Normal weights, and the KL to Normal(0, 1)."""
     layers = list(net.children())
     unconstrained = {layer: torch.full_like(layer.weight, -9.0) for layer in layers if isinstance(layer, nn.Linear)}
 
@@ -58,7 +58,7 @@ def by_hand(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -
 
 
 def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, name: str) -> Contender:
-    """The step of `ppl_bnn.fit`: an estimator and Adam, or ``ivon``: the plain one and that optimizer."""
+    """Build the step of `ppl_bnn.fit`: an estimator with Adam, or ``ivon``: the plain estimator with that optimizer."""
     ivon = name == "ivon"
     model = Classifier(bayesian(net), NUM_DATA)
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=0.0063 if ivon else 1.2e-4)
@@ -67,7 +67,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, n
     optimizer = build_optimizer("ivon" if ivon else "adam", model, guide, lr=0.01 if ivon else 1e-4)
     elbo = KLScaledELBO(NUM_DATA)
     handlers = ESTIMATORS["plain" if ivon else name](), BatchAccuracy()
-    # A parameter store of its own: the contenders' parameters have the same names.
+    # Each contender has its own parameter store, because their parameters have the same names.
     parameters: dict = {"params": {}, "constraints": {}}
 
     def step() -> None:
@@ -80,7 +80,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, n
 
 
 def ivon_opt(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
-    """IVON's own implementation (Shen et al. 2024), which draws every parameter of the deterministic network."""
+    """Build a step of IVON's reference implementation (Shen et al. 2024). It draws every parameter of the network."""
     import ivon
 
     optimizer = ivon.IVON(net.parameters(), lr=0.01, ess=NUM_DATA)
@@ -95,7 +95,7 @@ def ivon_opt(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) 
 
 
 def bayesian_torch(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, kind: str) -> Contender:
-    """The layers of bayesian-torch, whose biases are random too, and the loss of its examples."""
+    """Build a step with the layers of bayesian-torch, whose biases are random too, and the loss of its examples."""
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
     settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -9.0}
@@ -105,7 +105,7 @@ def bayesian_torch(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_fo
 
 
 def tyxe_flipout(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
-    """TyXe's own `fit` in its flipout context; batch norm is no part of the prior, biases must be, for its flipout."""
+    """Build a step of TyXe's `fit` in its flipout context. Batch norm is not random; biases must be for its flipout."""
     import tyxe
 
     normal = pyro.distributions.Normal(0.0, 1.0)
@@ -124,11 +124,11 @@ def tyxe_flipout(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_form
 
 
 def tyxe_guide() -> Any:
-    """TyXe's Normal guide, for Pyro 1.9."""
+    """Return TyXe's Normal guide, made to work with Pyro 1.9."""
     import tyxe
 
     class Guide(tyxe.guides.AutoNormal):
-        # TyXe 0.0.2 reads these by pyro.util.deep_getattr, which Pyro 1.9 no longer has.
+        # TyXe 0.0.2 reads these with pyro.util.deep_getattr, which Pyro 1.9 no longer has.
         def get_loc(self, site_name: str) -> Tensor:
             return attrgetter(f"{site_name}.loc")(self)
 
@@ -141,14 +141,14 @@ def tyxe_guide() -> Any:
 def tensorflow_probability(
     net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, flipout: bool
 ) -> Contender:
-    """The same network in Keras, with TensorFlow Probability's flipout layers or Keras's own, as a tf.function.
+    """Build a step of the same network in Keras, with flipout layers or Keras's own, as a tf.function.
 
-    Compiled by XLA (jit_compile=True) a flipout step takes twice the CPU time, so it is not.
+    It is not compiled by XLA, because jit_compile=True doubles the CPU time of a flipout step.
     """
-    # Loaded after TensorFlow, what torch.compile needs ends the process (torch 2.14, TensorFlow 2.21).
+    # If torch.compile's parts are loaded after TensorFlow, the process dies (torch 2.14, TensorFlow 2.21).
     import torch._dynamo
 
-    # TensorFlow would report at its import that it found no GPU.
+    # Otherwise TensorFlow reports at its import that it found no GPU.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
     import tensorflow_probability as tfp
@@ -157,7 +157,7 @@ def tensorflow_probability(
     from keras_twin import in_keras
 
     tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
-    tf.config.set_visible_devices([], "GPU")  # where torch's steps are not either
+    tf.config.set_visible_devices([], "GPU")  # torch's steps do not run there either
     convolution, dense = keras.layers.Conv2D, keras.layers.Dense
     if flipout:
         initial = keras.initializers.RandomNormal(-9.0, 0.1)
@@ -169,7 +169,7 @@ def tensorflow_probability(
         dense = partial(tfp.layers.DenseFlipout, **settings)
     inputs = keras.Input((*x.shape[2:], x.shape[1]))
     with warnings.catch_warnings():
-        # The layers of TensorFlow Probability 0.25 call Keras in a way that it calls deprecated.
+        # The layers of TensorFlow Probability 0.25 call deprecated functions of Keras.
         warnings.simplefilter("ignore", UserWarning)
         model = keras.Model(inputs, in_keras(net, inputs, convolution, dense))
     optimizer = keras.optimizers.Adam(1e-4)
@@ -189,11 +189,11 @@ def tensorflow_probability(
         variables = [*model.trainable_variables, *optimizer.variables]
         return sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
 
-    # The loss is read, so that the step has ended when it returns.
+    # Reading the loss makes sure that the step has ended.
     return Contender(lambda: update().numpy(), held)
 
 
-# The first that fits the network is its base.
+# The first contender that fits the network is its base.
 CONTENDERS: dict[str, Callable[..., Contender]] = {
     "hand": by_hand,
     "cnn": deterministic,
@@ -205,7 +205,7 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "tfp cnn": partial(tensorflow_probability, flipout=False),
     "tfp": partial(tensorflow_probability, flipout=True),
 }
-# A contender's first word -> the module it needs, and what pip is to install for it.
+# {first word of a contender: (module that it needs, what pip installs)}
 PACKAGES = {
     "ivon-opt": ("ivon", "ivon-opt"),
     "bayesian-torch": ("bayesian_torch", "bayesian-torch"),
@@ -215,13 +215,13 @@ PACKAGES = {
 
 
 def package(name: str) -> str | None:
-    """The key in `PACKAGES` of the package that a contender is from, None for our own and plain torch."""
+    """Return the key in `PACKAGES` of a contender's package, or None for our own and plain torch."""
     first = name.partition(" ")[0]
     return first if first in PACKAGES else None
 
 
 def why_absent(name: str, device: torch.device, precision: str) -> str | None:
-    """Why a contender cannot run here, as far as can be told beforehand."""
+    """Return why a contender cannot run here, as far as this is known beforehand."""
     if name.startswith("tfp") and (device.type != "cpu" or precision != "float32"):
         return "is for float32 on a CPU"
     if (key := package(name)) and find_spec(PACKAGES[key][0]) is None:
@@ -241,7 +241,7 @@ def _with_adam(parameters: Iterable[Tensor], loss: Callable[[], Tensor]) -> Cont
 
 
 def _bytes(held: object) -> int:
-    """Bytes of an optimizer's parameters and state, or of the tensors in nested lists and dicts."""
+    """Return the bytes of an optimizer's parameters and state, or of the tensors in nested lists and dicts."""
     if isinstance(held, Optimizer):
         return _bytes(held.param_groups) + _bytes(held.state)
     if isinstance(held, Tensor):

@@ -1,4 +1,4 @@
-"""Trainings of one network by each estimator, step by step, and how a study of them prints its tables."""
+"""Trains one network with each estimator, step by step, and prints tables of the results."""
 
 import argparse
 import time
@@ -28,7 +28,7 @@ TRAINABLE = (*METHODS, "ivon", *(f"ivon+{name}" for name in METHODS))
 
 @dataclass
 class Training:
-    """A network and its guide under `ppl_bnn.fit`'s machinery, and the steps so far and their seconds."""
+    """A network and its guide, trained as in `ppl_bnn.fit`, with the number of steps so far and their seconds."""
 
     model: Classifier
     guide: MeanFieldNormal
@@ -41,7 +41,7 @@ class Training:
     def start(
         cls, images: Images, options: argparse.Namespace, *, deterministic: bool = False, ivon: bool = False
     ) -> "Training":
-        """The same network and guide at each call."""
+        """Start from the same network and guide at each call."""
         torch.manual_seed(0)
         shape, one, count = tuple(images.pixels.shape[1:]), images.first(1), len(images)
         net = build(options.network, image_shape=shape, prior=options.prior, deterministic=deterministic)
@@ -57,7 +57,7 @@ class Training:
     def step(self, x: Tensor, y: Tensor, estimator: str = "plain") -> float:
         """Run one step and return its seconds."""
         started = time.perf_counter()
-        # A parameter store of its own: the parameters of all trainings have the same names.
+        # Each training has its own parameter store, because their parameters have the same names.
         with pyro.get_param_store().scope(), METHODS[estimator](), BatchAccuracy():
             self.elbo.loss_and_grads(self.model, self.guide, x, y)
             descend(self.optimizer)
@@ -67,16 +67,16 @@ class Training:
 
 
 def shuffled(x: Tensor, y: Tensor, options: argparse.Namespace) -> Batches:
-    """Whole batches without end, in an order that is the same at each call."""
+    """Yield whole batches without end, in an order that is the same at each call."""
     generator = torch.Generator().manual_seed(0)
     while True:
-        # A last batch that is smaller would be a faster step with another gradient variance.
+        # A smaller last batch would be a faster step with another gradient variance.
         for rows in torch.randperm(len(x), generator=generator).split(options.batch)[: len(x) // options.batch]:
             yield x[rows].contiguous(memory_format=options.layout), y[rows]
 
 
 def with_error(pair: Tensor) -> str:
-    """A number and its standard error [2]."""
+    """Format a number and its standard error [2]."""
     return f"{float(pair[0]):.3f} ± {float(pair[1]):.3f}"
 
 

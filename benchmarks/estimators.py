@@ -1,4 +1,4 @@
-"""Which estimator learns most in a second: its gradient's variance, its step's seconds, and the ELBO it reaches."""
+"""Compares estimators: the variance of the gradient, the seconds of a step, and the ELBO reached in equal time."""
 
 import argparse
 import random
@@ -22,19 +22,20 @@ from report import cpu_name
 PARTS = ("variance", "time", "elbo")
 
 _HELP = f"""
-variance: gradients of the likelihood term on one batch at one guide: the trace of their covariance over weight draws
-  (and, for groups, over who shares one), plain = 1, with its standard error. "{ANY_BATCH}" is plain with a new batch at
-  each draw, what a training meets; of it an estimator can take away plain's 1 and no more. The mean columns show bias:
-  |mean - plain's mean| over what chance makes of it, and in brackets the standard errors by which its square is above
-  chance (of little worth below 10 draws; a chance of plain's own shows in all rows). With batch norm the objective
-  itself depends on how the noise is shared, and local leaves out covariances over space in convolutions: there the
-  means may differ.
-time: seconds of a step as ppl_bnn.fit runs it, in turns; variance x seconds below 1 is better than plain.
-elbo: trainings from one state on the same batches, in turns, until each has had the same seconds of steps; then the
-  negative ELBO (nll + kl, nats per datum) on training images held out. ivon is plain with that optimizer.
+variance: the trace of the covariance of gradients of the likelihood term, on one batch at one guide, with its standard
+  error. The unit is plain's. It is taken over weight draws, and for groups also over which images share a draw.
+  "{ANY_BATCH}" is plain with a new batch at each draw, as in a training. An estimator can remove at most plain's 1 of
+  it. The mean columns show bias: |mean - plain's mean| divided by its size under chance. The number in brackets says
+  by how many standard errors its square is above chance. It means little below 10 draws. A chance deviation of plain
+  shows in all rows. The means may differ with batch norm, where the objective depends on how the noise is shared, and
+  for local in convolutions, where it leaves out covariances over space.
+time: seconds of a step as ppl_bnn.fit runs it. The estimators take turns. A variance x seconds below 1 is better than
+  plain.
+elbo: trainings from one state on the same batches, in turns, until each has used the same seconds of steps. Then the
+  negative ELBO (nll + kl, nats per datum) on held-out training images. ivon is plain with that optimizer.
 
-estimators: {", ".join(METHODS)}; groups has 4 groups. --train also takes ivon,
-ivon+groups and the like.
+estimators: {", ".join(METHODS)}. groups has 4 groups. --train also takes ivon, ivon+groups and
+so on.
 
   python benchmarks/estimators.py --network vgg16 --channels_last --parts variance,time --draws 6 --scales 0.0063
   python benchmarks/estimators.py --parts elbo --train plain,groups-2,local,ivon+groups --seconds 120 --markdown
@@ -42,7 +43,7 @@ ivon+groups and the like.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the parts that the command line names and print their tables."""
+    """Measure the parts named on the command line and print their tables."""
     options = _options(arguments)
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def step_seconds(images: Images, options: argparse.Namespace, variances: Variances) -> None:
-    """Print the seconds of a training step, and the variances times them."""
+    """Print the seconds of a training step, and the variances times these seconds."""
     cnn, bnn = (Training.start(images, options, deterministic=kind) for kind in (True, False))
     steps = {"cnn": cnn.step, **{name: partial(bnn.step, estimator=name) for name in METHODS}}
     batches, order = shuffled(images.inputs(), images.labels, options), random.Random(0)
@@ -84,12 +85,12 @@ def step_seconds(images: Images, options: argparse.Namespace, variances: Varianc
 
 
 def elbo_reached(images: Images, held_out: Images, options: argparse.Namespace) -> None:
-    """Print what each estimator reaches on held-out images after the same seconds of steps."""
+    """Print the ELBO that each estimator reaches on held-out images after the same seconds of steps."""
     trainings = {name: Training.start(images, options, ivon=name.startswith("ivon")) for name in options.train}
     inputs = images.inputs()
     batches = {name: shuffled(inputs, images.labels, options) for name in trainings}
     left, bar = dict(trainings), tqdm(total=options.seconds * len(trainings), desc="elbo", unit="s", disable=None)
-    # The one furthest behind runs for a second, so that whatever else the machine does slows all of them.
+    # The training furthest behind runs for a second, so that other work on the machine slows all of them alike.
     while left:
         name, training = min(left.items(), key=lambda item: item[1].seconds)
         estimator, until = name.removeprefix("ivon").removeprefix("+") or "plain", training.seconds + 1
@@ -124,36 +125,36 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=raw)
     add = parser.add_argument
     add("--network", choices=list(NETWORKS), default="bnn-fc", help="which network (default: bnn-fc)")
-    add("--data", choices=DATASETS, help="which images (default: mnist for bnn-*, cifar10 for the others)")
-    add("--data_dir", default="data", help="where the data are, or are downloaded to (default: data)")
-    add("--data_file", help="an .npz of CIFAR-10 JPEGs to read instead")
+    add("--data", choices=DATASETS, help="data set (default: mnist for bnn-*, cifar10 for the others)")
+    add("--data_dir", default="data", help="folder of the data sets (default: data)")
+    add("--data_file", help="an .npz of CIFAR-10 JPEGs to read instead of downloading")
     add("--batch", type=int, default=128, help="images a step (default: 128)")
     add("--threads", type=int, default=2, help="torch's CPU threads (default: 2)")
-    add("--channels_last", action="store_true", help="that memory layout of images and kernels")
+    add("--channels_last", action="store_true", help="use this memory layout for images and kernels")
     add("--parts", type=names, default=",".join(PARTS), help=f"comma-separated (default: {','.join(PARTS)})")
     add("--draws", type=int, default=24, help="variance: gradients of each estimator (default: 24)")
     add("--scales", type=numbers, default="0.002,0.02", help="variance: scales to study (default: 0.002,0.02)")
-    add("--warm", type=int, default=100, help="variance: steps of plain Adam before it (default: 100)")
+    add("--warm", type=int, default=100, help="variance: steps of plain with Adam before it is measured (default: 100)")
     add(
         "--train",
         type=names,
         default="plain,flipout,groups,local,ivon",
         help="elbo: what to train (default: plain,flipout,groups,local,ivon)",
     )
-    add("--seconds", type=float, default=60, help="elbo: seconds of steps of each (default: 60)")
+    add("--seconds", type=float, default=60, help="elbo: seconds of steps for each estimator (default: 60)")
     add("--held_out", type=int, default=1000, help="elbo: images to evaluate 10 draws on (default: 1000)")
     add("--lr", type=float, default=1e-3, help="Adam's learning rate (default: 0.001)")
     add("--ivon_lr", type=float, default=0.05, help="ivon's learning rate (default: 0.05)")
     add("--ivon_beta2", type=float, default=0.9999, help="decay of ivon's curvature (default: 0.9999)")
     add("--prior", type=parse_prior, default="normal(0, 0.316)", help="of every weight (default: normal(0, 0.316))")
-    add("--init_scale", type=float, default=0.0063, help="of the guide when training starts (default: 0.0063)")
+    add("--init_scale", type=float, default=0.0063, help="initial scale of the guide (default: 0.0063)")
     add("--markdown", action="store_true", help="print the tables as markdown")
     options = parser.parse_args(arguments)
     options.data = options.data or ("mnist" if options.network.startswith("bnn") else "cifar10")
     options.layout = torch.channels_last if options.channels_last else torch.contiguous_format
     if unknown := (set(options.parts) - set(PARTS)) | (set(options.train) - set(TRAINABLE)):
         parser.error(f"unknown: {min(unknown)!r}; parts are {', '.join(PARTS)}; --train takes {', '.join(TRAINABLE)}")
-    # Batch norm cannot learn from one image of a 1x1 map, and two contrasts are the fewest that have a spread.
+    # Batch norm cannot train on one image of a 1x1 map, and a spread needs at least two contrasts.
     if options.batch < 2 or options.draws < 3 or min(options.threads, options.held_out) < 1:
         parser.error("--batch must be at least 2, --draws at least 3, --threads and --held_out at least 1")
     return options

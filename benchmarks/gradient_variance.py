@@ -1,4 +1,4 @@
-"""The variance of each estimator's gradient, and whether all have one mean."""
+"""Measures the variance of each estimator's gradient, and whether their means agree."""
 
 import argparse
 from itertools import islice
@@ -12,7 +12,7 @@ from estimator_steps import METHODS, Batches, Training, show, shuffled, with_err
 from ppl_bnn import Images
 from ppl_bnn.guides.normal import inverse_scale
 
-# {scale: {estimator: [3, 2]}}: by group, the variance relative to plain and its standard error.
+# {scale: {estimator: [3, 2]}}: for each group, the variance relative to plain and its standard error.
 Variances = dict[float, dict[str, Tensor]]
 
 GROUPS = ("loc", "unconstrained_scale", "point")
@@ -27,9 +27,9 @@ def variance(images: Images, options: argparse.Namespace) -> Variances:
     training.elbo.kl_weight = 0.0
     norms = [module for module in training.model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        # The running statistics stay as they are; no gradient depends on them in training mode.
+        # The running statistics do not change. In training mode no gradient depends on them.
         norm.momentum = 0.0
-    # One batch in an order drawn anew each time: in training it is chance too which images share a group.
+    # One batch in a new random order each time, because in training chance decides which images share a group.
     sources = {**dict.fromkeys(METHODS, shuffled(*next(batches), options)), ANY_BATCH: batches}
     bar = tqdm(total=len(options.scales) * len(sources) * options.draws, desc="variance", unit="draw", disable=None)
     for scale in options.scales:
@@ -53,10 +53,10 @@ def variance(images: Images, options: argparse.Namespace) -> Variances:
 
 
 def _moments(training: Training, name: str, batches: Batches, bar: tqdm) -> tuple[list[Tensor], Tensor]:
-    """The mean gradient, a vector a group, and [n - 1, 3] estimates of the trace of the covariance, by group.
+    """Return the mean gradient, one vector a group, and [n - 1, 3] estimates of the trace of the covariance, by group.
 
-    Welford's contrasts sqrt(k / (k + 1)) (g - mean of the k before) are uncorrelated and each has the covariance of g:
-    the mean of their squared norms is the unbiased sample variance, and their spread gives its standard error.
+    Welford's contrasts sqrt(k / (k + 1)) (g - mean of the k before) are uncorrelated, and each has the covariance of g.
+    The mean of their squared norms is the unbiased sample variance. Their spread gives its standard error.
     """
     parts = (training.guide.loc, training.guide.unconstrained_scale, training.model)
     groups = [list(part.parameters()) for part in parts]
@@ -70,13 +70,13 @@ def _moments(training: Training, name: str, batches: Batches, bar: tqdm) -> tupl
         squares.append(_squares(changes) * (drawn / (drawn + 1)))
         mean = [before + change / (drawn + 1) for before, change in zip(mean, changes, strict=True)]
         bar.update()
-    # The first draw has none before it to differ from.
+    # The first draw has no draw before it to differ from.
     return mean, torch.stack(squares[1:])
 
 
 def _relative(squares: Tensor, base: Tensor) -> Tensor:
     ratio = squares.mean(0) / base.mean(0)
-    # Plain's own ratio is 1: what is said of it is how well its variance is known.
+    # The ratio of plain is 1 by definition. Its error says how well plain's variance is known.
     parts = (squares,) if squares is base else (squares, base)
     errors = sum((part.std(0) / part.mean(0)).square() / len(part) for part in parts)
     return torch.stack([ratio, ratio * errors.sqrt()], 1)
@@ -85,7 +85,7 @@ def _relative(squares: Tensor, base: Tensor) -> Tensor:
 def _mean_differences(mean: list[Tensor], squares: Tensor, plain: list[Tensor], base: Tensor) -> list[str]:
     found, draws = _squares([a - b for a, b in zip(mean, plain, strict=True)]), len(base) + 1
     chance = (squares.mean(0) + base.mean(0)) / draws
-    # Of a difference that is chance alone, by Cauchy-Schwarz at most this; its expectation is itself an estimate.
+    # Upper bound, by Cauchy-Schwarz, for a difference due to chance. Its expectation is itself an estimate.
     error = (squares.std(0) + base.std(0)) / draws * (1 + 1 / len(base)) ** 0.5
     above = (found - chance) / error
     return [f"{float(r):.2f} ({float(z):+.1f})" for r, z in zip((found / chance).sqrt(), above, strict=True)]

@@ -1,4 +1,4 @@
-"""A torch network's twin in Keras."""
+"""Builds the Keras twin of a torch network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ def in_keras(layer: nn.Module, x: Any, convolution: Callable, dense: Callable) -
             sum_ = layers.add([apply(layer.conv2, inner), apply(layer.shortcut, x)])
             return layers.ReLU()(apply(layer.norm2, sum_))
         case nn.Conv2d():
-            # With a stride "same" pads other sides than torch does: one pixel's shift, and the same work.
+            # With a stride, "same" pads other sides than torch: a shift of one pixel, and the same work.
             return convolution(layer.out_channels, layer.kernel_size, strides=layer.stride, padding="same")(x)
         case nn.BatchNorm2d():
             return layers.BatchNormalization(momentum=0.9, epsilon=layer.eps)(x)

@@ -1,4 +1,4 @@
-"""How far the predictive by moments is from that by 1000 draws, and what it costs, on a trained posterior.
+"""Compares the predictive by moments with that by 1000 draws, on a trained posterior, and measures its cost.
 
 python benchmarks/moments.py runs/mnist-fc/out --images 2000
 """
@@ -26,13 +26,13 @@ def main() -> None:
     """Print the two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a run's out folder")
-    parser.add_argument("--parts", default="quality,time")
-    parser.add_argument("--images", type=int, default=2000, help="the first so many test images")
-    parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--fewer", default="10,30,100,300", help="numbers of other draws to set beside")
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--data_dir", default=None)
+    parser.add_argument("--parts", default="quality,time", help="what to measure (default: quality,time)")
+    parser.add_argument("--images", type=int, default=2000, help="number of test images (default: 2000)")
+    parser.add_argument("--draws", type=int, default=1000, help="draws of the reference (default: 1000)")
+    parser.add_argument("--fewer", default="10,30,100,300", help="numbers of other draws (default: 10,30,100,300)")
+    parser.add_argument("--batch", type=int, default=100, help="time: images a forward pass (default: 100)")
+    parser.add_argument("--rounds", type=int, default=7, help="time: timed rounds (default: 7)")
+    parser.add_argument("--data_dir", default=None, help="folder of the data sets (default: that of the run)")
     options = parser.parse_args()
     keep_freed_memory()
     run = opened(options.out, data_dir=options.data_dir)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def quality(run: Experiment, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    """Print each method's distance to the draws (total variation per image) and its metrics."""
+    """Print the distance of each method to the draws (total variation of an image) and its metrics."""
     fewer = [int(count) for count in options.fewer.split(",")]
     rows = {f"{options.draws} draws": (many := _by_draws(run, x, options.draws, 1, options.batch, {}))}
     others: dict[int, tuple[Tensor, Tensor]] = {}
@@ -86,7 +86,7 @@ def _by_draws(
 
 @torch.no_grad()
 def seconds(run: Experiment, x: Tensor, options: argparse.Namespace) -> None:
-    """Print the time of each way in turns, as a ratio to the faster of the two deterministic forward passes."""
+    """Print the time of each method, in turns, as a ratio to the faster of two deterministic forward passes."""
     found = plain(run.model.net)
     for site in run.guide.sites:
         found.parameter(site).copy_(found.place(site, *run.guide.loc_scale(site))[0])

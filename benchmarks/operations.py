@@ -1,4 +1,4 @@
-"""What a training step computes: multiply-adds counted from the shapes of a network's layers."""
+"""Counts the multiply-adds of a training step from the shapes of a network's layers."""
 
 import math
 
@@ -10,11 +10,11 @@ from ppl_bnn.guides import GroupedFlips
 
 
 def operations(network: str, image_shape: tuple[int, int, int], batch: int) -> list[list[str]]:
-    """An image's multiply-adds, and those of drawing the weights, forward: once a step, whatever the batch."""
+    """Return a table: multiply-adds of an image, and of drawing the weights, which happens once a step."""
     net = build(network, deterministic=True)
     forward, training, weights = multiply_adds(net, torch.rand(2, *image_shape))
     groups = math.ceil(batch / math.ceil(batch / GroupedFlips().groups))
-    # Passes of every layer, and multiply-adds a weight: one for the draw, and one for each flip of it.
+    # (passes of every layer, multiply-adds a weight): one for the draw, and one for each flip of it.
     costs = {"cnn": (1, 0), "plain": (1, 1), "groups": (1, groups), "flipout": (2, 1)}
     table = [["step", "forward", "training", "x cnn", "drawing weights", "of it an image"]]
     for name, (passes, draws) in costs.items():
@@ -24,16 +24,16 @@ def operations(network: str, image_shape: tuple[int, int, int], batch: int) -> l
 
 
 def multiply_adds(net: nn.Module, x: Tensor) -> tuple[int, int, int]:
-    """Multiply-adds an image of the Linear and Conv2d layers, forward and in training, and the number of weights.
+    """Return an image's multiply-adds in Linear and Conv2d layers, forward and in training, and the number of weights.
 
-    Backward takes a forward's for the weights' gradient and as many for the input's, which a layer that sees the
-    images themselves does without. `x` holds at least 2 images.
+    The gradient of the weights takes as many as a forward pass, and so does the gradient of the input. The layer that
+    sees the images needs no gradient of its input. `x` holds at least 2 images.
     """
     forward, training, weights = 0, 0, 0
 
     def count(layer: nn.Linear | nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal forward, training, weights
-        # One output element takes a product with each weight of a row: inputs of a group times kernel area.
+        # An output element takes one product for each weight of a row: inputs of a group times kernel area.
         products = output[0].numel() * layer.weight[0].numel()
         forward += products
         training += products * (3 if inputs[0].requires_grad else 2)

@@ -1,4 +1,4 @@
-"""What a predictive draw costs: ours and other packages', beside the fastest deterministic forward pass."""
+"""Times a predictive draw, ours and those of other packages, beside the fastest deterministic forward pass."""
 
 import argparse
 import os
@@ -23,15 +23,16 @@ from ppl_bnn.prediction.plain import plain
 SHAPES = {"bnn-fc": (1, 28, 28), "bnn-conv": (1, 28, 28), "vgg16": (3, 32, 32), "resnet18": (3, 32, 32)}
 
 _HELP = """
-A contender averages the softmax of S draws over the images. Its ratio is the time of one draw to one forward pass of
-the same network without randomness in torch: batch norm folded, channels_last where there are convolutions, in the
-same batches. In a round each contender runs once, in an order drawn anew.
+A contender averages the softmax of S draws over the images. Its ratio is the time of one draw to the time of one
+forward pass of the deterministic network in torch, in the same batches. That pass has batch norm folded, and uses
+channels_last if there are convolutions. In a round each contender runs once, in a new random order.
 
 contenders:
   cnn             that forward pass, once: the base
-  draws           our coherent draws; layerwise: our draws of pre-activations; both ready to draw
-  predictor       ppl_bnn.predictor, made before: what a service that answers many requests calls
-  predict         the public call ppl_bnn.predict as a user makes it, set-up and all that it returns included
+  draws           our coherent draws, after the set-up
+  layerwise       our draws of pre-activations, after the set-up
+  predictor       ppl_bnn.predictor, made beforehand, as in a service that answers many requests
+  predict         the public call ppl_bnn.predict, with its set-up and all its results
   bayesian-torch  the network converted by the package (Reparameterization), called once a draw, in the same batches
   tyxe            VariationalBNN.predict
   tfp             Keras with TensorFlow Probability's reparameterization layers, a tf.function called once a draw
@@ -44,16 +45,16 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time the contenders that the command line names and print medians."""
+    """Time the contenders named on the command line and print medians."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
     add("--network", choices=list(SHAPES), default="bnn-fc", help="which network (default: bnn-fc)")
     add("--images", type=int, default=1, help="images to predict (default: 1)")
-    add("--draws", default="1", help="draws, one number or several with commas (default: 1)")
+    add("--draws", default="1", help="number of draws, or several, separated by commas (default: 1)")
     add("--threads", type=int, default=2, help="CPU threads of torch and of TensorFlow (default: 2)")
-    add("--rounds", type=int, default=7, help="timed runs of each contender, after one untimed (default: 7)")
-    add("--contenders", help="comma-separated, of those below (default: all that fit)")
+    add("--rounds", type=int, default=7, help="timed runs of each contender, after one untimed run (default: 7)")
+    add("--contenders", help="which to run, separated by commas (default: all that fit)")
     add("--markdown", action="store_true", help="print rows of a markdown table")
     options = parser.parse_args(arguments)
     dense = options.network == "bnn-fc"
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _compare(runs: dict[str, Callable], base: Callable, draws: int, rounds: int, row: str) -> None:
     every = {**runs, "cnn": base}
     times: dict[str, list[float]] = {name: [] for name in every}
-    # Untimed: what is made once for a number of draws.
+    # An untimed run makes what is made once for a number of draws.
     for run in every.values():
         run(draws)
     for _ in range(rounds):
@@ -112,7 +113,7 @@ def _compare(runs: dict[str, Callable], base: Callable, draws: int, rounds: int,
 
 
 def forward(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """The deterministic network's forward pass, as fast as we know it: once, whatever the number of draws."""
+    """Return the fastest known forward pass of the deterministic network. It runs once for any number of draws."""
     network = plain(net)
     parts = laid_out(network, x).split(default_batch(network, x))
 
@@ -124,7 +125,7 @@ def forward(net: nn.Module, x: Tensor) -> Callable[[int], object]:
 
 
 def ready(net: nn.Module, x: Tensor, *, method: Callable) -> Callable[[int], object]:
-    """Our draws, without the set-up."""
+    """Return our draws, without the set-up."""
     random_net, guide = _ours(net, x)
     blocks = method(random_net, guide, x)
 
@@ -138,14 +139,14 @@ def ready(net: nn.Module, x: Tensor, *, method: Callable) -> Callable[[int], obj
 
 
 def public(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """`ppl_bnn.predict`."""
+    """Return `ppl_bnn.predict`."""
     random_net, guide = _ours(net, x)
     labels = torch.zeros(len(x), dtype=torch.long)
     return lambda draws: predict(random_net, guide, x, labels, num_samples=draws, progress=False)
 
 
 def served(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """`ppl_bnn.predictor`, one for each number of draws."""
+    """Return `ppl_bnn.predictor`, one for each number of draws."""
     random_net, guide = _ours(net, x)
     answers = cache(lambda draws: predictor(random_net, guide, x, num_samples=draws))
     return lambda draws: answers(draws)(x)
@@ -158,7 +159,7 @@ def _ours(net: nn.Module, x: Tensor) -> tuple[nn.Module, MeanFieldNormal]:
 
 
 def bayesian_torch(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """A loop over draws, as the package's examples have it."""
+    """Return a loop over draws, as in the package's examples."""
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 
     batch = default_batch(plain(net), x)
@@ -169,7 +170,7 @@ def bayesian_torch(net: nn.Module, x: Tensor) -> Callable[[int], object]:
 
 
 def tyxe(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """TyXe's own `predict`, aggregated."""
+    """Return TyXe's own `predict`, aggregated."""
     import tyxe
 
     normal = pyro.distributions.Normal(0.0, 1.0)
@@ -185,8 +186,8 @@ def tyxe(net: nn.Module, x: Tensor) -> Callable[[int], object]:
 
 
 def tensorflow_probability(net: nn.Module, x: Tensor) -> Callable[[int], object]:
-    """Keras with reparameterization layers, in batches of 200."""
-    import torch._dynamo  # loaded after TensorFlow it ends the process
+    """Return Keras with reparameterization layers, in batches of 200."""
+    import torch._dynamo  # if it is loaded after TensorFlow, the process dies
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
@@ -199,7 +200,7 @@ def tensorflow_probability(net: nn.Module, x: Tensor) -> Callable[[int], object]
     tf.config.set_visible_devices([], "GPU")
     inputs = keras.Input((*x.shape[2:], x.shape[1]))
     with warnings.catch_warnings():
-        # TensorFlow Probability 0.25 calls Keras in a way that it calls deprecated.
+        # TensorFlow Probability 0.25 calls deprecated functions of Keras.
         warnings.simplefilter("ignore", UserWarning)
         layers = tfp.layers.Convolution2DReparameterization, tfp.layers.DenseReparameterization
         model = keras.Model(inputs, in_keras(net, inputs, *layers))

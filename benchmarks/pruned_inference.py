@@ -1,16 +1,18 @@
-"""Time of prediction against the pruned fraction: ours, the unpruned network, dense with zeros, and bayesian-torch.
+"""Times prediction against the pruned fraction: ours, the unpruned network, dense with zeros, and bayesian-torch.
 
 python benchmarks/pruned_inference.py fc-one runs/mnist-fc/out --figure pruned.png
 python benchmarks/pruned_inference.py fc-all runs/mnist-fc/out
 python benchmarks/pruned_inference.py conv runs/mnist-conv/out
 
-fc-one: one image, 400 draws by layer outputs; fc-all: a draw of the weights for all test images; conv: the same for 100
-images. The unpruned network runs on its fastest path of those here, noise by all threads (`normals`; for one image also
-`torch.randn`): layer outputs for one image, for draws of weights the batch size, and for convolutions the layout, that
-is fastest. "predictor" is `ppl_bnn.predictor`, which keeps its noise from one request to the next, of the pruned and of
-the unpruned posterior. "zeros" is the pruned posterior computed on the unpruned path, as BPrune does it. Of 400 draws
-bayesian-torch takes 20, and its time counts 20 times. All of them take turns in one process; ratios are medians of the
-rounds' ratios.
+fc-one: one image, 400 draws by layer outputs. fc-all: a draw of the weights for all test images. conv: the same for 100
+images.
+
+The unpruned network runs on its fastest path: by layer outputs for one image; with the fastest batch size for draws of
+weights; and with the fastest memory layout for convolutions. All threads make its noise (`normals`, and for one image
+also `torch.randn`). "predictor" is `ppl_bnn.predictor` of the pruned and of the unpruned posterior, which keeps its
+noise between requests. "zeros" is the pruned posterior computed on the unpruned path, as in BPrune. bayesian-torch
+takes 20 of the 400 draws, and its time counts 20 times. The contenders take turns in one process. Ratios are medians of
+the rounds' ratios.
 """
 
 import argparse
@@ -49,12 +51,12 @@ Step = Callable[[], object]
 def main(arguments: list[str] | None = None) -> None:
     """Print a table of seconds and ratios, and draw it if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=IMAGES)
+    parser.add_argument("task", choices=IMAGES, help="what to time (above)")
     parser.add_argument("out", type=Path, help="out folder of a trained run of bnn-fc or bnn-conv")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"))
-    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--figure", type=Path, help="draw time against the pruned fraction as PNG")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)), help="pruned shares of the weights")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
+    parser.add_argument("--figure", type=Path, help="PNG file for a figure of time against the pruned fraction")
     options = parser.parse_args(arguments)
     net, guide = _trained(options.out)
     x = load("mnist", options.data_dir)[1].inputs()[: IMAGES[options.task]]
@@ -206,7 +208,7 @@ def _bayesian_torch(guide: MeanFieldNormal, x: Tensor, draws: int) -> dict[str, 
 
 
 def _rounds(steps: dict[str, Step], count: int) -> Iterator[dict[str, float]]:
-    # The first round warms up. Steps too short for the clock are repeated; a slow one is a round by itself.
+    # The first round warms up. A call too short for the clock is repeated, and a slow one is a round by itself.
     repeats: dict[str, int] = {}
     for at in range(count + 1):
         times = {}

@@ -1,11 +1,11 @@
-"""Pruning criteria and structures compared at equal shares of weights pruned, on a trained run.
+"""Compares pruning criteria and structures at equal shares of pruned weights, on a trained run.
 
     python benchmarks/pruning_criteria.py runs/mnist-fc
     python benchmarks/pruning_criteria.py runs/mnist-lenet --out results/lenet --num_samples 20
 
-Prints a Markdown table: accuracy, NLL, ECE and mean epistemic uncertainty on the run's test set, and how well the total
-uncertainty tells its images from Fashion-MNIST's (area under the ROC curve; 0.5 is chance). Every row uses the same
-random numbers.
+Prints a Markdown table: accuracy, NLL, ECE and mean epistemic uncertainty on the run's test set. The last column says
+how well the total uncertainty tells its images from those of Fashion-MNIST (area under the ROC curve; 0.5 is chance).
+Every row uses the same random numbers.
 """
 
 from pathlib import Path
@@ -43,11 +43,11 @@ def main(
 
     Args:
         run: folder of the run's config.yaml.
-        out: its results (default: RUN/out).
+        out: out folder of the run (default: RUN/out).
         fractions: shares of the weights to prune.
-        num_samples: Monte Carlo draws a row.
-        num_test: images of each of the two test sets.
-        data_dir: where data sets are kept.
+        num_samples: number of Monte Carlo draws a row.
+        num_test: number of images of each of the two test sets.
+        data_dir: folder of the data sets.
     """
     folder = Path(out) if out else Path(run) / "out"
     experiment = opened(folder, data_dir=data_dir)

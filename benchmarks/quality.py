@@ -1,7 +1,7 @@
-"""How good the predictive is: mean-field VI beside its deterministic twin, MC dropout and a deep ensemble.
+"""Compares the predictive of mean-field VI with its deterministic twin, MC dropout and a deep ensemble.
 
-All train on the same data for the same processor time: each gets the seconds that VI took, and the ensemble's members
-share them. The whole test set; accuracy, NLL (nats per datum), ECE, and epistemic uncertainty (nats).
+All train on the same data for the same processor time. Each gets the seconds that VI took; the members of the ensemble
+share them. The table is of the whole test set: accuracy, NLL (nats per datum), ECE, and epistemic uncertainty (nats).
 
     python benchmarks/quality.py runs/mnist-lenet
     python benchmarks/quality.py runs/fashion-lenet --methods twin,dropout,ensemble --budget 1500
@@ -31,15 +31,15 @@ _PROGRESS = sys.stderr.isatty()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train and evaluate the methods that the command line names."""
+    """Train and evaluate the methods named on the command line."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     add = parser.add_argument
     add("run", type=Path, help="run folder whose config.yaml is VI's recipe")
-    add("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
+    add("--methods", default=",".join(METHODS), help=f"which of {', '.join(METHODS)} (default: all)")
     add("--budget", type=float, help="processor seconds of training for each method but vi (default: vi's)")
-    add("--draws", type=int, default=100, help="draws of vi and of MC dropout (default: 100)")
-    add("--lr", type=float, default=1e-3, help="Adam's learning rate for the others (default: 0.001, cosine to 0)")
+    add("--draws", type=int, default=100, help="number of draws of vi and of MC dropout (default: 100)")
+    add("--lr", type=float, default=1e-3, help="Adam's learning rate of other methods (default: 0.001, cosine to 0)")
     add("--dropout", type=float, default=0.5, help="MC dropout's rate before the dense layers (default: 0.5)")
     add("--threads", type=int, default=1, help="CPU threads (default: 1)")
     options = parser.parse_args(arguments)
@@ -98,8 +98,8 @@ def _point_estimates(
 ) -> tuple[Tensor, int, float]:
     members = MEMBERS if method == "ensemble" else 1
     rate = options.dropout if method == "dropout" else 0.0
-    # A hundred steps say how many epochs the budget holds: a cosine schedule has to know its end. The first hundred are
-    # slower: they start torch up.
+    # A hundred timed steps say how many epochs the budget holds, because a cosine schedule has to know its end. The
+    # hundred steps before them are slower, because torch starts up.
     for _ in range(2):
         started = time.process_time()
         _trained(run, (data[0][:10000], data[1][:10000]), rate, epochs=1, lr=options.lr, seed=0)
@@ -114,7 +114,7 @@ def _trained(run: dict, data: tuple[Tensor, Tensor], rate: float, *, epochs: int
     torch.manual_seed(seed)
     net = build(run["model"]["name"], deterministic=True)
     if rate:
-        # One mask a draw and example before each dense layer, in training and in prediction (Gal and Ghahramani 2016).
+        # One mask for each draw and example before each dense layer, in training and prediction (Gal, Ghahramani 2016).
         layers = [
             part
             for layer in net.children()

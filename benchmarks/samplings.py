@@ -1,7 +1,8 @@
-"""Error of the predictive's mean probabilities against the number of draws: independent, antithetic and Sobol.
+"""Measures the error of the mean probabilities against the number of draws: independent, antithetic and Sobol.
 
-A trained posterior, predicted by layer outputs (`layerwise`): root mean square over images, classes and
-seeds of the difference to a reference of many antithetic draws of weights, and seconds a prediction.
+A trained posterior predicts by layer outputs (`layerwise`). The error is the root mean square, over images, classes and
+seeds, of the difference to a reference of many antithetic draws of weights. The table also has the seconds of a
+prediction.
 
     python benchmarks/samplings.py runs/mnist-fc/out
 """
@@ -20,10 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a run's out folder")
-    parser.add_argument("--data_dir", default=None)
-    parser.add_argument("--images", type=int, default=300, help="test images (default: 300)")
+    parser.add_argument("--data_dir", default=None, help="folder of the data sets (default: that of the run)")
+    parser.add_argument("--images", type=int, default=300, help="number of test images (default: 300)")
     parser.add_argument("--draws", default="50,100,200,400", help="numbers of draws (default: 50,100,200,400)")
-    parser.add_argument("--seeds", type=int, default=4, help="predictions of each kind (default: 4)")
+    parser.add_argument("--seeds", type=int, default=4, help="number of predictions of each kind (default: 4)")
     parser.add_argument("--reference", type=int, default=12_000, help="draws of the reference (default: 12000)")
     options = parser.parse_args(arguments)
     run = opened(options.out, data_dir=options.data_dir)

@@ -1,4 +1,4 @@
-"""How efficient a training step on several ranks is: ours beside DistributedDataParallel's, and one rank alone."""
+"""Measures the efficiency of a training step on several ranks: ours, and DistributedDataParallel's."""
 
 import argparse
 import inspect
@@ -23,17 +23,17 @@ from ppl_bnn.inference.optimizers import build_optimizer, descend
 from ppl_bnn.native.memory import keep_freed_memory
 
 _HELP = """
-Every rank computes a batch of its own, with the same number of threads. In a round each contender takes one step, in
-an order drawn anew, so that whatever slows the machine slows them all:
+Every rank computes a batch of its own, with the same number of threads. In a round each contender takes one step, in a
+new random order, so that other work on the machine slows all of them alike:
 
   alone   rank 0 takes a step without messages while the other ranks sleep: T1
-  silent  all ranks take a step at the same time, without messages: what sharing memory and caches costs by itself
-  ours    all ranks take the step of ppl_bnn.fit: gradients in buckets, one message of numbers
-  ddp     the deterministic network in DistributedDataParallel with Adam (under torchrun, with --deterministic), and
-          the same message of numbers
+  silent  all ranks take a step at the same time, without messages: the cost of sharing memory and caches
+  ours    all ranks take the step of ppl_bnn.fit: gradients in buckets, and one small message
+  ddp     the deterministic network in DistributedDataParallel with Adam, and the same small message (needs torchrun and
+          --deterministic)
 
-A step of several ranks is over when the last of them is. Efficiency is T1 / TN, each rank's batch the same: medians
-of the rounds' ratios. Images are random pixels and labels random.
+A step of several ranks ends when its last rank ends. Efficiency is T1 / TN with the same batch on each rank. The table
+gives medians of the rounds' ratios. Pixels and labels are random.
 
 examples:
   torchrun --nproc-per-node 2 benchmarks/scaling_efficiency.py vgg16 --deterministic
@@ -42,15 +42,15 @@ examples:
 
 
 def main() -> None:
-    """Measure what the command line names, and print a table on rank 0."""
+    """Measure what the command line asks for, and print a table on rank 0."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
     add("network", choices=("vgg16", "resnet18"), help="which network")
-    add("--deterministic", action="store_true", help="the CNN; else the BNN")
-    add("--estimator", choices=list(ESTIMATORS), default="groups", help="of the BNN (default: groups)")
-    add("--batch", type=int, default=128, help="images a step, on each rank (default: 128)")
-    add("--rounds", type=int, default=9, help="timed steps of each contender, after an untimed one (default: 9)")
+    add("--deterministic", action="store_true", help="the deterministic network instead of the Bayesian one")
+    add("--estimator", choices=list(ESTIMATORS), default="groups", help="of the Bayesian network (default: groups)")
+    add("--batch", type=int, default=128, help="batch size of each rank (default: 128)")
+    add("--rounds", type=int, default=9, help="timed steps of each contender, after one untimed step (default: 9)")
     add("--threads", type=int, default=1, help="threads of each rank (default: 1)")
     add("--bucket_mb", type=float, default=25.0, help="as train.bucket_mb (default: 25)")
     add("--compression", choices=COMPRESSIONS, default="none", help="as train.compression (default: none)")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, ranks: Communicator) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Each contender's seconds a step, and those that this rank stood still in ours, by kind of call."""
+    """Return each contender's seconds a step, and the seconds that this rank waited in ours, by kind of call."""
     torch.manual_seed(ranks.rank)
     steps = {"alone": ours(options, None), "ours": ours(options, ranks)}
     steps["silent"] = steps["alone"]
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace, ranks: Communicator) -> tuple[dict[str,
 
 
 def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[], None]:
-    """The step of `ppl_bnn.fit`, on its own where there are no `ranks`."""
+    """Return the step of `ppl_bnn.fit`, without communication if `ranks` is None."""
     net = build(options.network, deterministic=True)
     model = Classifier(net if options.deterministic else bayesian(net), 50_000).to(memory_format=torch.channels_last)
     x, y = batch(options)
@@ -105,7 +105,7 @@ def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[]
     optimizer = build_optimizer("adam", model, guide, lr=1e-4)
     elbo, accuracy = KLScaledELBO(50_000), BatchAccuracy()
     estimator = "plain" if options.deterministic else options.estimator
-    # A parameter store of its own: the contenders' parameters have the same names.
+    # Each contender has its own parameter store, because their parameters have the same names.
     parameters: dict = {"params": {}, "constraints": {}}
     buckets = None
     if ranks:
@@ -126,9 +126,9 @@ def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[]
 
 
 def ddp(options: argparse.Namespace, ranks: Communicator) -> Callable[[], None]:
-    """DistributedDataParallel on the deterministic network, with the loss and accuracy that a training logs."""
+    """Return the step of DistributedDataParallel on the deterministic network, with loss and accuracy as in a log."""
     net = build(options.network, deterministic=True).to(memory_format=torch.channels_last)
-    # Batch norm's statistics stay each rank's own, as ours do between checkpoints. The setting has two names.
+    # Each rank keeps its own batch norm statistics, as ours do between checkpoints. The setting has two names.
     ddp_settings = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in ddp_settings else "broadcast_buffers": False}
     parallel = nn.parallel.DistributedDataParallel(
@@ -149,7 +149,7 @@ def ddp(options: argparse.Namespace, ranks: Communicator) -> Callable[[], None]:
 
 
 def batch(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images [B, 3, 32, 32] and labels [B]."""
+    """Return random images [B, 3, 32, 32] and labels [B]."""
     x = torch.rand(options.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     return x, torch.randint(10, (options.batch,))
 
@@ -172,7 +172,7 @@ def report(
         ratios = [own / theirs for own, theirs in zip(found["ours"], found["ddp"], strict=True)]
         print(f"ours takes {statistics.median(ratios):.3f} of ddp's time")
     parts = ", ".join(f"{kind} {1e3 * seconds:.1f} ms" for kind, seconds in waited.items())
-    print(f"rank 0 of ours stood still a step for: {parts}")
+    print(f"rank 0 waited in each step of ours for: {parts}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How long trainings took to an accuracy, and their test metrics against time: a BNN beside its deterministic twin.
+"""Reports the time of trainings to an accuracy, and their test metrics against time.
 
 python benchmarks/time_to_accuracy.py runs/cifar10-vgg16-cnn/out runs/cifar10-vgg16/out --figure learning.png
 
-Seconds are steps times the median step's.
+Seconds are the number of steps times the median step.
 """
 
 import argparse
@@ -22,13 +22,11 @@ from ppl_bnn.native.memory import keep_freed_memory
 def main(arguments: list[str] | None = None) -> None:
     """Print both tables, and draw them if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "out", nargs="+", type=Path, help="out folders of runs; the first is what others are divided by"
-    )
+    parser.add_argument("out", nargs="+", type=Path, help="out folders of runs; ratios are to the first")
     parser.add_argument("--accuracies", default="0.4,0.6", help="training accuracies to reach (default: 0.4,0.6)")
-    parser.add_argument("--num_samples", type=int, default=10, help="posterior draws of a checkpoint (default: 10)")
-    parser.add_argument("--num_test", type=int, default=2000, help="test images, the first so many (default: 2000)")
-    parser.add_argument("--figure", type=Path, help="draw training accuracy and the test metrics against time as PNG")
+    parser.add_argument("--num_samples", type=int, default=10, help="posterior draws of each checkpoint (default: 10)")
+    parser.add_argument("--num_test", type=int, default=2000, help="number of test images (default: 2000)")
+    parser.add_argument("--figure", type=Path, help="PNG file for a figure of accuracy and test metrics against time")
     options = parser.parse_args(arguments)
     for folder in options.out:
         for name in ("performance.json", "steps.csv"):
@@ -60,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _steps(folder: Path) -> list[dict[str, float]]:
-    # At the median step's speed: what else the machine did meanwhile, or that it was stopped, does not count.
+    # At the speed of the median step, so that other work on the machine and interruptions do not count.
     each = median(json.loads((folder / "performance.json").read_text(encoding="utf-8"))["seconds"])
     with (folder / "steps.csv").open(encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -76,7 +74,7 @@ def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Names
         checkpoint.restore(state, model=run.model, guide=run.guide)
         draws = options.num_samples if run.guide.sites else 1
         metrics = predict(run.model.net, run.guide, x, y, num_samples=draws, progress=False).summary()
-        # The record nearest in steps: they are 50 apart.
+        # The nearest record; records are 50 steps apart.
         seconds = min(steps, key=lambda row: abs(row["step"] - state.step))["seconds"]
         found.append({"step": state.step, "train_seconds": seconds, **metrics})
         values = " | ".join(f"{metrics[name]:.4f}" for name in ("accuracy", "nll", "ece"))

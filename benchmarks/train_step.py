@@ -1,4 +1,4 @@
-"""What a Bayesian training step costs: ours and other packages', beside a deterministic torch network's."""
+"""Times a Bayesian training step, ours and those of other packages, beside a deterministic torch network."""
 
 import argparse
 import gc
@@ -27,13 +27,13 @@ from ppl_bnn.native.memory import keep_freed_memory
 from report import Table, aligned, as_markdown, cpu_name
 
 SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28)}
-# A contender whose framework is not torch is also compared to that framework's deterministic network.
+# A contender of another framework is also compared with that framework's deterministic network.
 OWN_BASES = {"tfp": "tfp cnn"}
 
 _HELP = """
-A step is: gradients to zero, forward, loss, backward, update. In a round each contender runs one step, in an order
-drawn anew, so that whatever slows the machine slows them all. Images are random pixels and labels random: time and
-memory do not depend on them.
+A step is: gradients to zero, forward, loss, backward, update. In a round each contender runs one step, in a new random
+order, so that other work on the machine slows all of them alike. Pixels and labels are random; time and memory do not
+depend on them.
 
 contenders:
   cnn                            the deterministic network in plain torch, with Adam: the base
@@ -47,7 +47,8 @@ contenders:
   tyxe                           TyXe's BNN of the network in its flipout context, with Pyro's Adam
   tfp                            the network in Keras with TensorFlow Probability's flipout layers, as a tf.function;
                                  "tfp cnn", Keras's own layers, is its base too and comes with it; always channels_last
-A package that is not installed or fails is left out, and a line says why; tfp is for float32 on a CPU. All of them:
+A package that is not installed or fails is left out, and a line says why. tfp is for float32 on a CPU. Install them
+all:
   pip install ivon-opt bayesian-torch tyxe==0.0.2 tensorflow-probability tf-keras
 
 examples:
@@ -60,7 +61,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time, weigh or count the training steps that the command line names."""
+    """Measure time, memory or operations of the training steps named on the command line."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
@@ -68,21 +69,21 @@ def main(arguments: list[str] | None = None) -> None:
     add("--batch", type=int, help="images a step (default: 128; bnn-fc: 100)")
     add("--threads", type=int, default=2, help="CPU threads of torch and of TensorFlow (default: 2)")
     add("--rounds", type=int, default=7, help="timed steps of each contender, after 2 untimed ones (default: 7)")
-    add("--channels_last", action="store_true", help="that memory layout of images and kernels, for every contender")
+    add("--channels_last", action="store_true", help="use this memory layout for images and kernels of every contender")
     add(
         "--device",
         default="cpu",
-        help="cpu, cuda or cuda:N; the clock waits for it at the end of a step (default: cpu)",
+        help="cpu, cuda or cuda:N; the clock waits for the device at the end of a step (default: cpu)",
     )
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: all under torch.autocast")
-    add("--contenders", help="comma-separated, of those below; the base runs in any case (default: all that fit)")
-    add("--memory", action="store_true", help="peak memory instead: 3 steps of each in a process of its own")
-    add("--operations", action="store_true", help="multiply-adds from the layers' shapes instead; nothing is timed")
+    add("--contenders", help="which to run, separated by commas; the base always runs (default: all that fit)")
+    add("--memory", action="store_true", help="measure peak memory instead: 3 steps of each, in a process of its own")
+    add("--operations", action="store_true", help="count multiply-adds from layer shapes instead; nothing is timed")
     add("--markdown", action="store_true", help="print the table as markdown too")
     add(
         "--default_malloc",
         action="store_true",
-        help="leave malloc untuned; else ppl_bnn.native.memory.keep_freed_memory()",
+        help="do not call ppl_bnn.native.memory.keep_freed_memory()",
     )
     options = parser.parse_args(arguments)
     dense = options.network == "bnn-fc"
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = [known[0], *(OWN_BASES[name] for name in chosen if name in OWN_BASES), *chosen]
     if unknown := set(names) - set(known):
         parser.error(f"{options.network} has no contender {min(unknown)!r}; it has {', '.join(known)}")
-    # Batch norm cannot learn from one image of a 1x1 map, and one round has no quartiles.
+    # Batch norm cannot train on one image of a 1x1 map, and one round has no quartiles.
     if min(options.batch, options.rounds) < 2 or options.threads < 1:
         parser.error("--batch and --rounds must be at least 2, --threads at least 1")
     try:
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def seconds(names: list[str], options: argparse.Namespace) -> Table:
-    """Time the contenders' steps in turns; the ratios are to the first of `names`."""
+    """Time the contenders' steps in turns. Ratios are to the first of `names`."""
     steps = {}
     for name in names:
         with _a_package_may_fail(name):
@@ -147,15 +148,15 @@ def seconds(names: list[str], options: argparse.Namespace) -> Table:
 
 
 def memory(names: list[str], options: argparse.Namespace) -> Table:
-    """Peak memory of the device over that before the network was built; the ratios are to the first of `names`.
+    """Measure the device's peak memory above that before the network was built. Ratios are to the first of `names`.
 
-    The last column, (peak - parameters and optimizer state) / the base's peak, is at most 1.6 where a step takes at
+    The last column is (peak - parameters and optimizer state) / the base's peak. It is at most 1.6 if a step takes at
     most 1.6 times the base's memory plus its own parameters and optimizer state.
     """
     table = [["step", "peak MiB", f"x {names[0]}", "parameters, state MiB", f"peak less these, x {names[0]}"]]
     found = {}
     for name in tqdm(names, unit="contender", disable=None):
-        # Spawned, not forked: a fork would begin with this process's memory.
+        # Spawned, because a fork would start with this process's memory.
         with _a_package_may_fail(name), ProcessPoolExecutor(1, get_context("spawn")) as fresh:
             found[name] = fresh.submit(_peak_and_held, name, options).result()
     base = found[names[0]][0]
@@ -167,7 +168,7 @@ def memory(names: list[str], options: argparse.Namespace) -> Table:
 
 
 def _ratios(own: list[float], base: list[float]) -> tuple[str, str]:
-    """The ratio of the medians, and the quartiles of the rounds' ratios."""
+    """Return the ratio of the medians, and the quartiles of the rounds' ratios."""
     quartiles = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)], n=4, method="inclusive")
     low, middle, high = (f"{quartile:.2f}" for quartile in quartiles)
     return f"{statistics.median(own) / statistics.median(base):.2f}", f"{low}, {middle}, {high}"
@@ -175,7 +176,7 @@ def _ratios(own: list[float], base: list[float]) -> tuple[str, str]:
 
 @contextmanager
 def _a_package_may_fail(name: str) -> Iterator[None]:
-    """Say in a line that another package's contender could not run, and go on; a failure of ours ends the run."""
+    """Report in one line that another package's contender failed, and continue. A failure of ours ends the run."""
     try:
         yield
     except Exception as error:
@@ -185,7 +186,7 @@ def _a_package_may_fail(name: str) -> Iterator[None]:
 
 
 def build_contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
-    """A contender by name, on random images, as the options say; `net` in place of the network they name."""
+    """Build a contender by name, on random images, for the options. `net` replaces the network that they name."""
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device).contiguous(memory_format=layout)
     net = (net or build(options.network, deterministic=True)).to(options.device).to(memory_format=layout)
@@ -202,7 +203,7 @@ def build_contender(name: str, options: argparse.Namespace, net: nn.Module | Non
 
 def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
     set_up(options)
-    # What the libraries load at the first step of all, 100 MB and more, is no part of a network's memory.
+    # Libraries load 100 MB and more at the very first step. This is not part of a network's memory.
     shape = SHAPES[options.network]
     convolution = [nn.Conv2d(3, 3, 3, padding="same")] if shape[0] == 3 else []
     tiny = nn.Sequential(*convolution, nn.Flatten(), nn.Linear(math.prod(shape), 10))
@@ -225,7 +226,7 @@ def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:
 
 
 def set_up(options: argparse.Namespace) -> None:
-    """What a process does before it times or weighs anything."""
+    """Set up a process before it measures anything."""
     if not options.default_malloc:
         keep_freed_memory()
     torch.set_num_threads(options.threads)

@@ -22,7 +22,7 @@ def main(model: str, images: str) -> None:
         top = probs[index].argmax()
         print(f"image {index}: {top} with probability {probs[index, top]:.4f}, entropy {entropy[index]:.4f}")
     sure = int((entropy < 0.1 * np.log(CLASSES)).sum())
-    print(f"{len(probs)} images, {sure} of them sure (entropy below a tenth of the largest)")
+    print(f"{len(probs)} images; {sure} have an entropy below a tenth of the maximum, log({CLASSES})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random changes of training images, on whole batches of tensors."""
+"""Random augmentation of training images, on whole batches of tensors."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def crop_flip(x: Tensor, *, padding: int = 4) -> Tensor:
-    """Shift each image by up to `padding` pixels (zeros come in) and mirror every second one: [B, C, H, W] -> same.
+    """Shift each image of a batch [B, C, H, W] by up to `padding` pixels, and mirror it with probability 1/2.
 
-    The usual augmentation of CIFAR-10 (He et al. 2016, section 4.2), drawn for each image from torch's generator.
+    Zeros fill the border. This is the usual augmentation of CIFAR-10 (He et al. 2016, section 4.2). It is drawn for
+    each image from torch's generator.
     """
     batch, _, height, width = x.shape
     padded = F.pad(x, (padding,) * 4)
@@ -20,7 +21,7 @@ def crop_flip(x: Tensor, *, padding: int = 4) -> Tensor:
     mirrored = torch.rand(batch, 1, device=x.device) < 0.5
     columns = torch.where(mirrored, width - 1 - columns, columns) + left
     examples = torch.arange(batch, device=x.device).view(-1, 1, 1)
-    # Indices apart from the slice put the channels last.
+    # Index tensors on both sides of a slice put the sliced dimension, the channels, last.
     return padded[examples, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 

@@ -32,7 +32,7 @@ class Images:
         pixels: uint8 [N, channels, height, width].
         labels: int64 [N].
         classes: the name of each label.
-        title: what figures and metrics call the data, exactly as it was obtained.
+        title: name of the data in figures and metrics. It says how the data was obtained.
         split: ``train``, ``test`` or ``validation``.
     """
 
@@ -46,11 +46,11 @@ class Images:
         return len(self.pixels)
 
     def inputs(self) -> Tensor:
-        """The images as float32 [N, channels, height, width] in [0, 1]."""
+        """Return the images as float32 [N, channels, height, width] in [0, 1]."""
         return self.pixels.float() / 255
 
     def first(self, count: int | None) -> "Images":
-        """The first `count` examples, or all."""
+        """Return the first `count` examples, or all if it is None."""
         return self if count is None else replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
 

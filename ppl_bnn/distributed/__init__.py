@@ -1,4 +1,7 @@
-"""Training on several processes: who the ranks are, what they say to each other, and their gradients."""
+"""The ranks of a training: who they are, what they send each other, and how their gradients are averaged.
+
+May import: errors.
+"""
 
 from ppl_bnn.distributed.buckets import COMPRESSIONS, GradientBuckets, check_buckets
 from ppl_bnn.distributed.communicator import Alone, Calls, Communicator, RankLost, shard

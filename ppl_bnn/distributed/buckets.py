@@ -1,4 +1,4 @@
-"""Gradients averaged over the ranks in few, large messages, which travel while back-propagation runs."""
+"""Averages gradients over the ranks in a few large messages, which travel while back-propagation runs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -15,17 +15,19 @@ _LIFT = 256.0
 
 
 class GradientBuckets:
-    """In this context each back-propagation's gradients are gathered in buckets and added over the ranks.
+    """Context manager that gathers the gradients of each back-propagation in buckets and averages them over the ranks.
 
-    Buckets are filled from the last parameter to the first, about the order in which gradients come. A bucket starts to
-    travel as soon as its last gradient is there and the one before it has started: ranks start them in one order
-    whatever the order their gradients come in, so they cannot wait for each other in a circle. `average` waits for
-    them; it comes once after each back-propagation, before anything looks at ``.grad``, which is then the mean over the
-    ranks. A parameter without a gradient counts as zero. The gradients live in the buckets until they are set to None.
+    Buckets are filled from the last parameter to the first, about the order in which gradients arrive. A bucket is sent
+    once its last gradient has arrived and the bucket before it was sent. So all ranks send in the same order, whatever
+    the order of their gradients, and cannot deadlock.
+
+    Call `average` once after each back-propagation, before anything reads ``.grad``. It waits for the buckets; then
+    ``.grad`` is the mean over the ranks. A parameter without a gradient counts as zero. The gradients live in the
+    buckets until they are set to None.
 
     Args:
-        parameters: all that are learned, the same on every rank, in the order of the forward pass.
-        bucket_mb: about how many MiB a bucket holds; a larger parameter has one of its own.
+        parameters: all trained parameters, the same on every rank, in the order of the forward pass.
+        bucket_mb: size of a bucket, about, in MiB; a larger parameter has a bucket of its own.
         compression: ``fp16`` sends half the bytes, with 11 bits of each number.
     """
 
@@ -74,7 +76,7 @@ class GradientBuckets:
 
 
 class _Bucket:
-    """Some parameters' gradients, one after the other in one flat tensor."""
+    """The gradients of some parameters, one after the other in one flat tensor."""
 
     def __init__(self, parameters: list[Tensor], communicator: Communicator, name: str, compression: str) -> None:
         self._communicator, self._name, self._half = communicator, name, compression == "fp16"
@@ -84,7 +86,7 @@ class _Bucket:
         self.missing = dict.fromkeys(parameters)
 
     def take(self, parameter: Tensor) -> None:
-        """Move a parameter's gradient in here, and divide it by the number of ranks on the way."""
+        """Move a parameter's gradient into the bucket, divided by the number of ranks."""
         view, gradient = self._views[parameter], parameter.grad
         assert parameter in self.missing, "a second back-propagation before the first one's gradients were averaged"
         assert gradient is not None
@@ -93,19 +95,19 @@ class _Bucket:
         del self.missing[parameter]
 
     def fill_up(self) -> None:
-        """Zeros for the parameters that have no gradient in this step."""
+        """Write zeros for the parameters that have no gradient in this step."""
         for parameter in self.missing:
             self._views[parameter].zero_()
             parameter.grad = self._views[parameter]
         self.missing.clear()
 
     def start(self) -> None:
-        """Send it off."""
+        """Start to send the bucket."""
         self._message = (self._flat * _LIFT).half() if self._half else self._flat
         self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name, kind="gradients")
 
     def finish(self) -> None:
-        """Wait for it."""
+        """Wait until the bucket holds the sum over the ranks."""
         self._wait()
         if self._half:
             self._flat.copy_(self._message).div_(_LIFT)
@@ -136,7 +138,7 @@ def _fill(parameters: Iterable[Tensor], limit: float) -> Iterator[list[Tensor]]:
 
 
 def _shaped_as(parameter: Tensor, part: Tensor) -> Tensor:
-    # In the parameter's own layout (channels_last), so that optimizers walk both by address.
+    # The parameter's own memory layout (channels_last), so that optimizers walk both tensors by address.
     dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
     return (
         part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())

@@ -1,4 +1,4 @@
-"""What ranks say to each other: three primitives a backend has to offer, and everything else in terms of them."""
+"""How ranks communicate: three primitives that a backend implements, and everything else in terms of them."""
 
 import json
 import time
@@ -17,14 +17,14 @@ from ppl_bnn.errors import UserError
 
 
 class RankLost(RuntimeError):
-    """Another rank is gone: nothing that needs all ranks can be done any more."""
+    """Another rank is gone, so no collective call can complete any more."""
 
 
 @dataclass
 class Calls:
-    """Calls of one kind: how many, the bytes a rank put into them, and the seconds it stood still for them.
+    """Calls of one kind: their number, the bytes that this rank sent, and the seconds that it waited for them.
 
-    What travels while a rank computes costs it no second; waiting for a slower rank does.
+    A message that travels while a rank computes costs the rank no time. Waiting for a slower rank does.
     """
 
     count: int = 0
@@ -33,18 +33,18 @@ class Calls:
 
 
 class Communicator(ABC):
-    """The ranks of one training: every method is collective, to be called by all of them in the same order.
+    """The ranks of one training. Every method is collective: all ranks call it, in the same order.
 
-    A backend offers `start_sum`, `broadcast_` and `shutdown`; results are the same, to the last bit, on every rank, so
-    that ranks which decide by them decide alike. A rank that is gone makes every call raise RankLost.
+    A backend implements `_start_sum`, `_broadcast` and `shutdown`. Results are bitwise the same on every rank, so ranks
+    that decide by them decide alike. If a rank is gone, every call raises RankLost.
 
     Attributes:
-        name: of the backend.
-        rank, size: this process's number, from 0, and how many there are.
-        local_rank, local_size: the same among those on this host.
-        calls: counted since they were last cleared, by kind: ``gradients`` (a bucket's allreduce), ``step`` (a step's
-            few numbers), ``batch norm`` (its statistics averaged), ``broadcast`` (a tensor) and ``other`` (small
-            messages at the start and at checkpoints).
+        name: name of the backend.
+        rank, size: this process's number, from 0, and the number of ranks.
+        local_rank, local_size: the same among the ranks on this host.
+        calls: calls since the last ``calls.clear()``, by kind: ``gradients`` (the allreduce of a bucket), ``step`` (the
+            small message of a step), ``batch norm`` (the averaging of its statistics), ``broadcast`` (a tensor) and
+            ``other`` (small messages at the start and at checkpoints).
     """
 
     name: str
@@ -56,25 +56,25 @@ class Communicator(ABC):
 
     @abstractmethod
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
-        """Start to add a contiguous tensor over the ranks, in place; the result waits for it."""
+        """Start to add a contiguous tensor over the ranks, in place. Return a function that waits for the sum."""
 
     @abstractmethod
     def _broadcast(self, tensor: Tensor) -> None:
-        """Overwrite a contiguous tensor with rank 0's."""
+        """Overwrite a contiguous tensor with that of rank 0."""
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Leave. The other ranks must not expect an answer from this one afterwards."""
+        """Leave the ranks. This rank takes part in no call afterwards."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes, logs and shows progress."""
+        """Whether this is rank 0, the only one that writes, logs and shows progress."""
         return self.rank == 0
 
     def start_sum(self, tensor: Tensor, name: str, *, kind: str = "other") -> Callable[[], None]:
-        """Start to add a contiguous tensor over the ranks, in place, and return what waits for the end of it.
+        """Start to add a contiguous tensor over the ranks, in place. Return a function that waits for the sum.
 
-        Sums that run at the same time need different names, the same on all ranks.
+        Sums that run at the same time need different names. The names are the same on all ranks.
         """
         with self._counted(kind, tensor):
             wait = self._start_sum(tensor, name)
@@ -96,7 +96,7 @@ class Communicator(ABC):
         calls.seconds += time.perf_counter() - started
 
     def sum(self, *values: float, kind: str = "other") -> list[float]:
-        """Numbers added over the ranks, in float64."""
+        """Add numbers over the ranks, in float64."""
         if self.size == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
@@ -108,12 +108,12 @@ class Communicator(ABC):
         return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.sum(0.0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others begin with it."""
+        """Context manager: rank 0 finishes the block before the other ranks start it."""
         if not self.is_main:
             self.barrier()
         yield
@@ -121,10 +121,10 @@ class Communicator(ABC):
             self.barrier()
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors, of any dtype and memory layout, with rank 0's of the same shapes."""
+        """Overwrite tensors of any dtype and memory layout with those of rank 0, which have the same shapes."""
         if self.size > 1:
             for tensor in (tensor for tensor in tensors if tensor.numel()):
-                # A copy in the order of the indices: the layout in memory may differ from rank to rank.
+                # A copy in the order of the indices, because the memory layout may differ from rank to rank.
                 flat = tensor.detach().reshape(-1).contiguous().clone()
                 with self._counted("broadcast", flat):
                     self._broadcast(flat.view(torch.uint8))
@@ -132,8 +132,8 @@ class Communicator(ABC):
                     tensor.copy_(flat.view(tensor.shape))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Every rank's tensor [...], of one shape and dtype: [size, ...]."""
-        # Not every backend adds bytes.
+        """Stack the tensors [...] of all ranks, of one shape and dtype, to [size, ...]."""
+        # Some backends cannot add bytes.
         kind = tensor.dtype if tensor.is_floating_point() else torch.int64
         rows = torch.zeros(self.size, *tensor.shape, dtype=kind, device=tensor.device)
         rows[self.rank] = tensor
@@ -142,19 +142,19 @@ class Communicator(ABC):
         return rows.to(tensor.dtype)
 
     def share(self, content: Any, *, root: int = 0) -> Any:
-        """Rank `root`'s content, which JSON can hold."""
+        """Return the content of rank `root` on every rank. It must be serializable as JSON."""
         if self.size == 1:
             return content
         text = json.dumps(content).encode() if self.rank == root else b""
         codes = torch.zeros(int(self.sum(len(text))[0]), dtype=torch.int32)
         if text:
             codes.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        # The others add nothing to it.
+        # The other ranks add zeros.
         self.start_sum(codes, f"text-{codes.numel()}")()
         return json.loads(bytes(codes.tolist()))
 
     def check_same(self, what: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Raise UserError, on every rank, where `parts` are not the same on all of them."""
+        """Raise UserError on every rank if `parts` differ between ranks."""
         digest = 0
         for part in parts:
             digest = zlib.crc32(part, digest)
@@ -165,7 +165,7 @@ class Communicator(ABC):
 
 
 class Alone(Communicator):
-    """One process, which has nobody to wait for."""
+    """A single process: it waits for no other rank."""
 
     name = "one process"
 
@@ -179,16 +179,17 @@ class Alone(Communicator):
         pass
 
     def shutdown(self) -> None:
-        """Nothing to leave."""
+        """Do nothing."""
 
 
 def shard(rows: Tensor, rank: int, size: int) -> tuple[Tensor, float]:
-    """Rank `rank`'s part of a global batch of example numbers [B], and what its mean counts in the global mean.
+    """Return rank `rank`'s part of a global batch of row numbers [B], and the weight of its mean in the global mean.
 
-    Parts differ by one example at most and are disjoint; together they are the batch. With n examples here the mean
-    over the batch is the mean over the ranks of (n * size / B) times the mean over each part. Where there are fewer
-    examples than ranks a part is empty: its rank is given the batch's first example with a weight of 0, and so takes
-    part in the step with what does not come from the data.
+    Parts are disjoint, differ by at most one example, and together make the batch. The weight of a part with n examples
+    is n * size / B. The mean over the batch is the mean over the ranks of weight times the mean over the part.
+
+    With fewer examples than ranks, some parts would be empty. Such a rank gets the batch's first example with weight 0.
+    So it still contributes the part of the step that does not come from the data.
     """
     part = rows.tensor_split(size)[rank]
     return (part, len(part) * size / len(rows)) if len(part) else (rows[:1], 0.0)

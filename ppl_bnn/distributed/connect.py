@@ -1,4 +1,4 @@
-"""Which ranks this process is one of, by what its launcher put into the environment."""
+"""Joins the ranks that the launcher of this process set up in the environment."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ppl_bnn.distributed.communicator import Alone, Communicator
 from ppl_bnn.errors import UserError
 
-# The number of ranks, as launchers of MPI programs tell it: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
+# Where launchers of MPI programs put the number of ranks: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HOW = "install Horovod with `make horovod`, or start the ranks with torchrun"
@@ -18,12 +18,12 @@ def connect(
     """Join the other ranks: Horovod under horovodrun and mpirun, torch.distributed under torchrun, else one process.
 
     Args:
-        device: ``cpu`` or ``cuda``, where the gradients are.
-        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
-        environment: ``os.environ`` unless said.
+        device: device of the gradients, ``cpu`` or ``cuda``.
+        timeout: seconds to wait for a silent rank. A rank that has ended is noticed at once.
+        environment: default ``os.environ``.
 
     Raises:
-        UserError: there are several ranks and no way for them to talk; the message says what to do.
+        UserError: there are several ranks, but no way for them to communicate. The message says what to do.
         RankLost: another rank ended before all had joined.
     """
     environment = os.environ if environment is None else environment
@@ -57,7 +57,7 @@ def connect(
 
 
 def _launched(environment: Mapping[str, str]) -> tuple[int, str]:
-    """How many ranks there are, and what started them."""
+    """Return the number of ranks and the name of their launcher."""
     if "HOROVOD_SIZE" in environment:
         return int(environment["HOROVOD_SIZE"]), "horovodrun"
     if "WORLD_SIZE" in environment:

@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same parameters, to the last bit."""
+"""Checks that all ranks hold bitwise the same parameters."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,16 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def first_unequal(communicator: Communicator, named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Name the first tensor that is not the same on every rank, and the ranks where it differs from rank 0's.
+    """Name the first tensor that differs between ranks, and the ranks on which it differs from rank 0.
 
-    Each rank sends a number a tensor: the sum, modulo 2^64, of its elements' bits read as integers. Unlike a sum of
-    floating-point numbers it depends on no order of adding and changes with any single bit.
+    Each rank sends one number a tensor: the sum, modulo 2^64, of its elements' bits read as integers. Unlike a sum of
+    floating-point numbers, it does not depend on the order of addition, and any single bit changes it.
 
     Args:
-        named: names and tensors, the same names in the same order on every rank.
+        named: names and tensors, with the same names in the same order on every rank.
+
+    Returns:
+        The name and the ranks as text, or None if all tensors are equal.
     """
     if communicator.size == 1:
         return None

@@ -1,4 +1,4 @@
-"""Ranks over Horovod. Started by horovodrun or mpirun; the only file that imports Horovod."""
+"""Ranks over Horovod, started by horovodrun or mpirun. Only this file imports Horovod."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_bnn.distributed.communicator import Communicator, RankLost
 from ppl_bnn.errors import UserError
 
-# How long a process that has lost another may take to end.
+# Seconds that a process may take to end after it has lost another rank.
 _LAST_SECONDS = 10.0
 
 
@@ -24,21 +24,21 @@ class HorovodRanks(Communicator):
 
     Args:
         hvd: the module, from `import_horovod`.
-        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
+        timeout: seconds to wait for a silent rank. A rank that has ended is noticed at once.
     """
 
     def __init__(self, hvd: ModuleType, *, timeout: float) -> None:
         self._hvd, self._timeout, self._lost = hvd, timeout, False
         seconds = math.ceil(timeout)
-        # Horovod itself would only warn; its own thread answers as long as its process runs.
+        # By default Horovod only warns, and its own thread answers as long as its process runs.
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(min(60, seconds)))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(seconds))
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(min(30, seconds)))
         if not hvd.nccl_built():
-            # Each time Horovod's thread looks for messages, by default every millisecond, it takes a processor from the
-            # thread that computes; but a small network's step is over before a long cycle is.
+            # Horovod's thread looks for messages every millisecond by default. Each time it takes a processor from the
+            # thread that computes. A longer cycle than this would outlast the step of a small network.
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "3")
-            # And while that thread waits for another rank, Open MPI would keep a processor busy with looking.
+            # While that thread waits for another rank, Open MPI would keep a processor busy with polling.
             os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         with self._rank_lost():
             hvd.init()
@@ -47,7 +47,7 @@ class HorovodRanks(Communicator):
 
     def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
         with self._rank_lost():
-            # The name is the key of Horovod's cache of responses: sums that come again and again keep theirs.
+            # The name is the key of Horovod's response cache, so a repeated sum keeps its entry.
             handle = self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name)
         return lambda: self._finish(handle)
 
@@ -59,7 +59,7 @@ class HorovodRanks(Communicator):
     def _finish(self, handle: int) -> None:
         deadline = time.monotonic() + self._timeout
         with self._rank_lost():
-            # Over MPI Horovod's own thread waits without end for a process that is stopped.
+            # Over MPI, Horovod's own thread waits forever for a stopped process.
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"nothing from one of the {self.size} ranks for {self._timeout:g} s")
@@ -67,9 +67,9 @@ class HorovodRanks(Communicator):
             self._hvd.synchronize(handle)
 
     def shutdown(self) -> None:
-        """Leave; Horovod ends for all ranks when one leaves."""
+        """Leave the ranks. Horovod ends for all ranks when one leaves."""
         if self._lost:
-            # On the way out Horovod waits for that thread.
+            # At exit Horovod waits for its own thread, which may wait forever for the lost rank.
             end = threading.Timer(_LAST_SECONDS, os._exit, (1,))
             end.daemon = True
             end.start()
@@ -82,16 +82,16 @@ class HorovodRanks(Communicator):
             yield
         except RuntimeError as error:
             self._lost = True
-            # The first of Horovod's four sentences about it.
+            # Horovod's message has four sentences; the first says what happened.
             raise RankLost(str(error).strip().split(". ")[0] or type(error).__name__) from error
 
 
 def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, timeout: float) -> None:
-    """Call work(ranks, changed) with the ranks there are, and again when it raises RankLost or returns False.
+    """Call work(ranks, changed) with the available ranks. Call it again when it raises RankLost or returns False.
 
     Args:
-        work: what the ranks do together. It returns False, on all of them at the same point, after `changed()` has
-            said that ranks are to come or go.
+        work: what the ranks do together. `changed()` becomes true when ranks are added or removed. Then `work` returns
+            False, on all ranks at the same point.
         timeout: as in `HorovodRanks`.
 
     Raises:
@@ -103,7 +103,7 @@ def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, tim
     from horovod.common.elastic import ObjectState
     from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
-    # What has to outlive a change is in the last checkpoint.
+    # The last checkpoint holds everything that must survive a change.
     state = ObjectState(bcast_object=hvd.broadcast_object, get_rank=hvd.rank)
 
     def once(state: Any) -> None:
@@ -119,10 +119,10 @@ def run_elastic(work: Callable[[Communicator, Callable[[], bool]], bool], *, tim
 
 
 def import_horovod() -> ModuleType:
-    """Horovod's torch module.
+    """Import Horovod's torch module.
 
     Raises:
-        ImportError: it is not installed, or was built for another torch.
+        ImportError: Horovod is not installed, or was built for another torch.
     """
     try:
         import horovod.torch as hvd

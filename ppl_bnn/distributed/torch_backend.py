@@ -1,4 +1,4 @@
-"""Ranks over torch.distributed: Gloo for tensors on CPUs, NCCL for those on GPUs. Started by torchrun."""
+"""Ranks over torch.distributed, started by torchrun: Gloo for tensors on CPUs, NCCL for tensors on GPUs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ class TorchRanks(Communicator):
     """The default process group of torch.distributed, from the environment that torchrun sets.
 
     Args:
-        device: ``cpu`` or ``cuda``, where the gradients are.
-        timeout: seconds to wait for a rank that gives no sign; one that has ended is noticed at once.
+        device: device of the gradients, ``cpu`` or ``cuda``.
+        timeout: seconds to wait for a silent rank. A rank that has ended is noticed at once.
     """
 
     def __init__(self, device: str, *, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""A mean-field posterior that was trained elsewhere, as plain arrays: read, turned round, put in place."""
+"""Imports a mean-field posterior from another library: reads plain arrays, reorders them, and puts them in place."""
 
 import pickle
 import zipfile
@@ -22,7 +22,7 @@ from ppl_bnn.models.evaluating import evaluating
 LAYOUTS = ("tfp", "torch")
 Layers = dict[str, dict[str, Tensor]]
 
-# What an array is, under the names of TensorFlow Probability, bayesian-torch, Keras and torch.
+# What an array means, by its names in TensorFlow Probability, bayesian-torch, Keras and torch.
 _NAMES = {
     "loc": ("loc", "kernel_posterior_loc", "mu_kernel", "mu_weight"),
     "scale": ("scale",),
@@ -40,13 +40,13 @@ _MEANING = {name: meaning for meaning, names in _NAMES.items() for name in names
 
 
 def read_layers(path: Path) -> Layers:
-    """{layer: {what: array}} in the file's order, from ``.npz``, ``.h5``, ``.safetensors``, ``.pt`` or ``.pth``.
+    """Read {layer: {meaning: array}} in the file's order, from an ``.npz``, ``.h5``, ``.safetensors`` or ``.pt`` file.
 
-    An array is called ``<layer>/<name>`` or ``<layer>.<name>``; arrays whose name means nothing here are left out.
-    Nothing in the file is run.
+    An array is named ``<layer>/<name>`` or ``<layer>.<name>``. Arrays with unknown names are left out. Nothing in the
+    file is executed.
 
     Raises:
-        FileError: it cannot be read, is of another kind, would need code to be run, or holds no such array.
+        FileError: the file cannot be read, is of another kind, would have to execute code, or holds no such array.
     """
     if not path.is_file():
         raise FileError(f"{path} is not there, or not a file")
@@ -63,7 +63,7 @@ def read_layers(path: Path) -> Layers:
         ) from None
     layers: Layers = {}
     for key, array in arrays.items():
-        # Keras calls them dense/dense/kernel_posterior_loc:0.
+        # Keras writes dense/dense/kernel_posterior_loc:0.
         *parents, name = key.removesuffix(":0").replace("/", ".").split(".")
         if parents and name in _MEANING:
             layer = parents[-1] if len(set(parents)) == 1 else ".".join(parents)
@@ -85,20 +85,20 @@ def put_in_place(
     names: Sequence[str] | None = None,
     batch_norm_eps: float | None = None,
 ) -> list[str]:
-    """Copy a foreign posterior into a network's point estimates and its guide; return what is worth a warning.
+    """Copy an imported posterior into a network's point estimates and its guide. Return the warnings.
 
     Args:
-        layers: as `read_layers` returns them.
-        example: one input [1, ...], to find out which dense layers see a flattened image.
-        layout: ``tfp``: kernels [in, out] and [height, width, in, out], images flattened as [height, width, channel];
-            ``torch``: [out, in], [out, in, height, width] and [channel, height, width].
-        names: the file's layers in the order of the network's, where they have other names.
-        batch_norm_eps: what the other side's batch norm adds to the variance (default: Keras's 0.001 for ``tfp``,
-            torch's 0.00001 for ``torch``).
+        layers: from `read_layers`.
+        example: one input [1, ...]. It shows which dense layers take a flattened image.
+        layout: ``tfp``: kernels are [in, out] and [height, width, in, out], and images are flattened as
+            [height, width, channel]. ``torch``: [out, in], [out, in, height, width] and [channel, height, width].
+        names: the file's layers in the order of the network's, if they have other names.
+        batch_norm_eps: number that the other library's batch norm adds to the variance. The default is Keras's 0.001
+            for ``tfp``, and torch's 0.00001 for ``torch``.
 
     Raises:
-        UserError: layers that do not correspond, an array that is missing or does not fit (the message has the layer
-            and both shapes), is not finite, or a scale that is not positive. Nothing is changed then.
+        UserError: the layers do not correspond; an array is missing, does not fit (the message has the layer and both
+            shapes) or is not finite; or a scale is not positive. Then nothing is changed.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
@@ -175,7 +175,7 @@ def _is_numeric(array: object) -> bool:
 
 
 def _targets(path: str, module: nn.Module, guide: MeanFieldNormal) -> dict[str, Tensor]:
-    """Where each of a layer's arrays goes, by what it is; scales go into the unconstrained ones."""
+    """Return the tensor that each of a layer's arrays goes into, by its meaning. Scales go into unconstrained_scale."""
     prefix = f"{path}." if path else ""
     state = {
         name: value
@@ -224,7 +224,7 @@ def _from_tfp(array: Tensor, image: tuple[int, int, int] | None) -> Tensor:
 
 
 def _flattened_images(net: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:
-    """{dense layer: (channels, height, width)} of the image whose flattening it sees."""
+    """Return {dense layer: (channels, height, width)} for dense layers whose input is a flattened image."""
     last: list[tuple[int, int, int] | None] = [None]
     found: dict[str, tuple[int, int, int]] = {}
 

@@ -1,4 +1,4 @@
-"""Is it Bayesian yet? How far a posterior has come from where its training started, layer by layer."""
+"""Is it Bayesian yet? Measures how far each layer's posterior has moved from the start of its training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,25 +10,25 @@ import torch
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.models.priors import elementwise, kl_by_weight, site_priors
 
-# A weight is at its prior where its KL is this close to the least that a Normal can have; a layer has moved where the
-# median scale changed by more than the second (a factor, as |log ratio|).
+# AT_PRIOR: a weight is at its prior if its KL is within this many nats of the least that a Normal can have.
+# MOVED: a layer has moved if the median |log(scale / initial scale)| is at least this.
 AT_PRIOR, MOVED = 0.05, 0.25
-# Nearly deterministic: noise below this share of the layer's root mean square loc.
+# A weight is nearly deterministic if its scale is below this share of the layer's root mean square loc.
 QUIET = 0.01
 
 
 @dataclass(frozen=True)
 class LayerPosterior:
-    """One site of the guide.
+    """Diagnosis of one site of the guide.
 
     Attributes:
-        site, weights: its name and number of weights.
+        site, weights: name and number of weights.
         scale, initial_scale: geometric means over the weights.
         scale_moved: median over the weights of |log(scale / initial scale)|; 0.1 is ten per cent.
         kl, initial_kl: KL(q || p), nats a weight.
         snr: 5%, 50% and 95% quantile of |loc| / scale.
-        at_prior: share of the weights whose KL is within 0.05 nats of the least a Normal can have with that prior
-            (0 for a Normal prior, and taken for 0 where weights have priors of their own).
+        at_prior: share of the weights whose KL is within 0.05 nats of the least that a Normal can have with that prior.
+            The least is 0 for a Normal prior. It is taken as 0 where each weight has a prior of its own.
         nearly_deterministic: share of the weights with a scale below 1% of the layer's root mean square loc.
     """
 
@@ -47,9 +47,9 @@ class LayerPosterior:
 def layer_posteriors(
     model: Callable, guide: MeanFieldNormal, initial: MeanFieldNormal, *args: object
 ) -> list[LayerPosterior]:
-    """Compare `guide` with `initial`, the same guide before training; `args` are what the model runs with.
+    """Compare `guide` with `initial`, the same guide before training. `args` are the arguments of the model.
 
-    The KL of each weight is exact for a Normal prior and by 16-point Gauss-Hermite quadrature for any other.
+    The KL of each weight is exact for a Normal prior. For any other prior it is a 16-point Gauss-Hermite quadrature.
     """
     priors = site_priors(model, *args)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def layer_posteriors(
 
 
 def verdict(layers: Sequence[LayerPosterior]) -> str:
-    """What the table says, in a sentence or two."""
+    """Sum up the table in a sentence or two."""
     still = [layer for layer in layers if layer.scale_moved < MOVED]
     weights = sum(layer.weights for layer in layers)
     quiet = sum(layer.weights * layer.nearly_deterministic for layer in layers) / weights
@@ -83,7 +83,7 @@ def verdict(layers: Sequence[LayerPosterior]) -> str:
 
 
 def render(layers: Sequence[LayerPosterior]) -> str:
-    """The table as text, the verdict under it."""
+    """Return the table as text, with the verdict below it."""
     header = (
         "site", "weights", "scale", "at start", "moved by", "KL a weight", "at start", "SNR 5%", "50%", "95%",
         "at prior", "nearly det.",

@@ -13,19 +13,21 @@ from ppl_bnn.native.arithmetic import arithmetic
 class IVON(torch.optim.Optimizer):
     """Improved variational online Newton (Shen et al. 2024, algorithm 1) on a guide's loc and unconstrained scale.
 
-    With tau = kl_weight / num_data and the precision p = h + delta of that paper, the scale it keeps is
-    sqrt(tau / p): p is read off the guide's own scale, and the difference of its new and its running curvature is the
-    KL-scaled ELBO's gradient with respect to the scale, divided by the scale. So it needs no copy of the prior, works
-    with any prior and any estimator, and keeps one number a weight, the momentum. With ratio = gradient * scale / tau
-    and c = 1 - beta2 a step is
+    Let tau = kl_weight / num_data, and let p = h + delta be the precision of the paper. The scale is sqrt(tau / p), so
+    p is read off the guide's own scale. The new curvature minus the running curvature is the gradient of the KL-scaled
+    ELBO with respect to the scale, divided by the scale. So IVON needs no copy of the prior, and works with any prior
+    and any estimator. It stores one number a weight, the momentum. With ratio = gradient * scale / tau and c = 1 -
+    beta2, a step is
 
         1 / scale^2  <-  (1 + c ratio + (c ratio)^2 / 2) / scale^2
         loc          <-  loc - lr (scale / initial scale)^2 momentum
 
-    where the squared term keeps the precision positive (their eq. 8, as in Lin et al. 2020) and momentum is the
-    bias-corrected moving average of loc's gradient. Beside the paper: the gradient of the prior is averaged with that
-    of the likelihood (there it is added after averaging); `lr` is the learning rate of their ``rescale_lr``, on SGD's
-    scale. Point estimates are learned by SGD with the same lr and momentum.
+    The squared term keeps the precision positive (their eq. 8, as in Lin et al. 2020). The momentum is the
+    bias-corrected moving average of loc's gradient.
+
+    Two things differ from the paper. The gradient of the prior is averaged with that of the likelihood; the paper adds
+    it after averaging. `lr` is the learning rate of their ``rescale_lr``, on SGD's scale. Point estimates are learned
+    by SGD with the same lr and momentum.
 
     Args:
         weights: pairs (loc, unconstrained_scale) of the guide's parameters.

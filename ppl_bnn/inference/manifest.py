@@ -1,4 +1,4 @@
-"""The manifest of a posterior: its layers in order, and under which names loc and scale lie in a checkpoint."""
+"""The manifest of a posterior: its layers in order, and the names of loc and scale in a checkpoint."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from ppl_bnn.models.layers import priors_of
 
 
 def manifest(model: nn.Module, guide: MeanFieldNormal) -> dict[str, Any]:
-    """The random weights in the model's order, and its point estimates, as JSON.
+    """Describe the random weights in the model's order, and the point estimates, as JSON.
 
-    Each of `layers` has its site, shape, number of weights, prior, and the names of its loc and unconstrained scale
-    among a checkpoint's tensors; scale = softplus(unconstrained scale) + 1.2e-7. `point_estimates` are {name: shape}.
+    Each entry of `layers` has its site, shape, number of weights and prior. It also has the names of its loc and
+    unconstrained scale among the tensors of a checkpoint: scale = softplus(unconstrained scale) + 1.2e-7.
+    `point_estimates` is {name: shape}.
     """
     priors = {path.removeprefix("net."): prior for path, prior in priors_of(model).items()}
     shapes = {site: guide.loc_scale(site)[0].shape for site in guide.sites}

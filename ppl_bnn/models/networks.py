@@ -1,4 +1,4 @@
-"""The architectures, each written once in plain torch: `bayesian` makes the BNN, as it stands it is the CNN."""
+"""The named architectures, each written once in plain torch. `bayesian` makes the Bayesian form of one."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def build(
     """Build a named network: Bayesian with `prior`, or its deterministic twin.
 
     Args:
-        image_shape: channels, height and width of the images; unless given, those the network was made for
-            (1, 28, 28 for bnn-fc, bnn-conv and lenet; 3, 32, 32 for vgg16 and resnet18, which take 28x28 too).
+        image_shape: channels, height and width of the images. The default is (1, 28, 28) for bnn-fc, bnn-conv and
+            lenet, and (3, 32, 32) for vgg16 and resnet18, which take images of 28x28 too.
 
     Raises:
         UserError: an unknown name, images that do not fit, or a prior that does not fit.
@@ -39,7 +39,7 @@ def build(
 
 
 def bnn_fc(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
-    """784-256-256-10 with ReLU: the study's BNN-FC (538,122 parameters when Bayesian)."""
+    """Build the study's BNN-FC: 784-256-256-10 with ReLU, 538,122 parameters when Bayesian."""
     _only_digits(image_shape)
     return nn.Sequential(
         OrderedDict(
@@ -54,7 +54,7 @@ def bnn_fc(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
 
 
 def bnn_conv(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
-    """Two 5x5 convolutions of 256 channels and a dense layer: the study's BNN-Conv (3,802,122 parameters)."""
+    """Build the study's BNN-Conv: two 5x5 convolutions of 256 channels and a dense layer (3,802,122 parameters)."""
     _only_digits(image_shape)
     return nn.Sequential(
         OrderedDict(
@@ -70,7 +70,7 @@ def bnn_conv(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
 
 
 def lenet(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
-    """LeNet-5 as Caffe has it, the network of the pruning literature: 431,080 parameters, 861,580 when Bayesian."""
+    """Build Caffe's LeNet-5, the network of the pruning literature: 431,080 parameters, 861,580 when Bayesian."""
     _only_digits(image_shape)
     return nn.Sequential(
         OrderedDict(

@@ -1,4 +1,4 @@
-"""ResNet-18 for small images, as the study has it: a stem and four blocks, each with a projection shortcut."""
+"""The study's ResNet-18 for small images: a stem and four blocks, each with a projection shortcut."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ BLOCKS = ((64, 1), (128, 2), (256, 2), (512, 2))
 
 
 def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> nn.Sequential:
-    """Build ResNet-18 for images [C, 32, 32], or [C, 28, 28], which are padded with zeros.
+    """Build ResNet-18 for images [C, 32, 32] or [C, 28, 28]. Images of 28x28 are padded with zeros.
 
-    With 3 channels and 10 classes: 4,912,458 parameters, 9,814,026 when Bayesian. (It is the study's network: one
-    block a width where He et al. 2016 have two.)
+    With 3 channels and 10 classes it has 4,912,458 parameters, and 9,814,026 when Bayesian. As in the study, it has one
+    block for each width; He et al. (2016) have two.
 
     Raises:
         UserError: images of another size.
@@ -32,7 +32,7 @@ def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int =
 
 
 class Block(nn.Module):
-    """relu(norm(conv(relu(norm(conv(x)))) + shortcut(x))); the shortcut is a 1x1 convolution, in every block."""
+    """relu(norm(conv(relu(norm(conv(x)))) + shortcut(x))). The shortcut is a 1x1 convolution in every block."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -43,6 +43,6 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
+        """Map [N, inputs, H, W] to [N, outputs, H / stride, W / stride]."""
         inner = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(inner) + self.shortcut(x)), inplace=True)

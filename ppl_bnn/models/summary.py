@@ -1,4 +1,4 @@
-"""The layer table: output shapes and parameter counts, as the study's tables count them."""
+"""The layer table: output shapes and parameter counts, counted as in the study's tables."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ppl_bnn.models.evaluating import evaluating
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its path, class, output shape without the batch, parameter counts, and multiply-adds an image."""
+    """One layer: path, class, output shape without the batch, parameter counts, and multiply-adds an image."""
 
     layer: str
     kind: str
@@ -25,8 +25,8 @@ class Row:
 def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     """Run `net` on `x` [N, ...] and list its layers in the order they ran.
 
-    A random weight counts twice (loc and scale), a point estimate once; batch norm's running mean and variance
-    count as not trainable.
+    A random weight counts twice (loc and scale), and a point estimate once. The running mean and variance of batch norm
+    count as non-trainable.
     """
     rows: list[Row] = []
 
@@ -49,7 +49,7 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
 
 
 def render(rows: list[Row]) -> str:
-    """The table as text, with total, trainable and non-trainable counts under it."""
+    """Return the table as text, with total, trainable and non-trainable counts below it."""
     header = ("Layer", "Type", "Output shape", "Parameters", "Multiply-adds")
     cells = [
         (row.layer, row.kind, " x ".join(map(str, row.output_shape)),

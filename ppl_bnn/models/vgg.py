@@ -1,4 +1,4 @@
-"""VGG-16 for small images, as the study has it: ten 3x3 convolutions in five stages, one dense layer."""
+"""The study's VGG-16 for small images: ten 3x3 convolutions in five stages, and one dense layer."""
 
 from collections import OrderedDict
 
@@ -10,10 +10,10 @@ WIDTHS = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 
 
 def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> nn.Sequential:
-    """Build VGG-16 for images [C, 32, 32], or [C, 28, 28], which are padded with zeros.
+    """Build VGG-16 for images [C, 32, 32] or [C, 28, 28]. Images of 28x28 are padded with zeros.
 
-    Each stage is two convolutions (3x3, 'same') with batch norm and ReLU, and a 2x2 max pool; then a dense layer on
-    the 512 features left. With 3 channels and 10 classes: 9,421,898 parameters, 18,829,066 when Bayesian.
+    Each stage has two convolutions (3x3, 'same') with batch norm and ReLU, and a 2x2 max pool. A dense layer takes the
+    remaining 512 features. With 3 channels and 10 classes it has 9,421,898 parameters, and 18,829,066 when Bayesian.
 
     Raises:
         UserError: images of another size.
@@ -33,7 +33,7 @@ def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10
 
 
 def padding_to_32(image_shape: tuple[int, int, int]) -> OrderedDict[str, nn.Module]:
-    """No layer for images of 32x32, zero padding for 28x28.
+    """Return no layer for images of 32x32, and a layer of zero padding for 28x28.
 
     Raises:
         UserError: images of another size.

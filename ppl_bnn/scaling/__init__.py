@@ -1,4 +1,4 @@
-"""The scaling study: throughput by number of ranks, a cost model of it, and rehearsed hosts.
+"""The scaling study: throughput by number of ranks, a cost model, and hosts rehearsed on one machine.
 
 May import: experiment and all below.
 """

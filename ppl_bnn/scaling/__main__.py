@@ -1,4 +1,4 @@
-"""The scaling study: BNN beside CNN on a list of rank counts and batches, in one table, and a prediction for more.
+"""The scaling study: time networks on lists of rank counts and batches, write one table, and predict more ranks.
 
     python -m ppl_bnn.scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
     python -m ppl_bnn.scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
@@ -6,11 +6,11 @@
     python -m ppl_bnn.scaling RUN ... --epochs 64 --accuracy 0.6                                # whole trainings
     python -m ppl_bnn.scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
 
-A point is a run folder, a device, a batch (of one rank) and a number of ranks. Each is a training of --steps steps, or
-with --epochs a whole one, started by horovodrun where Horovod is installed and by torchrun where it is not. Results are
-OUT/scaling.csv and OUT/scaling.nc, one row a point, and OUT/figures. Points that are done are not done again.
+A point is a run folder, a device, a batch size (of one rank) and a number of ranks. Each point is a training of --steps
+steps, or a whole training with --epochs. horovodrun starts the ranks if Horovod is installed, else torchrun. Results
+are OUT/scaling.csv and OUT/scaling.nc, one row a point, and OUT/figures. Finished points are skipped.
 
-Exit codes: 0 done; 1 a point failed; 2 bad command or settings; 75 stopped (run again to go on).
+Exit codes: 0 done; 1 a point failed; 2 bad command or settings; 75 stopped (run the same command again to resume).
 """
 
 import logging
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments[:at])
         failed = _study(options, arguments[at + 1 :])
     except KeyboardInterrupt:
-        log.error("stopped; run the same command again to go on")
+        log.error("stopped; run the same command again to resume")
         return 75
     except (UserError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
     except OSError as error:
-        log.error("error: %s: %s; points that are done are unharmed", error.filename or "", error.strerror or error)
+        log.error("error: %s: %s; finished points are unharmed", error.filename or "", error.strerror or error)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -68,7 +68,7 @@ def _study(options: Namespace, settings: list[str]) -> bool:
     for run in options.runs:
         saved_config.read(Path(run) / "config.yaml")
     if len({Path(run).name for run in options.runs}) < len(options.runs):
-        raise UserError(f"run folders need different names to be told apart in the table, got {options.runs}")
+        raise UserError(f"run folders need different names, because the table lists them by name; got {options.runs}")
     least = {"ranks": 1, "batches": 1, "steps": 2, "repeats": 1, "epochs": 1, "threads": 1, "mbit": 0, "latency_ms": 0}
     for name, lowest in least.items():
         values = getattr(options, name)
@@ -115,7 +115,7 @@ def _study(options: Namespace, settings: list[str]) -> bool:
 
 
 def _points(options: Namespace) -> Iterator[Setting]:
-    # Repeats outermost, so that a machine that becomes slower slows all points.
+    # Repeats are the outer loop, so that a machine that slows down slows all points alike.
     links = dict.fromkeys((mbit, delay if mbit else 0.0) for mbit, delay in product(options.mbit, options.latency_ms))
     for repeat, device, batch, ranks in product(
         range(options.repeats), options.devices, options.batches, options.ranks
@@ -125,11 +125,11 @@ def _points(options: Namespace) -> Iterator[Setting]:
 
 
 def _flat(rows: xr.Dataset) -> Any:
-    """One row a point; what is counted for each kind of call in columns of its own, single steps left out."""
+    """Return one row a point, with columns for each kind of call and without the single steps."""
     frame = rows.drop_dims(["kind", "step", "quantile"]).to_dataframe().reset_index(drop=True)
     for kind in rows["kind"].values:
         for name in ("count", "mean_bytes", "seconds"):
-            # A step's own seconds are a column, too.
+            # `step_seconds` is already the column of a step's own seconds.
             column = f"{'step message' if kind == 'step' else kind}_{name}".replace(" ", "_")
             frame[column] = rows[f"call_{name}"].sel(kind=kind).values
     frame["held_out_step_seconds"] = rows["held_out_step_seconds"].sel(quantile=0.5).values
@@ -154,7 +154,7 @@ def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+    """Help with the line breaks of the description, and jsonargparse's types and defaults."""
 
 
 def _parser() -> ArgumentParser:
@@ -162,37 +162,37 @@ def _parser() -> ArgumentParser:
         prog="python -m ppl_bnn.scaling", description=__doc__, formatter_class=_Formatter, exit_on_error=False
     )
     add = parser.add_argument
-    add("runs", type=str, nargs="+", help="run folders: a BNN, its CNN twin (same network), others")
-    add("--ranks", type=int, nargs="+", default=[1, 2], help="how many ranks; 1 is what efficiency compares to")
-    add("--batches", type=int, nargs="+", default=[128], help="images a step, on each rank")
-    add("--devices", type=str, nargs="+", default=["cpu"], help="cpu, cuda")
+    add("runs", type=str, nargs="+", help="run folders, such as a Bayesian network and its deterministic twin")
+    add("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks; efficiency compares with 1")
+    add("--batches", type=int, nargs="+", default=[128], help="batch sizes, of each rank")
+    add("--devices", type=str, nargs="+", default=["cpu"], help="devices: cpu, cuda")
     add(
         "--mbit",
         type=float,
         nargs="+",
         default=[0.0],
-        help="rehearse a host a rank, each sending at most so many Mbit/s (needs root); 0: as the launcher has them",
+        help="rehearse one host for each rank, with links of this many Mbit/s (needs root); 0: no rehearsed hosts",
     )
     add(
         "--latency_ms",
         type=float,
         nargs="+",
         default=[0.0],
-        help="between rehearsed hosts, each way: of each of --mbit with each of these",
+        help="one-way latencies between rehearsed hosts, in ms; each is combined with each of --mbit",
     )
-    add("--steps", type=int, default=10, help="timed steps of each point, after an untimed one")
-    add("--repeats", type=int, default=1, help="times to go through all points")
+    add("--steps", type=int, default=10, help="number of timed steps of each point, after one untimed step")
+    add("--repeats", type=int, default=1, help="number of times to measure every point")
     add("--epochs", type=int | None, default=None, help="train whole epochs, to measure the time to --accuracy")
-    add("--accuracy", type=float, default=0.6, help="the training accuracy that is timed, with --epochs")
+    add("--accuracy", type=float, default=0.6, help="training accuracy to time, with --epochs")
     add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
-    add("--threads", type=int | None, default=None, help="of each rank (default: cores / the largest of --ranks)")
+    add("--threads", type=int | None, default=None, help="threads of a rank (default: cores / the largest of --ranks)")
     add(
         "--predict_mbit",
         type=float | None,
         default=None,
-        help="predict for links of so many Mbit/s (default: those that were measured)",
+        help="predict for links of this many Mbit/s (default: the measured links)",
     )
-    add("--out", type=str, default="scaling", help="where results go")
+    add("--out", type=str, default="scaling", help="output folder")
     return parser  # fmt: skip
 
 

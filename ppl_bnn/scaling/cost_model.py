@@ -1,16 +1,22 @@
-"""What a step takes on any number of ranks: fitted to measured steps, it predicts others, with an uncertainty.
+"""Cost model: the seconds of a step on any number of ranks, fitted to measured steps, with an uncertainty.
 
     step(N) = compute + [N > 1] (copy bytes + exposed(N) + 2 (N - 1) (latency + delay))
     wire(N) = 2 (N - 1) ((latency + trips delay) messages + bytes / (N bandwidth))
     exposed(N) = max((1 - overlap) wire(N), wire(N) - 2/3 compute)
 
-Compute is what a rank's own step takes. It depends on the workload (network, batch, device) and not on N, since each
-rank has a batch of its own. Wire is the ring allreduce (Patarasuk and Yuan 2009): 2 (N - 1) rounds, in each of which a
-rank sends 1/N of every message. A share of it, `overlap`, hides behind back-propagation, which is two thirds of compute
-and cannot hide more than its own length; the step's small message hides behind nothing. Of a link that is known,
-`goodput` is the share of its bandwidth that gradients get, the rest goes to headers and to waiting for
-acknowledgements; and a large message travels it `trips` times in a round, to ask, to answer, and until TCP's window is
-open. Copy is what a byte costs a rank's processor, which nothing hides: into the bucket, through the sockets, added up.
+Compute is the time of a rank's own step. It depends on the workload (network, batch, device). It does not depend on N,
+because each rank has a batch of its own.
+
+Wire is the ring allreduce (Patarasuk and Yuan 2009): 2 (N - 1) rounds. In each round a rank sends 1/N of every message.
+A share of it, `overlap`, hides behind back-propagation. Back-propagation is two thirds of compute, and cannot hide more
+than its own length. Nothing hides the step's small message.
+
+For a known link, `goodput` is the share of its bandwidth that gradients get. The rest goes to headers and to waiting
+for acknowledgements. A large message travels the link `trips` times in a round: to ask, to answer, and until TCP's
+window is open.
+
+Copy is the cost of a byte on a rank's processor: into the bucket, through the sockets, and into the sum. Nothing hides
+it.
 """
 
 import zlib
@@ -24,14 +30,14 @@ from scipy.optimize import least_squares
 
 from ppl_bnn.errors import UserError
 
-# Relative standard deviation of what the formula leaves out: that of eight rehearsed points, each predicted by the
-# other link speeds. Where there are enough links, `discrepancy` finds the machine's own.
+# Relative standard deviation of what the formula leaves out. It was measured on eight rehearsed points, each predicted
+# from the other link speeds. With enough links, `discrepancy` measures the machine's own.
 MODEL_ERROR = 0.15
-# It is known from so few links that it has Student's t, of about so many degrees of freedom.
+# It is known from few links only, so it has Student's t, with about this number of degrees of freedom.
 _FREEDOM = 3
-# Centre and standard deviation of what is fitted beside compute, before there are data: log seconds, log bytes a
-# second, log seconds a byte, logits of the shares, and a log number. 1.5 is a factor of 4.5; goodput lies between 0.7
-# and 0.97, and trips between 0.8 and 5.
+# Prior of the fitted constants beside compute, as centre and standard deviation. The scales are log seconds, log bytes
+# a second, log seconds a byte, logits of the shares, and a log number. A deviation of 1.5 is a factor of 4.5. Goodput
+# lies between 0.7 and 0.97, and trips between 0.8 and 5.
 _PRIOR = {
     "latency": (np.log(1e-4), 1.5),
     "bandwidth": (np.log(1e9), 1.5),
@@ -44,7 +50,7 @@ _PRIOR = {
 
 @dataclass(frozen=True)
 class Link:
-    """What is known of the links between ranks: bytes a second, and seconds until a packet arrives."""
+    """The links between ranks: bandwidth in bytes a second, and seconds until a packet arrives."""
 
     bandwidth: float
     delay: float = 0.0
@@ -52,14 +58,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting, measured or not.
+    """A setting to fit to, or to predict.
 
     Args:
-        workload: any name; points of one name share their compute.
-        ranks: how many.
-        messages, bytes: of gradients, a step.
-        seconds: of each measured step [K], K at least 2 where it is fitted to.
-        link: between the ranks, where it is known; else it is fitted.
+        workload: any name. Points of one name share their compute.
+        ranks: number of ranks.
+        messages, bytes: messages and bytes of gradients a step.
+        seconds: seconds of each measured step [K]. A point to fit to needs K of at least 2.
+        link: the link between the ranks, if it is known. If not, it is fitted.
     """
 
     workload: str
@@ -72,12 +78,12 @@ class Point:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Fitted constants, and draws of them that stand for their uncertainty.
+    """The fitted constants, as draws that represent their uncertainty.
 
     Attributes:
         draws: ``latency`` (seconds a message and round), ``bandwidth`` (bytes a second), ``copy`` (seconds a byte),
-            ``overlap`` and ``goodput`` (in [0, 1]), ``trips`` and ``compute <workload>`` (seconds): [S] each, the best
-            fit first.
+            ``overlap`` and ``goodput`` (in [0, 1]), ``trips`` and ``compute <workload>`` (seconds). Each is [S], with
+            the best fit first.
         error: relative standard deviation of what the formula leaves out.
     """
 
@@ -85,11 +91,11 @@ class CostModel:
     error: float = 0.0
 
     def step(self, point: Point) -> NDArray:
-        """Seconds a step [S] of a workload that was fitted."""
+        """Return seconds a step [S] of a fitted workload, without the model's own error."""
         return _step(self.draws, point)
 
     def measured(self, point: Point) -> NDArray:
-        """`step`, and on several ranks the model's own error on top: what a run that is measured may take [S]."""
+        """Return seconds a step [S] as a measurement may give them: on several ranks the model's own error is added."""
         random = np.random.default_rng([zlib.crc32(point.workload.encode()), point.ranks])
         error = self.error * (point.ranks > 1) * random.standard_t(_FREEDOM, len(self.draws["copy"]))
         return self.step(point) * np.exp(error)
@@ -100,13 +106,13 @@ def fit_cost_model(
 ) -> CostModel:
     """Fit the constants to the points' medians, by least squares of log seconds under a wide prior.
 
-    The draws are randomized maximum a posteriori (Bardsley et al. 2014): each resamples every point's steps, moves the
-    points by the model's own error and the prior's centres by their deviation, and fits again. What the points do not
-    tell, such as the latency where it nowhere counts, stays as uncertain as the prior.
+    The draws are randomized maximum a posteriori (Bardsley et al. 2014). Each draw resamples every point's steps, moves
+    the points by the model's own error and the prior's centres by their deviation, and fits again. A constant that the
+    points do not determine stays as uncertain as its prior.
 
     Args:
         num_samples: number of draws S.
-        model_error: relative standard deviation of what the formula leaves out; None for `discrepancy` of the points.
+        model_error: relative standard deviation of what the formula leaves out. None: `discrepancy` of the points.
 
     Raises:
         UserError: no points, or one without two positive, finite measured steps.
@@ -133,7 +139,7 @@ def fit_cost_model(
 
         return least_squares(residuals, start)
 
-    # The exposed part has a kink, so there may be an optimum on each side of it.
+    # The exposed part has a kink, and there may be an optimum on each side of it.
     tilts = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0], [0, 2, 1, 0, 0, 0]])
     starts = [np.concatenate([centres + tilt * deviations, shortest]) for tilt in tilts]
     best = min((solve(observed, centres, start) for start in starts), key=lambda found: found.cost).x
@@ -147,10 +153,10 @@ def fit_cost_model(
 
 
 def discrepancy(points: Sequence[Point]) -> float:
-    """Relative standard deviation of what the formula leaves out, run-to-run noise included.
+    """Return the relative standard deviation of what the formula leaves out, with run-to-run noise.
 
-    With three known links or more: the root mean square of log(measured / predicted), each link predicted by a fit to
-    the others (never below a fifth of `MODEL_ERROR`). With fewer: `MODEL_ERROR`.
+    With three known links or more, this is the root mean square of log(measured / predicted). Each link is predicted by
+    a fit to the others. The result is never below a fifth of `MODEL_ERROR`. With fewer links it is `MODEL_ERROR`.
     """
     links = dict.fromkeys(point.link for point in points if point.link is not None)
     if len(links) < 3:
@@ -165,7 +171,7 @@ def discrepancy(points: Sequence[Point]) -> float:
 
 
 def _constants(values: NDArray, workloads: Sequence[str]) -> dict[str, NDArray]:
-    """What is fitted, from the real line [P] or [P, S] to where it lives."""
+    """Map fitted values [P] or [P, S] from the real line to positive constants and shares in [0, 1]."""
     constants = dict(zip([*_PRIOR, *(f"compute {name}" for name in workloads)], np.exp(values), strict=True))
     shares = {name: constants[name] / (1 + constants[name]) for name in ("overlap", "goodput")}
     return {**constants, **shares}

@@ -1,4 +1,4 @@
-"""The scaling study's figures."""
+"""Figures of the scaling study."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,13 @@ from ppl_bnn.files import written_atomically
 
 
 def draw_scaling(rows: xr.Dataset, predicted: xr.Dataset, folder: Path) -> int:
-    """Draw what the table allows into `folder` as PNG, and say how many.
+    """Draw every figure that the table allows into `folder`, as PNG, and return their number.
 
     Args:
-        rows, predicted: from `ppl_bnn.scaling.table`.
+        rows, predicted: results of `table` and `predictions` in `ppl_bnn.scaling.table`.
 
     Raises:
-        OSError: a figure that cannot be written.
+        OSError: a figure cannot be written.
     """
     local = rows.isel(point=rows["mbit"].values == 0)
     figures: dict[str, Figure] = {
@@ -41,7 +41,7 @@ def draw_scaling(rows: xr.Dataset, predicted: xr.Dataset, folder: Path) -> int:
 
 
 def _bars(rows: xr.Dataset, name: str, label: str, *, error: str | None = None) -> Figure:
-    """Groups by number of ranks, a bar for each run, device and batch."""
+    """Draw a group of bars for each number of ranks, with one bar for each run, device and batch."""
     figure, axes = _figure(label)
     _grouped(axes, rows, name, by="ranks", error=error)
     axes.set(xlabel="ranks", ylabel=label)
@@ -116,7 +116,7 @@ def _links(rows: xr.Dataset) -> Figure:
     settings = list(zip(*(limited[name].values.tolist() for name in names), strict=True))
     for key in dict.fromkeys(settings):
         series = limited.isel(point=[each == key for each in settings]).sortby("mbit")
-        # Beside each other where links differ in latency alone.
+        # Points whose links differ only in latency lie beside each other.
         at = series["mbit"] * 1.08 ** delays.index(key[3])
         label = f"{Path(key[0]).name}, {key[1]} ranks" + (f", {key[3]:g} ms" if key[3] else "")
         (line,) = axes.plot(at, series["step_seconds"], "o", label=label)
@@ -129,7 +129,7 @@ def _links(rows: xr.Dataset) -> Figure:
 
 
 def _legend(axes: Axes) -> None:
-    # Below the axes: there may be a line for every run, device and batch.
+    # Below the axes, because there may be one line for each run, device and batch.
     axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
 

@@ -1,4 +1,4 @@
-"""Several hosts rehearsed on one: a network namespace for each, and links of limited bandwidth between them (Linux)."""
+"""Rehearses several hosts on one (Linux): a network namespace for each, and links of limited bandwidth between them."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ from typing import IO, Any
 from ppl_bnn.scaling.long_cable import long_cable, tun_device
 
 INTERFACE = "eth0"
-# Of a long cable, which carries packet by packet.
+# Packet size of a long cable. It carries packets one by one, so they should be large.
 _MTU = 9000
 
 
 class NotPermitted(RuntimeError):
-    """This machine does not let hosts be rehearsed; the message says why."""
+    """Hosts cannot be rehearsed on this machine. The message says why."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A rehearsed host: what a command is prefixed with to run there, and the host's address."""
+    """A rehearsed host: the prefix of a command that runs there, and the IPv4 address of the host."""
 
     prefix: tuple[str, ...]
     address: str
@@ -29,15 +29,17 @@ class Host:
 
 @contextmanager
 def rehearsed_hosts(count: int, *, mbit: float, latency_ms: float = 0.0) -> Iterator[list[Host]]:
-    """Hosts that reach each other alone; they share this machine's processors and files.
+    """Context manager that yields hosts that reach only each other. They share this machine's processors and files.
 
     Args:
-        mbit: megabits a second that a host sends at most (a token bucket, tc-tbf).
-        latency_ms: what a host sends arrives so much later; hosts are then joined by TUN devices and a thread of this
-            process (`long_cable`), and else by veth and a bridge.
+        count: number of hosts.
+        mbit: most megabits a second that a host sends (a token bucket, tc-tbf).
+        latency_ms: one-way latency in ms. Above 0, TUN devices and a thread of this process (`long_cable`) join the
+            hosts; at 0, veth and a bridge do.
 
     Raises:
-        NotPermitted: it needs Linux, root, ip and tc, and of the kernel namespaces, tbf, and veth and bridge or TUN.
+        NotPermitted: one of these is missing: Linux, root, ip, tc; in the kernel namespaces, tbf, and veth and bridge
+            or TUN.
     """
     if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
         raise NotPermitted(f"hosts cannot be rehearsed here: no {' and '.join(missing)} (Debian: iproute2)")
@@ -53,7 +55,7 @@ def rehearsed_hosts(count: int, *, mbit: float, latency_ms: float = 0.0) -> Iter
             _ip(f"-n {name} address add {address}/24 dev {INTERFACE}")
             for interface in ("lo", INTERFACE):
                 _ip(f"-n {name} link set {interface} up")
-            # A token bucket of 5 ms, but at least one large segment.
+            # The token bucket holds 5 ms of data, but at least one large segment.
             burst = max(65536, int(mbit * 1e6 / 8 * 0.005))
             _run("tc", f"-n {name} qdisc add dev {INTERFACE} root tbf rate {mbit}mbit burst {burst} latency 100ms")
         yield [Host(("ip", "netns", "exec", name), address) for name, address in hosts.items()]
@@ -62,7 +64,7 @@ def rehearsed_hosts(count: int, *, mbit: float, latency_ms: float = 0.0) -> Iter
 def start_ranks(
     hosts: list[Host], command: list[str], output: IO[Any], *, port: int = 29400
 ) -> list[subprocess.Popen[bytes]]:
-    """Start a command as one rank of torch.distributed on each host; all of them write to `output`, errors too."""
+    """Start a command on each host, as one rank of torch.distributed. Output and errors go to `output`."""
     processes = []
     for rank, host in enumerate(hosts):
         settings = {

@@ -1,4 +1,4 @@
-"""A long cable between network namespaces: what their TUN devices send arrives later (Linux)."""
+"""A long cable between network namespaces (Linux): it delays the packets that their TUN devices send."""
 
 import fcntl
 import os
@@ -11,19 +11,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# From linux/if_tun.h: set the name, packets of IP without a header of the device's own.
+# From linux/if_tun.h: set the name; IP packets without a header of the device.
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _LARGEST = 65536
 
 
 @contextmanager
 def long_cable(ends: Mapping[str, int], seconds: float) -> Iterator[None]:
-    """While this lasts, packets between TUN devices arrive `seconds` after they were sent, in their order.
+    """Context manager that carries packets between TUN devices, in order, `seconds` after they were sent.
 
-    A thread of this process carries them, which takes some 20 us of a processor for each; so packets should be large.
+    A thread of this process carries them. Each packet takes some 20 us of a processor, so packets should be large.
 
     Args:
-        ends: the IPv4 address of each host, and the file descriptor of its device (`tun_device`).
+        ends: for the IPv4 address of each host, the file descriptor of its device (`tun_device`).
     """
     by_address = {socket.inet_aton(address): end for address, end in ends.items()}
     stopped, stop = os.pipe()
@@ -39,7 +39,9 @@ def long_cable(ends: Mapping[str, int], seconds: float) -> Iterator[None]:
 
 @contextmanager
 def tun_device(name: str) -> Iterator[int]:
-    """A TUN device as a file descriptor of packets, which does not block; it may be moved to another namespace.
+    """Context manager that yields a TUN device as a non-blocking file descriptor of packets.
+
+    The device may be moved to another namespace.
 
     Raises:
         OSError: the machine has no such devices, or does not permit them.
@@ -61,7 +63,7 @@ def _carry(ends: Mapping[bytes, int], seconds: float, stopped: int) -> None:
             return
         for end in ready:
             packet = os.read(end, _LARGEST)
-            # Its destination, by IPv4's header; what else hosts send is for nobody.
+            # The destination in the IPv4 header. Other packets have no receiver and are dropped.
             to = ends.get(packet[16:20])
             if to is not None and packet[0] >> 4 == 4:
                 under_way.append((time.monotonic() + seconds, to, packet))

@@ -1,4 +1,4 @@
-"""One point of the scaling study: a training that is launched, once, and leaves its performance.json."""
+"""Measures one point of the scaling study: launches a training, which writes its performance.json."""
 
 import json
 import re
@@ -18,10 +18,14 @@ from ppl_bnn.scaling.hosts import rehearsed_hosts, start_ranks
 
 @dataclass(frozen=True)
 class Setting:
-    """One training to be timed.
+    """One training to time.
 
     Args:
-        mbit, latency_ms: of the links between rehearsed hosts, one for each rank; 0: ranks as the launcher has them.
+        run: run folder.
+        batch: batch size of one rank.
+        mbit, latency_ms: bandwidth (Mbit/s) and latency (ms) of the links between rehearsed hosts, one host for each
+            rank. 0: no rehearsed hosts, the launcher places the ranks.
+        repeat: number of this repeat, from 0.
     """
 
     run: str
@@ -34,7 +38,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         run = re.sub(r"\W+", "-", self.run).strip("-")
         link = f"-{self.mbit:g}mbit" if self.mbit else ""
         link += f"-{self.latency_ms:g}ms" if self.latency_ms else ""
@@ -42,7 +46,7 @@ class Setting:
 
 
 class PointFailed(RuntimeError):
-    """A training did not end well."""
+    """A training failed."""
 
 
 def measure(
@@ -55,17 +59,17 @@ def measure(
     launcher: str,
     settings: Sequence[str],
 ) -> None:
-    """Train in `folder`, unless the same point was done there before.
+    """Train in `folder`, unless the same point was finished there before.
 
     Args:
-        steps: timed ones, after one that is not; without `epochs`.
-        epochs: train whole epochs instead.
-        threads: of each rank.
+        steps: number of timed steps, after one untimed step. Ignored with `epochs`.
+        epochs: train this number of whole epochs instead.
+        threads: threads of each rank.
         launcher: ``auto``, ``horovod``, ``torch``, or a command with {ranks} in it.
         settings: further arguments of `ppl_bnn.run`.
 
     Raises:
-        PointFailed: the training did not end well.
+        PointFailed: the training failed.
         NotPermitted: hosts cannot be rehearsed here.
     """
     arguments = [
@@ -73,7 +77,7 @@ def measure(
         "--threads", str(threads), "--train.batch_size", str(point.batch),
     ]  # fmt: skip
     if epochs is None:
-        # An epoch a step: the same steps whatever the number of images, and nothing is written in between.
+        # One epoch a step: the steps do not depend on the number of images, and nothing is written between them.
         images = point.batch * point.ranks
         arguments += ["--data.num_train", str(images), "--train.epochs", str(steps + 1)]
         arguments += ["--train.checkpoint_every", str(steps + 1)]
@@ -90,13 +94,13 @@ def measure(
     write_text(folder / "point.json", json.dumps({"command": command, "done": False}))
     _launch(point, launcher, [*arguments, "--out", str(folder)], folder / "output.txt")
     if not (folder / "performance.json").exists():
-        raise PointFailed(f"no {folder / 'performance.json'}: the launcher's rank 0 wrote to another host's disk?")
+        raise PointFailed(f"no {folder / 'performance.json'}: did rank 0 write to the disk of another host?")
     write_text(folder / "point.json", json.dumps({"command": command, "done": True}))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -> None:
-    """Run a training to its end, its output in a file."""
+    """Run a training to its end and write its output to a file."""
     if point.mbit:
         links = rehearsed_hosts(point.ranks, mbit=point.mbit, latency_ms=point.latency_ms)
         with links as hosts, output.open("w") as file:
@@ -121,11 +125,11 @@ def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
                 process.wait()
     if any(codes):
         lines = [line for line in output.read_text(errors="replace").splitlines() if "error" in line.lower()] or [""]
-        raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has it all: {lines[-1].strip()}")
+        raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has the whole output: {lines[-1].strip()}")
 
 
 def check_launcher(launcher: str) -> None:
-    """Raise UserError for a launcher that is not known and no command either."""
+    """Raise UserError for a launcher that is neither a known name nor a command."""
     try:
         command = launcher.format(ranks=2).split()
     except (LookupError, ValueError) as error:
@@ -138,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        # Damaged: the point is measured anew.
+        # A damaged file: the point is measured again.
         content = None
     return content if isinstance(content, dict) else {}
 
@@ -150,6 +154,6 @@ def _launcher(launcher: str, ranks: int) -> list[str]:
         horovodrun = Path(sys.executable).parent / "horovodrun"
         return [str(horovodrun), "-np", str(ranks), sys.executable]
     if launcher == "torch":
-        # Its arguments begin with -m, as python's do.
+        # The arguments begin with -m, which torchrun passes on to python.
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return launcher.format(ranks=ranks).split()

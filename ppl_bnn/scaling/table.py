@@ -1,4 +1,4 @@
-"""The scaling study's table, from what each training left in its folder, and the cost model's word on more ranks."""
+"""The table of the scaling study, from the results of each training, and the predictions of the cost model."""
 
 import csv
 import json
@@ -26,21 +26,21 @@ _SETTING = ("run", "device", "batch", "ranks", "mbit", "latency_ms")
 
 
 def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, whole: bool) -> xr.Dataset:
-    """One row for each setting, its repeats' steps one after the other.
+    """Return one row for each setting. The steps of its repeats are concatenated.
 
     Args:
-        points: each one's run, device, batch (of a rank), ranks, mbit and latency_ms (of its links; 0 for the machine's
-            own) and the out folder of its training.
-        accuracy: the training accuracy whose time is looked for.
-        whole: the trainings are whole ones; else they say nothing of accuracy.
+        points: for each point its run, device, batch (of one rank), ranks, mbit and latency_ms (of its links; 0 for the
+            machine's own), and the out folder of its training.
+        accuracy: training accuracy to time.
+        whole: whether the trainings are whole ones. If not, no accuracy is reported.
 
     Returns:
         A Dataset over ``point``: samples_per_second with its ``_std`` over steps, step_seconds (median),
         fixed_epochs_seconds (the run's own epochs over all its images, at this speed), efficiency T1 / TN by the
-        medians, seconds_to_accuracy (NaN where not reached), communication_share (of the steps' time in which rank
-        0 stood still for gradients and step messages), messages and bytes of gradients a step; over ``point`` and
-        ``kind``: call_count, call_mean_bytes, call_seconds, over the whole training; over ``point`` and ``step``:
-        seconds. The first step of each training is not counted in any speed.
+        medians, seconds_to_accuracy (NaN if not reached), communication_share (share of the steps' time in which rank
+        0 waited for gradients and step messages), messages and bytes of gradients a step. Over ``point`` and
+        ``kind``: call_count, call_mean_bytes, call_seconds, over the whole training. Over ``point`` and ``step``:
+        seconds. No speed counts the first step of a training.
     """
     found: dict[tuple[Any, ...], list[tuple[Path, dict[str, Any]]]] = {}
     for setting, folder in points:
@@ -79,10 +79,11 @@ def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, 
 
 
 def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int = 200) -> xr.Dataset:
-    """Samples a second and efficiency on 1 to 1024 ranks, over ``workload``, ``ranks`` and ``quantile`` (5, 50, 95%).
+    """Predict samples a second and efficiency on 1 to 1024 ranks.
 
-    For links of `mbit`, or as fast as the machine's own were. The attribute ``ratios`` has a line on the time of each
-    BNN over that of its CNN twin.
+    The result is over ``workload``, ``ranks`` and ``quantile`` (5, 50, 95%). The links have `mbit` Mbit/s, or by
+    default the speed of the machine's own. The attribute ``ratios`` has one line for each Bayesian network: its time
+    over that of its deterministic twin.
     """
     model = fit_cost_model(_model_points(rows), num_samples=num_samples)
     link = None if mbit is None else Link(mbit * 1e6 / 8)
@@ -102,9 +103,11 @@ def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int
 
 
 def held_out(rows: xr.Dataset, *, num_samples: int = 100) -> xr.DataArray:
-    """What each point of one of three kinds of link or more should have taken, by a fit that saw the others alone.
+    """Predict each link's points by a fit to the points of the other links. This needs three links or more.
 
-    Seconds a step over ``point`` and ``quantile`` (5, 50, 95%, the model's own error included); NaN for other points.
+    Returns:
+        Seconds a step over ``point`` and ``quantile`` (5, 50, 95%, with the model's own error), NaN where there is no
+        prediction.
     """
     quantiles = np.full((rows.sizes["point"], 3), math.nan)
     points = _model_points(rows)
@@ -154,7 +157,7 @@ def _epochs(run: str) -> int:
 
 
 def _time_to(accuracy: float, path: Path) -> float:
-    """Seconds of training up to the first epoch with at least this training accuracy; NaN where there is none."""
+    """Return the seconds of training up to the first epoch with this training accuracy, or NaN if none reached it."""
     seconds = 0.0
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -184,7 +187,7 @@ def _model_points(rows: xr.Dataset) -> list[Point]:
 
 
 def _sent(rows: xr.Dataset, row: xr.Dataset) -> tuple[float, float]:
-    """Messages and bytes a step of a workload's gradients, of any of its points on several ranks."""
+    """Return messages and bytes of gradients a step, from any point of the workload on several ranks."""
     run = rows.isel(point=(rows["run"].values == row["run"].item()) & (rows["ranks"].values > 1))
     if not run.sizes["point"]:
         raise UserError(f"{row['run'].item()} was not run on several ranks: add one above 1 to --ranks")
