@@ -68,9 +68,9 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def groups_of(idata: Any) -> dict[str, xr.Dataset]:
-    """The groups as {name: Dataset}, whichever ArviZ made the object."""
-    if hasattr(idata, "children"):
-        return {name: node.to_dataset() for name, node in idata.children.items()}
+    """The groups of an InferenceData or a DataTree as {name: Dataset}."""
+    if isinstance(idata, xr.DataTree):
+        return {str(name): node.to_dataset() for name, node in idata.children.items()}
     return {name: idata[name] for name in idata.groups()}
 
 
