@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale, softplus
-from ppl_bnn.native.arithmetic import arithmetic
+from ppl_bnn.guides.normal import softplus
+from ppl_bnn.native.arithmetic import OPERATIONS
 
 
 class IVON(torch.optim.Optimizer):
@@ -66,7 +66,8 @@ class IVON(torch.optim.Optimizer):
             momentum = state["momentum"]
             # What is changed in place must lie in memory like the first argument.
             assert loc.stride() == unconstrained.stride() == momentum.stride()
-            arithmetic(_step)(loc, unconstrained, momentum, loc.grad, unconstrained.grad, rate, c, beta1)
+            gradients = loc.grad, unconstrained.grad
+            OPERATIONS["ivon_step"](loc, unconstrained, momentum, *gradients, rate, c, beta1)
         for group in rest:
             for point in group["params"]:
                 if point.grad is not None:
@@ -80,16 +81,3 @@ class IVON(torch.optim.Optimizer):
             state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
         state["step"] += 1
         return state
-
-
-def _step(
-    loc: Tensor, u: Tensor, momentum: Tensor, to_loc: Tensor, to_u: Tensor, rate: Tensor, c: Tensor, beta1: Tensor
-) -> None:
-    momentum.lerp_(to_loc, 1 - beta1)
-    # softplus(u), and below its derivative, a sigmoid, which to_u holds: of one exponential, half the time of two.
-    t = u.abs().neg_().exp_()
-    scale = t.log1p().add_(u.clamp_min(0)).add_(SMALLEST_SCALE)
-    change = (to_u * (1 + t)).div_(torch.where(u > 0, 1, t)).mul_(scale).mul_(c)
-    scale.mul_(change.square().mul_(0.5).add_(change).add_(1).rsqrt_())
-    loc.sub_((scale.square() * rate).mul_(momentum))
-    u.copy_(inverse_scale(scale))

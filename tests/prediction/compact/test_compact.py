@@ -226,7 +226,7 @@ def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkey
 
 def test_without_a_compiler_layers_stay_dense(monkeypatch):
     for module in ("native.normals", "prediction.compact.sparse_layers"):
-        monkeypatch.setattr(f"ppl_bnn.{module}.library", lambda source: None)
+        monkeypatch.setattr(f"ppl_bnn.{module}.library", lambda *of: None)
     forced(monkeypatch, True)
     net = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)))
     small, x = compact(plain(net), prune(guided(net, (9,)), fraction=0.5).guide), torch.rand(5, 9)
