@@ -142,6 +142,8 @@ class PredictConfig:
         sampling: independent, antithetic (mirrored pairs) or sobol (quasi-random, with the method layerwise).
         tolerance: no further draws of an image whose probabilities are known to within this, with 95% confidence
             (default: the same number of draws for all).
+        compact: compute draws of a pruned posterior in its smaller network, for prune too: yes, no, or auto (where that
+            takes fewer operations). Results differ by rounding.
         norm_images: each draw's batch norm has its own statistics, of the first so many training images, in place of
             averages over training's draws: as many images more to predict, for the draws of shift and prune too; about
             1000 (default: 0, the running averages).
@@ -155,6 +157,7 @@ class PredictConfig:
     method: str = "auto"
     sampling: str = "independent"
     tolerance: float | None = None
+    compact: str = "auto"
     norm_images: int = 0
     checkpoint: str = "last"
     seed: int = 0

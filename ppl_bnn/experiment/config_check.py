@@ -10,6 +10,7 @@ from ppl_bnn.guides.normal import SMALLEST_SCALE
 from ppl_bnn.inference.elbo import kl_schedule
 from ppl_bnn.inference.settings import check_settings
 from ppl_bnn.models import NETWORKS, parse_prior
+from ppl_bnn.prediction.draws import COMPACT
 from ppl_bnn.prediction.predictive import METHODS, SAMPLINGS
 from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.masks import SCOPES, check_threshold
@@ -26,6 +27,7 @@ def check(config: Config) -> None:
         ("pruning.structure", config.pruning.structure, STRUCTURES),
         ("predict.method", config.predict.method, METHODS),
         ("predict.sampling", config.predict.sampling, SAMPLINGS),
+        ("predict.compact", config.predict.compact, COMPACT),
     ):
         if value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
@@ -88,6 +90,12 @@ def check(config: Config) -> None:
             "predict.norm_images goes with predict.method draws and independent or antithetic sampling, got "
             f"method {config.predict.method} and sampling {config.predict.sampling}"
         )
+    if config.predict.compact == "yes" and (
+        config.predict.method not in ("auto", "draws")
+        or config.predict.sampling == "sobol"
+        or config.predict.norm_images
+    ):
+        raise UserError("predict.compact yes goes with predict.method draws and without predict.norm_images")
     if config.predict.norm_images < 0 or config.predict.norm_images == 1:
         raise UserError(f"predict.norm_images must be 0 or at least 2, got {config.predict.norm_images}")
     if config.predict.tolerance is not None and not 0 < config.predict.tolerance < 1:

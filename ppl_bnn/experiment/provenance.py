@@ -35,6 +35,8 @@ def inputs_of(
     else:
         inputs["predict.norm_images"] = run.config.predict.norm_images
     if isinstance(settings, PruningConfig):
+        inputs["predict.compact"] = run.config.predict.compact
+    if isinstance(settings, PruningConfig):
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.
             del inputs["settings"]["save_fraction"]
@@ -55,4 +57,7 @@ def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
 
 def difference_from(path: Path, inputs: dict[str, Any]) -> str | None:
     """In what a result is not made of `inputs`, or None."""
-    return saved_config.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))
+    there = netcdf.read_attrs(path).get("inputs", {})
+    # Version 0.1.0 had no such setting.
+    there = {"predict.compact": "auto", **there, "settings": {"compact": "auto", **there.get("settings", {})}}
+    return saved_config.first_difference(inputs, there)

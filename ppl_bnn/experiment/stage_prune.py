@@ -57,7 +57,8 @@ def prune(run: Experiment) -> None:
         fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
         tuned=_finetuning(run) if tune else None,
         num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(),
-        keep=_images_to_keep(run), progress=run.progress, should_stop=run.should_stop,
+        compact=run.config.predict.compact, keep=_images_to_keep(run), progress=run.progress,
+        should_stop=run.should_stop,
     )  # fmt: skip
     for level in levels:
         for site, nonzero in level.pruned.nonzero.items():

@@ -156,8 +156,9 @@ def predict(run: Experiment) -> None:
         run.model.net, run.guide, x, y,
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
         method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
-        tolerance=settings.tolerance, norm_inputs=run.norm_inputs(), progress=run.progress,
-        should_stop=run.should_stop, communicator=ranks, so_far=before, save=save,
+        tolerance=settings.tolerance, compact=settings.compact if run.guide.sites else "no",
+        norm_inputs=run.norm_inputs(), progress=run.progress, should_stop=run.should_stop, communicator=ranks,
+        so_far=before, save=save,
     )  # fmt: skip
     if not ranks.is_main:
         return
@@ -189,7 +190,7 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
         if "method" not in there or "inputs" not in there:
             continue
         count, of = there["num_samples"], there["inputs"]
-        alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
+        alike = {**of, "settings": {"compact": "auto", **of["settings"], "num_samples": wanted}}
         if count < wanted and saved_config.first_difference(inputs, alike) is None:
             most = max(most or (0, path), (count, path))
     if most is None:
