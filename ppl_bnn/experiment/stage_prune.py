@@ -5,6 +5,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
@@ -95,7 +96,7 @@ def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
 def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
     train, settings = run.config.train, run.config.pruning
     x, y = run.train_tensors()
-    how: dict[str, Any] = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
+    how: dict[str, Any] = {known.name: getattr(train, known.name) for known in fields(TrainSettings)}
     how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
 

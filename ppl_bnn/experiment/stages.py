@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_bnn.data import load
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.provenance import inputs_of, up_to_date
+from ppl_bnn.experiment.provenance import inputs_of, read_inputs, up_to_date
 from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import prune
@@ -28,7 +28,7 @@ from ppl_bnn.inference.diagnosis import layer_posteriors, verdict
 from ppl_bnn.inference.diagnosis import render as render_posterior
 from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
 from ppl_bnn.inference.manifest import manifest
-from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render
 from ppl_bnn.prediction.log_density import train_log_likelihood
@@ -63,11 +63,10 @@ def train(run: Experiment) -> None:
         run.guide,
         x,
         y,
-        **{name: getattr(settings, name) for name in SETTINGS},
+        **{known.name: getattr(settings, known.name) for known in dataclasses.fields(TrainSettings)},
         kl_weight=kl_schedule(
             settings.kl_schedule, settings.kl_weight, ramp=settings.kl_ramp, cycles=settings.kl_cycles
         ),
-        seed=settings.seed,
         progress=run.progress,
         folder=run.out,
         origin=run.origin,
@@ -189,8 +188,8 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
         there = netcdf.read_attrs(path)
         if "method" not in there or "inputs" not in there:
             continue
-        count, of = there["num_samples"], there["inputs"]
-        alike = {**of, "settings": {"compact": "auto", **of["settings"], "num_samples": wanted}}
+        count, of = there["num_samples"], read_inputs(there["inputs"])
+        alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
         if count < wanted and saved_config.first_difference(inputs, alike) is None:
             most = max(most or (0, path), (count, path))
     if most is None:

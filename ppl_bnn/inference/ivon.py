@@ -34,6 +34,7 @@ class IVON(torch.optim.Optimizer):
         points: parameters without a scale: biases and batch norm.
         lr: learning rate; about 0.1.
         beta1, beta2: decay of the momentum and of the curvature.
+        kl_per_datum: tau, kl_weight / num_data of the loss; the first group's entry of that name.
     """
 
     def __init__(
@@ -44,12 +45,19 @@ class IVON(torch.optim.Optimizer):
         lr: float = 0.1,
         beta1: float = 0.9,
         beta2: float = 0.99999,
+        kl_per_datum: float = 1.0,
     ) -> None:
         locs, scales = zip(*weights, strict=True)
         groups: list[dict[str, Any]] = [{"params": list(locs)}, {"params": list(scales)}]
         if points := list(points):
             groups.append({"params": points})
-        super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "kl_per_datum": 1.0})
+        super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "kl_per_datum": kl_per_datum})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state, but for `kl_per_datum`: version 0.1.0 saved a placeholder before the first step."""
+        kl_per_datum = self.param_groups[0]["kl_per_datum"]
+        super().load_state_dict(state_dict)
+        self.param_groups[0]["kl_per_datum"] = kl_per_datum
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]

@@ -11,6 +11,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.models.priors import elementwise, kl_by_weight
 from ppl_bnn.pruning.ratios import defined_loc_scale, snr
+from ppl_bnn.registry import lookup
 
 Priors = Mapping[str, Distribution]
 
@@ -18,7 +19,7 @@ STRUCTURES = ("weights", "units", "inputs")
 
 
 def scores(guide: Posterior, criterion: str = "snr", priors: Priors | None = None) -> dict[str, Tensor]:
-    """The score of every weight, {site: [*shape]}, by a criterion of `CRITERIA`.
+    """The score of every weight, {site: [*shape]}, by a criterion of `CRITERIA` or an import path.
 
     Args:
         priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
@@ -27,11 +28,10 @@ def scores(guide: Posterior, criterion: str = "snr", priors: Priors | None = Non
         UserError: an unknown criterion, priors that it needs and lacks, or a posterior that is pruned, damaged or
             without `loc_scale`.
     """
-    if criterion not in CRITERIA:
-        raise UserError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
+    score = lookup(CRITERIA, criterion, what="criterion")
     if criterion != "snr" and (absent := [site for site in guide.sites if site not in (priors or {})]):
         raise UserError(f"the criterion {criterion} needs the prior of {absent[0]!r}: pass site_priors(model, x, y)")
-    return CRITERIA[criterion](guide, priors or {})
+    return score(guide, priors or {})
 
 
 @torch.no_grad()
