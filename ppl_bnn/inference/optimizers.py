@@ -1,6 +1,7 @@
 """The one torch optimizer over all parameters (Pyro's default of one a tensor is slow): which, and what stops it."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,16 +20,24 @@ class NonFiniteGradient(ArithmeticError):
 
 
 def build_optimizer(
-    name: str, model: nn.Module, guide: nn.Module, *, lr: float, scale_lr_factor: float = 1.0, beta2: float = 0.99999
+    name: str,
+    model: nn.Module,
+    guide: nn.Module,
+    params: Iterable[Tensor] = (),
+    *,
+    lr: float,
+    scale_lr_factor: float = 1.0,
+    beta2: float = 0.99999,
 ) -> torch.optim.Optimizer:
     """An optimizer over the model's point estimates and the guide's parameters.
 
     Args:
+        params: the unconstrained values of ``pyro.param`` statements, trained like point estimates.
         scale_lr_factor: the guide's scales learn at this times `lr` (adam and rmsprop).
         beta2: decay of IVON's curvature.
 
     Raises:
-        UserError: ivon, and a guide that has no pairs of loc and unconstrained scale.
+        UserError: ivon, and a guide that has no pairs of loc and unconstrained scale, or only one of a pair frozen.
     """
     named = dict(guide.named_parameters())
     scales = [value for key, value in named.items() if key.startswith("unconstrained_scale.")]
@@ -39,9 +48,14 @@ def build_optimizer(
         ]
         if not pairs or len(named) != 2 * len(pairs):
             raise UserError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
-        optimizer: torch.optim.Optimizer = IVON(pairs, model.parameters(), lr=lr, beta2=beta2)  # type: ignore[arg-type]
+        if half := [key for key in named if key[:4] == "loc." and _half_frozen(named, key[4:])]:
+            raise UserError(
+                f"ivon learns loc and scale together, and one alone of {half[0][4:]!r} is frozen: freeze both or neither"
+            )
+        optimizer: torch.optim.Optimizer = IVON(pairs, [*model.parameters(), *params], lr=lr, beta2=beta2)  # type: ignore[arg-type]
     else:
-        groups = [{"params": [*model.parameters(), *rest], "lr": lr}]
+        # A guide that holds the model has the model's parameters, too.
+        groups = [{"params": list(dict.fromkeys([*model.parameters(), *rest, *params])), "lr": lr}]
         if scales:
             groups.append({"params": scales, "lr": lr * scale_lr_factor})
         # Keras's constants, with which the study was run: torch's own are alpha 0.99 and eps 1e-8.
@@ -52,6 +66,10 @@ def build_optimizer(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _half_frozen(named: Mapping[str, Tensor], site: str) -> bool:
+    return named[f"loc.{site}"].requires_grad != named[f"unconstrained_scale.{site}"].requires_grad
 
 
 def set_lr(

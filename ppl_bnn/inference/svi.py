@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_uneq
 from ppl_bnn.errors import Diverged, Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import checkpoint, data_parallel
+from ppl_bnn.inference.door import check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
 from ppl_bnn.inference.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
 from ppl_bnn.inference.settings import DECISIVE, check_settings
 from ppl_bnn.models.evaluating import forked_random
+from ppl_bnn.models.modes import mode_setter
+from ppl_bnn.models.param_store import trained_store
 from ppl_bnn.native.arithmetic import compiled_arithmetic
 from ppl_bnn.native.normals import draw_seed
 
@@ -34,10 +38,10 @@ _WRITING_SHARE = 0.05
 
 
 def fit(
-    model: nn.Module,
-    guide: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    model: Callable,
+    guide: Callable,
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
     *,
     epochs: int,
     batch_size: int = 100,
@@ -130,8 +134,10 @@ def fit(
     check_settings(settings)
     ranks = communicator or Alone()
     ranks.calls.clear()
-    if len(x) != len(y) or len(x) == 0:
-        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
+    model, guide, x, y, params, store = check_training(
+        model, guide, x, y, batch_size=batch_size, ranks=ranks.size, seed=data_parallel.rank_seed(seed, ranks.rank),
+        precision=precision,
+    )  # fmt: skip
     weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
     weights = [weight_at(k / 97) for k in range(0, 97, 6)]
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
@@ -140,21 +146,21 @@ def fit(
         raise UserError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     decisive = {name: settings[name] for name in DECISIVE}
     decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
-    if len(x) < ranks.size:
-        raise UserError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
     messages = {name: settings[name] for name in ("bucket_mb", "compare_every")}
     alike: list[bytes | memoryview] = [json.dumps(decisive | messages).encode()]
     if ranks.size > 1:
         alike += [memoryview(part.cpu().contiguous().view(torch.uint8).flatten().numpy()) for part in (x, y)]  # type: ignore[arg-type]
     ranks.check_same("settings, inputs or labels", alike)
     global_batch = batch_size * ranks.size
-    torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
+    torch_optimizer = build_optimizer(
+        optimizer, model, guide, params.values(), lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2
+    )
     elbo = KLScaledELBO(len(x), num_particles=num_particles)
-    accuracy, records, step = BatchAccuracy(), TrainingLog(), 0
+    accuracy, records, step, set_mode = BatchAccuracy(), TrainingLog(), 0, mode_setter(model)
     written, cost = time.monotonic(), 0.0
 
     def compare_ranks() -> None:
-        if compare_every and (found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters()])):
+        if compare_every and (found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters(), *params.items()])):
             raise Diverged(f"the ranks are no longer the same at step {step}: {found}. The last checkpoint is good")
 
     def write_checkpoint() -> None:
@@ -167,7 +173,7 @@ def fit(
             meta = {**records.state(), "steps": steps, "settings": decisive, "origin": dict(origin or {})}
             checkpoint.save(
                 folder / "checkpoints", step, model=model, guide=guide, optimizer=torch_optimizer, meta=meta,
-                keep=keep_checkpoints, random=random,
+                keep=keep_checkpoints, random=random, params=params,
             )  # fmt: skip
             written = time.monotonic()
             cost = written - started
@@ -175,18 +181,19 @@ def fit(
     def checkpoint_is_due() -> bool:
         return time.monotonic() - written > max(60 * checkpoint_minutes, cost / _WRITING_SHARE)
 
-    # The scopes keep the caller's parameter store, random state and validation setting as they were.
+    # The scopes keep the caller's random state and validation setting, and the parameter store but for `params`.
     with ExitStack() as scopes:
         scopes.callback(model.eval)
-        scopes.enter_context(pyro.get_param_store().scope())
+        scopes.enter_context(trained_store(store, params))
         scopes.enter_context(forked_random(x))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
         saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []
         last = checkpoint.load(saved[-1]) if saved else None
         state = data_parallel.resume(
-            ranks, last, decisive, model=model, guide=guide, optimizer=torch_optimizer, device=x.device, folder=folder
-        )
+            ranks, last, decisive, model=model, guide=guide, optimizer=torch_optimizer, params=params, device=x.device,
+            folder=folder,
+        )  # fmt: skip
         if state is not None:
             records, step = TrainingLog(state.meta), state.step
         steps = step + math.ceil((len(x) - records.rows) / global_batch)
@@ -196,7 +203,7 @@ def fit(
         begun = step
         # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
         torch_optimizer.zero_grad()
-        order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
+        order = [*params.values(), *data_parallel.forward_order(model, guide)] if ranks.size > 1 else []
         buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
         scopes.enter_context(buckets)
         bar = tqdm(total=steps, initial=step, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
@@ -218,7 +225,7 @@ def fit(
                 set_lr(torch_optimizer, lr_schedule, done, warmup=lr_warmup, factor=ranks.size if lr_per_rank else 1)
                 mine, elbo.likelihood_weight = shard(rows, ranks.rank, ranks.size)
                 # An example that does not count must not move batch norm's statistics either.
-                model.train(elbo.likelihood_weight > 0)
+                set_mode(elbo.likelihood_weight > 0)
                 batch = _batch(x, mine, augment)
                 try:
                     # What pyro.infer.SVI does, without its search for the parameters at every step.
