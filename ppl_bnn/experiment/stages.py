@@ -136,7 +136,7 @@ def predict(run: Experiment) -> None:
             _predict_training(run, state)
     if ranks.any(done):
         return
-    share_state(ranks, None, run.model, run.guide)
+    share_state(ranks, None, run.model, run.guide, {})
     x, y = run.test_tensors()
 
     def save(predictive: Predictive, to: Path = partial) -> None:

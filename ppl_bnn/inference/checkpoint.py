@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file each, written atomically, verified when read, holding tensors and JSON only."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def save(
     meta: dict[str, Any] | None = None,
     keep: int | None = None,
     random: dict[str, Tensor] | None = None,
+    params: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write ``folder/step-00001234.safetensors`` with parameters, optimizer state and the random generators' state.
 
@@ -51,12 +53,14 @@ def save(
         meta: anything that JSON holds, returned by `load` as it was.
         keep: delete all but the last so many others, and step 0, once it is written.
         random: the random generators' states, if not those of this process alone (`random_state`).
+        params: unconstrained values of ``pyro.param`` statements by name.
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    tensors |= {f"params.{name}": value.detach() for name, value in (params or {}).items()}
     if random is None:
         random = random_state(
             next((value.device for value in tensors.values() if not value.is_cpu), torch.device("cpu"))
@@ -143,9 +147,14 @@ def step_of(path: Path) -> int:
 
 
 def restore(
-    checkpoint: Checkpoint, *, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    checkpoint: Checkpoint,
+    *,
+    model: nn.Module,
+    guide: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    params: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Copy a checkpoint's state into a model, a guide and, if given, an optimizer.
+    """Copy a checkpoint's state into a model, a guide and, if given, an optimizer and values of ``pyro.param``.
 
     Raises:
         FileError: the checkpoint is of another architecture or prior; the message names the first difference.
@@ -161,6 +170,13 @@ def restore(
         if difference := shape_difference(state, module.state_dict()):
             raise FileError(f"the checkpoint is of another network: {prefix} tensor {difference}")
         module.load_state_dict(state)
+    if params is not None:
+        state = checkpoint.part("params")
+        if difference := shape_difference(state, dict(params)):
+            raise FileError(f"the checkpoint is of another model or guide: pyro.param {difference}")
+        with torch.no_grad():
+            for name, value in params.items():
+                value.copy_(state[name])
     if optimizer is not None:
         entries: dict[int, dict[str, Tensor]] = {}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -97,6 +97,7 @@ def start(
     model: nn.Module,
     guide: nn.Module,
     optimizer: torch.optim.Optimizer,
+    params: Mapping[str, Tensor],
     device: torch.device,
     folder: Path | None,
 ) -> Checkpoint | None:
@@ -105,13 +106,14 @@ def start(
     The ranks need not be as many as before. One that was not there draws noise of its own, new at that step.
 
     Args:
+        params: the values of ``pyro.param`` statements, which no module holds.
         decisive: the settings that must be those of the checkpoint, and ``ranks``, which need not.
         folder: where the checkpoint is, for the message.
 
     Raises:
         UserError: the checkpoint is of a training with other settings; the message names the first.
     """
-    state = share_state(communicator, state, model, guide)
+    state = share_state(communicator, state, model, guide, params)
     if state is None:
         return None
     # A setting that is younger than the checkpoint had its default.
@@ -123,7 +125,7 @@ def start(
                 f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
                 "use another folder, or the same again"
             )
-    restore(state, model=model, guide=guide, optimizer=optimizer)
+    restore(state, model=model, guide=guide, optimizer=optimizer, params=params)
     if communicator.rank < before["ranks"]:
         restore_random(state, device, communicator.rank)
     else:
@@ -137,7 +139,11 @@ def start(
 
 
 def share_state(
-    communicator: Communicator, state: Checkpoint | None, model: nn.Module, guide: nn.Module
+    communicator: Communicator,
+    state: Checkpoint | None,
+    model: nn.Module,
+    guide: nn.Module,
+    params: Mapping[str, Tensor],
 ) -> Checkpoint | None:
     """Rank 0's checkpoint, to restore on every rank; without one, model and guide become rank 0's and None comes back.
 
@@ -145,7 +151,8 @@ def share_state(
     """
     content = communicator.share(None if state is None else _described(state))
     if content is None:
-        communicator.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
+        own = (value.detach() for value in params.values())
+        communicator.broadcast([*model.state_dict().values(), *guide.state_dict().values(), *own])
         return None
     if state is None:
         empty = {name: torch.empty(shape, dtype=getattr(torch, kind)) for name, kind, shape in content["tensors"]}

@@ -4,21 +4,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyro
 import torch
 import torch.nn.functional as F
 from pyro import poutine
-from pyro.distributions import Categorical
+from pyro.distributions import Categorical, Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.param_store import given_parameter, own_parameters
 from ppl_bnn.models.priors import elementwise
 
 
@@ -43,7 +43,9 @@ class KLScaledELBO(ELBO):
     is computed beside that.
 
     Correct when the guide is mean-field (its sites are independent of each other), its distributions are
-    reparameterized, and only observed sites lie inside the data plate.
+    reparameterized, and only observed sites lie inside the data plate. A guide may also draw auxiliary sites
+    (``infer={"is_auxiliary": True}``) and make the model's sites of them, as Pyro's autoguides do: they count as in
+    Pyro's `TraceMeanField_ELBO`, and then the guide need not be mean-field.
 
     Args:
         num_data: N, the number of training data.
@@ -60,6 +62,7 @@ class KLScaledELBO(ELBO):
         self.num_data = num_data
         self.kl_weight = kl_weight
         self._last: list[Tensor] | Terms = Terms(math.nan, math.nan, math.nan)
+        self._store_is_checked = False
 
     @property
     def terms(self) -> Terms:
@@ -69,7 +72,17 @@ class KLScaledELBO(ELBO):
         return self._last
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Tensor:
-        """The loss as a tensor to differentiate."""
+        """The loss as a tensor to differentiate.
+
+        Raises:
+            UserError: the guide samples a site that the model has not, or one whose distribution has neither an
+                entropy nor a log-probability; or Pyro's parameter store holds another tensor under the name of a
+                module's parameter, which `pyro.infer.SVI` would then train instead of it.
+        """
+        if not self._store_is_checked:
+            with _StoreCheck():
+                self._store_is_checked = True
+                return self.differentiable_loss(model, guide, *args, **kwargs)
         return self._weighted(model, guide, args, kwargs, self.kl_weight, 1.0)
 
     def terms_and_grads(
@@ -91,15 +104,13 @@ class KLScaledELBO(ELBO):
         log_likelihood: Tensor | float = 0.0
         kl: Tensor | float = 0.0
         for particle in range(self.num_particles):
-            with _Guide() as sampled:
+            with GuideSites() as sampled:
                 guide(*args, **kwargs)
             with _Model(sampled.sites, with_kl=particle == 0) as run:
                 model(*args, **kwargs)
             log_likelihood = log_likelihood + run.log_likelihood / self.num_particles
             if particle == 0:
-                if absent := sampled.sites.keys() - run.kl.keys():
-                    raise UserError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
-                kl = sum(run.kl.values())
+                kl = sum(run.all_kl().values())
         nll, kl = -likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
         loss = torch.as_tensor(nll + kl_weight * kl)
         # As numbers they are wanted after back-propagation: read here, a device would stand still before it.
@@ -127,51 +138,89 @@ class KLScaledELBO(ELBO):
 def kl_by_site(model: Callable, guide: Callable, *args: object) -> dict[str, float]:
     """KL(q || p) of each of the guide's sites, in nats; `args` are arguments the model runs with (one example).
 
-    Where the prior has no closed form it is the objective's estimate from one draw of each weight.
+    Where the prior has no closed form it is the objective's estimate from one draw of each weight. An auxiliary site
+    has the expected log density of its draws, in nats, and the sites made of it have the rest.
     """
-    with evaluating(model), poutine.block(), pyro.get_param_store().scope():
-        with _Guide() as sampled:
+    with evaluating(model), poutine.block(), own_parameters():
+        with GuideSites() as sampled:
             guide(*args)
         with _Model(sampled.sites) as run:
             model(*args)
-    return {name: float(kl) for name, kl in run.kl.items()}
+    return {name: float(kl) for name, kl in run.all_kl().items()}
 
 
-class _Guide(Messenger):
-    """Remembers the guide's sites."""
+class GuideSites(Messenger):
+    """Remembers the guide's sites, {name: message}, subsamples of plates among them.
 
-    def __enter__(self) -> "_Guide":
+    Where a site is an auxiliary site's draw as it is (``AutoNormal`` of a real-valued site), it is remembered as if it
+    were sampled from that site's distribution, whose KL may have a closed form.
+    """
+
+    def __enter__(self) -> "GuideSites":
         self.sites: dict[str, dict] = {}
+        self._auxiliary: dict[int, str] = {}
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: dict) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, Delta) and (source := self._auxiliary.pop(id(fn.v), None)):
+            msg = {**msg, "fn": self.sites.pop(source)["fn"]}
         self.sites[msg["name"]] = msg
+        if msg["infer"].get("is_auxiliary"):
+            self._auxiliary[id(msg["value"])] = msg["name"]
 
 
-class _Model(Messenger):
-    """Gives the model the guide's values; adds up the log likelihood of all the data and each site's KL, in nats."""
+class Replay(Messenger):
+    """Gives a model the values of `GuideSites`."""
 
-    def __init__(self, sites: dict[str, dict], *, with_kl: bool = True) -> None:
+    def __init__(self, sites: dict[str, dict]) -> None:
         super().__init__()
-        self.sites, self.with_kl = sites, with_kl
-
-    def __enter__(self) -> "_Model":
-        self.log_likelihood: Tensor | float = 0.0
-        self.kl: dict[str, Tensor] = {}
-        return super().__enter__()
+        self.sites = sites
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.sites and not msg["is_observed"]:
             sampled = self.sites[msg["name"]]
             msg["value"], msg["infer"], msg["done"] = sampled["value"], sampled["infer"], True
 
+
+class _Model(Replay):
+    """Gives the model the guide's values; adds up the log likelihood of all the data and each site's KL, in nats."""
+
+    def __init__(self, sites: dict[str, dict], *, with_kl: bool = True) -> None:
+        super().__init__(sites)
+        self.with_kl = with_kl
+
+    def __enter__(self) -> "_Model":
+        self.log_likelihood: Tensor | float = 0.0
+        self.kl: dict[str, Tensor] = {}
+        return super().__enter__()
+
     def _pyro_post_sample(self, msg: dict) -> None:
-        if msg["is_observed"] and not site_is_subsample(msg):
+        if site_is_subsample(msg):
+            return
+        if msg["is_observed"]:
             self.log_likelihood = self.log_likelihood + _log_likelihood(msg)
         elif self.with_kl and msg["name"] in self.sites:
-            sampled = self.sites[msg["name"]]
-            kl = _site_kl(sampled["fn"], msg["fn"])
-            self.kl[msg["name"]] = scale_and_mask(kl, sampled["scale"], sampled["mask"]).sum()
+            self.kl[msg["name"]] = site_kl(self.sites[msg["name"]], msg["fn"])
+
+    def all_kl(self) -> dict[str, Tensor]:
+        """The KL of the model's sites, and the guide's auxiliary sites, in nats."""
+        others = {
+            name: site for name, site in self.sites.items() if name not in self.kl and not site_is_subsample(site)
+        }
+        return self.kl | {name: auxiliary_kl(site) for name, site in others.items()}
+
+
+class _StoreCheck(Messenger):
+    """Refuses a module's parameter whose name stands for another tensor in Pyro's store."""
+
+    def _pyro_post_param(self, msg: dict) -> None:
+        own = given_parameter(msg)
+        if own is not None and msg["value"] is not own:
+            raise UserError(
+                f"Pyro's parameter store holds another tensor than the module's under {msg['name']!r}, so the module "
+                "would not be trained: call pyro.clear_param_store() first"
+            )
 
 
 def kl_schedule(name: str, kl_weight: float = 1.0, *, ramp: float = 0.5, cycles: int = 4) -> Callable[[float], float]:
@@ -214,13 +263,48 @@ def _log_likelihood(site: dict) -> Tensor:
     return scale_and_mask(p.log_prob(value), scale, mask).sum()  # type: ignore[no-any-return]
 
 
-def _site_kl(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:
+def site_kl(sampled: dict, prior: Distribution) -> Tensor:
+    """KL(q || p), in nats, of a site of the guide as `GuideSites` remembers it."""
+    kl = _kl(sampled["fn"], prior, sampled)
+    return scale_and_mask(kl, sampled["scale"], sampled["mask"]).sum()  # type: ignore[no-any-return]
+
+
+def auxiliary_kl(sampled: dict) -> Tensor:
+    """What an auxiliary site of the guide adds to the KL: the expected log density of its draws, in nats."""
+    if not sampled["infer"].get("is_auxiliary"):
+        raise UserError(f"the guide samples {sampled['name']!r}, which is no latent site of the model")
+    value = _expected_log_prob(sampled["fn"], sampled["value"], sampled["name"])
+    return scale_and_mask(value, sampled["scale"], sampled["mask"]).sum()  # type: ignore[no-any-return]
+
+
+def _kl(q: Distribution, p: Distribution, sampled: dict) -> Tensor:
+    if isinstance(q, Delta):
+        # Pyro's own leaves out the density, which is that of a change of variables.
+        return q.log_density - p.log_prob(q.v)  # type: ignore[no-any-return]
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         # The entropy has a closed form where the KL has none: only the prior's part is left to chance.
         keep = getattr(q, "keep", None)
         if keep is None:
-            return -q.entropy() - p.log_prob(q.rsample())
+            draw = sampled["value"]
+            try:
+                return -q.entropy() - p.log_prob(q.rsample())
+            except NotImplementedError:
+                return _expected_log_prob(q, draw, sampled["name"]) - p.log_prob(draw)
         # A pruned weight is fixed at zero, whatever its prior.
         return -q.entropy() - (elementwise(p).log_prob(q.rsample()) * keep).sum()
+
+
+def _expected_log_prob(q: Distribution, draw: Tensor, name: str) -> Tensor:
+    try:
+        return -q.entropy()
+    except NotImplementedError:
+        pass
+    try:
+        return q.log_prob(draw)  # type: ignore[no-any-return,no-untyped-call]
+    except NotImplementedError:
+        raise UserError(
+            f"the guide samples {name!r} from a {type(q).__name__}, which has neither an entropy nor a log_prob: "
+            "its KL cannot be had; use another distribution"
+        ) from None

@@ -30,7 +30,7 @@ class IVON(torch.optim.Optimizer):
     by SGD with the same lr and momentum.
 
     Args:
-        weights: pairs (loc, unconstrained_scale) of the guide's parameters.
+        weights: pairs (loc, unconstrained_scale) of the guide's parameters. A pair without gradients stays as it is.
         points: parameters without a scale: biases and batch norm.
         lr: learning rate; about 0.1.
         beta1, beta2: decay of the momentum and of the curvature.
@@ -64,6 +64,8 @@ class IVON(torch.optim.Optimizer):
         """One update; `kl_per_datum` (kl_weight / num_data) of the first group must be that of the gradients."""
         locs, scales, *rest = self.param_groups
         for loc, unconstrained in zip(locs["params"], scales["params"], strict=True):
+            if loc.grad is None and unconstrained.grad is None:
+                continue
             state = self._state(loc)
             if "initial_variance" not in state:
                 state["initial_variance"] = softplus(unconstrained).square_().mean()

@@ -1,7 +1,7 @@
 """The one torch optimizer over all parameters (Pyro's default of one a tensor is slow): which, and what stops it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ def build_optimizer(
     name: str,
     model: nn.Module,
     guide: nn.Module,
+    params: Iterable[Tensor] = (),
     *,
     lr: float,
     scale_lr_factor: float = 1.0,
@@ -39,12 +40,13 @@ def build_optimizer(
 
     Args:
         name: of `OPTIMIZERS`, or the import path of a torch optimizer, which is called with groups of parameters.
+        params: the unconstrained values of ``pyro.param`` statements, trained like point estimates.
         scale_lr_factor: the guide's scales learn at this times `lr` (not ivon's).
         beta2: decay of IVON's curvature.
         kl_per_datum: IVON's: kl_weight / num_data of the loss whose gradients it is given.
 
     Raises:
-        UserError: ivon, and a guide that has no pairs of loc and unconstrained scale.
+        UserError: ivon, and a guide that has no pairs of loc and unconstrained scale, or only one of a pair frozen.
     """
     named = dict(guide.named_parameters())
     scales = [value for key, value in named.items() if key.startswith("unconstrained_scale.")]
@@ -55,21 +57,31 @@ def build_optimizer(
         ]
         if not pairs or len(named) != 2 * len(pairs):
             raise UserError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
+        if half := [key for key in named if key[:4] == "loc." and _half_frozen(named, key[4:])]:
+            raise UserError(
+                f"ivon learns loc and scale together, and one alone of {half[0][4:]!r} is frozen: freeze both"
+            )
+        points = [*model.parameters(), *params]
         optimizer: torch.optim.Optimizer = IVON(
             pairs,  # type: ignore[arg-type]
-            model.parameters(),
+            points,
             lr=lr,
             beta2=beta2,
             kl_per_datum=kl_per_datum,
         )
     else:
-        groups = [{"params": [*model.parameters(), *rest], "lr": lr}]
+        # A guide that holds the model has the model's parameters, too.
+        groups = [{"params": list(dict.fromkeys([*model.parameters(), *rest, *params])), "lr": lr}]
         if scales:
             groups.append({"params": scales, "lr": lr * scale_lr_factor})
         optimizer = lookup(OPTIMIZERS, name, what="optimizer")(groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _half_frozen(named: Mapping[str, Tensor], site: str) -> bool:
+    return named[f"loc.{site}"].requires_grad != named[f"unconstrained_scale.{site}"].requires_grad
 
 
 def set_lr(

@@ -64,6 +64,7 @@ class Checkpoints:
         checkpoint.save(
             self.folder / "checkpoints", number, model=step.model, guide=step.guide, optimizer=step.optimizer,
             meta={**records.state(), **self.meta}, keep=step.settings.keep_checkpoints, random=random,
+            params=step.params,
         )  # fmt: skip
         self._written = time.monotonic()
         self._cost = self._written - started

@@ -1,7 +1,7 @@
 """One update of a training: a batch in, gradients averaged over the ranks, parameters moved."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,14 @@ class Step:
     """What an update needs, and the update itself.
 
     Attributes:
+        params: the unconstrained values of ``pyro.param`` statements, by name.
+        set_mode: ``model.train``, but for modules that stay in evaluation mode.
         buckets, accuracy: entered by the caller for the time of the training.
     """
 
     model: nn.Module
     guide: nn.Module
+    params: Mapping[str, Tensor]
     examples: Examples
     settings: TrainSettings
     ranks: Communicator
@@ -36,6 +39,7 @@ class Step:
     optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
     accuracy: BatchAccuracy
+    set_mode: Callable[[bool], None]
 
     def __call__(
         self,
@@ -62,7 +66,7 @@ class Step:
         set_lr(self.optimizer, settings.lr_schedule, progress, warmup=settings.lr_warmup, factor=factor)
         mine, share = shard(rows, ranks.rank, ranks.size)
         # An example that does not count must not move batch norm's statistics either.
-        self.model.train(share > 0)
+        self.set_mode(share > 0)
         x, y = self._batch(mine)
         try:
             # What pyro.infer.SVI does, without its search for the parameters at every step.
@@ -88,7 +92,7 @@ class Step:
 
     def compare_ranks(self, number: int) -> None:
         """Raise Diverged where a parameter is not the same, to the last bit, on all ranks after step `number`."""
-        named = [*self.model.named_parameters(), *self.guide.named_parameters()]
+        named = [*self.model.named_parameters(), *self.guide.named_parameters(), *self.params.items()]
         if self.settings.compare_every and (found := first_unequal(self.ranks, named)):
             raise Diverged(f"the ranks are no longer the same at step {number}: {found}. The last checkpoint is good")
 

@@ -10,9 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ppl_bnn.data.examples import Examples, TensorExamples, batches
@@ -20,6 +21,7 @@ from ppl_bnn.distributed import Alone, Communicator, GradientBuckets
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
+from ppl_bnn.inference.door import Training, check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
 from ppl_bnn.inference.optimizers import build_optimizer
@@ -27,6 +29,8 @@ from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
 from ppl_bnn.inference.settings import TrainSettings, kl_weights
 from ppl_bnn.inference.step import Step
 from ppl_bnn.models.evaluating import forked_random
+from ppl_bnn.models.modes import mode_setter
+from ppl_bnn.models.param_store import trained_store
 from ppl_bnn.native.arithmetic import compiled_arithmetic
 from ppl_bnn.registry import lookup
 from ppl_bnn.settings import decisive, described
@@ -35,10 +39,10 @@ log = logging.getLogger(__name__)
 
 
 def fit(
-    model: nn.Module,
-    guide: nn.Module,
-    x: Tensor | Examples,
-    y: Tensor | None = None,
+    model: Callable,
+    guide: Callable,
+    x: Tensor | np.ndarray | Examples,
+    y: Tensor | np.ndarray | None = None,
     *,
     epochs: int,
     batch_size: int = TrainSettings.batch_size,
@@ -109,19 +113,19 @@ def fit(
     settings.check()
     ranks = communicator or Alone()
     ranks.calls.clear()
-    examples = _examples(x, y)
+    checked, examples = _checked(model, guide, x, y, settings, ranks)
     decided = _decided(settings, kl_weight, examples, ranks)
-    step = _step(model, guide, examples, settings, ranks, decided["kl_weight"][0])
-    # The scopes keep the caller's parameter store, random state and validation setting as they were.
+    step = _step(checked, examples, settings, ranks, decided["kl_weight"][0])
+    # The scopes keep the caller's random state and validation setting, and the parameter store but for `params`.
     with ExitStack() as scopes:
-        scopes.callback(model.eval)
-        scopes.enter_context(pyro.get_param_store().scope())
+        scopes.callback(step.model.eval)
+        scopes.enter_context(trained_store(checked.store, checked.params))
         scopes.enter_context(forked_random(*step.optimizer.param_groups[0]["params"][:1]))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
         state = data_parallel.start(
-            ranks, last_checkpoint(folder, ranks), decided, model=model, guide=guide, optimizer=step.optimizer,
-            device=step.device, folder=folder,
+            ranks, last_checkpoint(folder, ranks), decided, model=step.model, guide=step.guide,
+            optimizer=step.optimizer, params=step.params, device=step.device, folder=folder,
         )  # fmt: skip
         records, done = TrainingLog(state.meta if state else None), state.step if state else 0
         steps = done + _steps_left(records, len(examples), settings, ranks)
@@ -190,14 +194,21 @@ def _train(
             raise Interrupted(f"stopped after epoch {epoch + 1} of {settings.epochs}")
 
 
-def _examples(x: Tensor | Examples, y: Tensor | None) -> Examples:
-    if isinstance(x, Tensor):
-        if y is None:
-            raise UserError("fit needs labels y beside the inputs x, got None")
-        return TensorExamples(x, y)
-    if y is not None:
-        raise UserError(f"fit takes y beside inputs that are a tensor; x is a {type(x).__name__}, which has its labels")
-    return x
+def _checked(
+    model: Callable, guide: Callable, x: Any, y: Any, settings: TrainSettings, ranks: Communicator
+) -> tuple[Training, Examples]:
+    """What is trained, and on which examples, after the check at the door."""
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "ranks": ranks.size, "precision": settings.precision}
+    how["seed"] = data_parallel.rank_seed(settings.seed, ranks.rank)
+    if all(hasattr(x, name) for name in ("take", "fingerprint")):
+        if y is not None:
+            raise UserError(f"fit takes y beside a tensor x alone; x is a {type(x).__name__}, which has its labels")
+        few = x.take(torch.arange(min(2, len(x))))
+        return check_training(model, guide, *few, num_data=len(x), **how), x
+    if y is None:
+        raise UserError("fit needs the labels or targets y beside the tensor x, got None")
+    checked = check_training(model, guide, x, y, **how)
+    return checked, TensorExamples(checked.x, checked.y)
 
 
 def _decided(
@@ -216,26 +227,25 @@ def _decided(
 
 
 def _step(
-    model: nn.Module,
-    guide: nn.Module,
-    examples: Examples,
-    settings: TrainSettings,
-    ranks: Communicator,
-    kl_weight: float,
+    trained: Training, examples: Examples, settings: TrainSettings, ranks: Communicator, kl_weight: float
 ) -> Step:
+    model, guide, params = trained.model, trained.guide, trained.params
     optimizer = build_optimizer(
         settings.optimizer,
         model,
         guide,
+        params.values(),
         lr=settings.lr,
         scale_lr_factor=settings.scale_lr_factor,
         beta2=settings.beta2,
         kl_per_datum=kl_weight / len(examples),
     )
-    order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
+    order = [*params.values(), *data_parallel.forward_order(model, guide)] if ranks.size > 1 else []
     buckets = GradientBuckets(order, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression)
     elbo = KLScaledELBO(len(examples), num_particles=settings.num_particles)
-    return Step(model, guide, examples, settings, ranks, elbo, optimizer, buckets, BatchAccuracy())
+    return Step(
+        model, guide, params, examples, settings, ranks, elbo, optimizer, buckets, BatchAccuracy(), mode_setter(model)
+    )
 
 
 def _enter(scopes: ExitStack, step: Step) -> None:

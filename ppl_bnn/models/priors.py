@@ -36,8 +36,8 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
     """Return the distribution of one site: `shape` as its event shape, nothing left to broadcast.
 
     Raises:
-        UserError: no pattern matches the site; the distribution does not broadcast to `shape`;
-            or its support leaves out some real numbers, which a Normal guide would visit.
+        UserError: no pattern matches the site; the distribution does not broadcast to `shape`; a trainable tensor
+            is in it; or its support leaves out some real numbers, which a Normal guide would visit.
     """
     if isinstance(prior, Mapping):
         matches = [value for pattern, value in prior.items() if fnmatchcase(site, pattern)]
@@ -53,11 +53,15 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
         found = prior(site, shape)
     if not isinstance(found, TorchDistributionMixin):
         raise UserError(f"the prior of site {site!r} must be a Pyro distribution, got {type(found).__name__}")
+    if _learns(found):
+        raise UserError(
+            f"the prior of site {site!r} has a trainable parameter; learning priors is not supported yet: detach it"
+        )
 
     events = found.event_dim
     try:
         # Broadcast, not expanded: a scalar prior's constants (a log-gamma, say) are then computed once, not per weight.
-        base = ExpandedDistribution(found, shape[: len(shape) - events])
+        base = _Broadcast(found, shape[: len(shape) - events])
     except ValueError:
         base = None
     if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
@@ -72,6 +76,25 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
             "the Normal guide needs a prior over all real numbers"
         )
     return base.to_event(len(shape) - events)
+
+
+class _Broadcast(ExpandedDistribution):
+    """Pyro's own `expand` changes the distribution in place: a vectorized call would change the prior for good."""
+
+    def __init__(self, base_dist: TorchDistribution, batch_shape: Size) -> None:
+        self.base_dist = base_dist
+        TorchDistribution.__init__(self, base_dist.batch_shape, base_dist.event_shape)
+        super().expand(batch_shape)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> "_Broadcast":
+        return _Broadcast(self, batch_shape)
+
+
+def _learns(distribution: torch.distributions.Distribution) -> bool:
+    values = vars(distribution).values()
+    return any(value.requires_grad for value in values if isinstance(value, Tensor)) or any(
+        _learns(value) for value in values if isinstance(value, torch.distributions.Distribution)
+    )
 
 
 def check_patterns_used(prior: Prior, sites: list[str]) -> None:

@@ -1,0 +1,284 @@
+"""The check at the door: before the first step `fit` looks once at two examples, and refuses by name what is wrong."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+
+from ppl_bnn.errors import UserError
+from ppl_bnn.inference.elbo import GuideSites, Replay, auxiliary_kl, site_kl
+from ppl_bnn.inference.observed import check_observed
+from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.labels import as_tensor
+from ppl_bnn.models.modes import mode_setter
+from ppl_bnn.models.param_store import own_parameters
+
+# Pyro's own checks, but for the values that distributions are made with: NaN inputs are found and named by the step.
+_CHECKS = {
+    "validate_poutine": True, "validate_infer": True,
+    "validate_distributions_pyro": False, "validate_distributions_torch": False,
+}  # fmt: skip
+
+
+class Training(NamedTuple):
+    """What `fit` trains.
+
+    Attributes:
+        model, guide: as modules.
+        x, y: tensors [N, ...]; class labels are int64.
+        params: the unconstrained values of ``pyro.param`` statements, by name; no module holds them.
+        store: the state of Pyro's parameter store to train in, with these and the modules' own parameters.
+    """
+
+    model: nn.Module
+    guide: nn.Module
+    x: Tensor
+    y: Tensor
+    params: dict[str, Tensor]
+    store: dict[str, Any]
+
+
+def check_training(
+    model: Callable, guide: Callable, x: Any, y: Any, *, batch_size: int, ranks: int = 1, seed: int = 0,
+    precision: str = "float32",
+    num_data: int | None = None,
+) -> Training:  # fmt: skip
+    """Run guide and model once on two examples in training mode; return everything as `fit` needs it.
+
+    Parameters that exist only after a first call exist then. Nothing else has changed: random state, buffers, modes
+    and the caller's parameter store are as they were.
+
+    Args:
+        model, guide: modules or functions, called with (x, y).
+        x, y: tensors or numpy arrays [N, ...].
+        batch_size: examples a step, on each of the `ranks`.
+        seed: of the parameters that the first call makes.
+        precision: ``bfloat16`` runs the model under torch.autocast.
+        num_data: the number of examples, where `x` and `y` are only the first of them.
+
+    Raises:
+        UserError: what would not train, or not what was meant; the message names it.
+    """
+    model, guide = (part if isinstance(part, nn.Module) else _Function(part) for part in (model, guide))
+    parameters = [p for p in (*guide.parameters(), *model.parameters()) if p.is_floating_point() and not is_lazy(p)]
+    x = as_tensor(x, "x", like=parameters[0] if parameters else torch.empty(0))
+    y = as_tensor(y, "the labels or targets y", like=x if x.is_floating_point() else torch.empty(0, device=x.device))
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+        counts = [len(part) if part.dim() else "a number" for part in (x, y)]
+        raise UserError(f"x and y need the same number of examples, at least 1; got {counts[0]} and {counts[1]}")
+    count = num_data or len(x)
+    if count < ranks:
+        raise UserError(f"{count} examples are too few for {ranks} ranks: start fewer")
+    _check_finite(model, guide)
+    with _look(model, guide, x, y, seed=seed, precision=precision) as seen:
+        _check_sites(model, seen)
+        whole = ranks == 1 and batch_size >= count
+        for site in seen.model.nodes.values():
+            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+                y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole)
+        _check_norms(seen, count, batch_size, ranks)
+        _check_gradients(seen, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y])
+    return Training(model, guide, x, y, seen.params, seen.store)
+
+
+class _Seen(NamedTuple):
+    guide: dict[str, dict]
+    model: Trace
+    y: Tensor
+    norms: list[str]
+    params: dict[str, Tensor]
+    store: dict[str, Any]
+
+
+class _Function(nn.Module):
+    """A Pyro function as a module without parameters of its own."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: object, **kwargs: object) -> Any:
+        return self.function(*args, **kwargs)
+
+
+@contextmanager
+def _look(
+    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str
+) -> Iterator[_Seen]:  # fmt: skip
+    few = x[:2], y[:2]
+    set_mode, norms = mode_setter(model), []  # type: ignore[var-annotated]
+    with ExitStack() as scopes:
+        scopes.enter_context(own_parameters())
+        scopes.enter_context(forked_random(x, y))
+        scopes.enter_context(torch.enable_grad())
+        scopes.enter_context(pyro.settings.context(**_CHECKS))
+        scopes.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
+        torch.manual_seed(seed)
+        if any(is_lazy(part) for each in (model, guide) for part in (*each.parameters(), *each.buffers())):
+            # In evaluation mode, in which batch norm's new statistics stay what they start as.
+            with evaluating(model):
+                guide(*few)
+                model(*few)
+        _check_initialized(model, guide)
+        scopes.enter_context(_unchanged(model, guide))
+        for path, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                hook = module.register_forward_pre_hook(_note_single_values(path, len(few[0]), norms))
+                scopes.callback(hook.remove)
+        set_mode(True)
+        with GuideSites() as sampled:
+            guide(*few)
+        with Replay(sampled.sites):
+            trace = poutine.trace(model).get_trace(*few)
+        store: dict[str, Any] = pyro.get_param_store().get_state()  # type: ignore[assignment]
+        own = {id(parameter) for part in (model, guide) for parameter in part.parameters()}
+        params = {name: value for name, value in store["params"].items() if id(value) not in own}
+        yield _Seen(sampled.sites, trace, few[1], norms, params, store)
+
+
+@contextmanager
+def _unchanged(*parts: nn.Module) -> Iterator[None]:
+    modules = [module for part in parts for module in part.modules()]
+    modes = [module.training for module in modules]
+    buffers = [
+        (module, name, value, None if value is None else value.clone())
+        for module in modules
+        for name, value in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for module, name, value, before in buffers:
+            module._buffers[name] = value
+            if value is not None and before is not None:
+                value.data.copy_(before)
+
+
+def _check_finite(model: nn.Module, guide: nn.Module) -> None:
+    for owner, part in (("guide", guide), ("model", model)):
+        for name, value in part.named_parameters():
+            if not is_lazy(value) and not torch.isfinite(value).all():
+                raise UserError(
+                    f"the parameter {name} of the {owner} is not finite: it holds NaN or infinite values before the "
+                    "first step; build it anew, or load a good checkpoint"
+                )
+
+
+def _check_initialized(model: nn.Module, guide: nn.Module) -> None:
+    for part in (model, guide):
+        for name, value in (*part.named_parameters(), *part.named_buffers()):
+            if isinstance(value, UninitializedParameter | UninitializedBuffer):
+                raise UserError(
+                    f"{name} is uninitialized after a call of the model: no forward pass reaches its layer; remove it"
+                )
+
+
+def _check_sites(model: nn.Module, seen: _Seen) -> None:
+    latent = {
+        name: site
+        for name, site in seen.model.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+    for name in latent.keys() - seen.guide.keys():
+        raise UserError(
+            f"the guide has no site {name!r}, which the model samples in training mode, so it would stay at its prior: "
+            "build the guide from this model (in the same mode)"
+        )
+    for name, site in seen.guide.items():
+        if site_is_subsample(site) or site["is_observed"]:
+            continue
+        kind = type(site["fn"]).__name__
+        if name not in latent and not site["infer"].get("is_auxiliary"):
+            raise UserError(
+                f"the guide samples {name!r}, which is no latent site of the model in training mode: "
+                "build the guide from this model"
+            )
+        if not site["fn"].has_rsample:
+            raise UserError(
+                f"the guide samples {name!r} from a {kind}, which is not reparameterized, so its gradient would be "
+                "wrong: use a distribution that has_rsample, such as Normal"
+            )
+        if name in latent and site["value"].shape != latent[name]["fn"].shape():
+            shapes = list(site["value"].shape), list(latent[name]["fn"].shape())
+            raise UserError(
+                f"the guide's site {name!r} has shape {shapes[0]}, the model's {shapes[1]}: build it from this model"
+            )
+    for path, module in model.named_modules():
+        for attribute in getattr(module, "_pyro_samples", ()):
+            name = f"{module._pyro_name}.{attribute}" if module._pyro_name else attribute
+            if name not in seen.model.nodes:
+                raise UserError(
+                    f"no forward pass in training mode reaches the random parameter {attribute!r} of layer {path!r}: "
+                    "remove the layer, or leave it deterministic"
+                )
+
+
+def _note_single_values(path: str, rows: int, norms: list[str]) -> Callable:
+    def hook(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() // max(1, inputs[0].shape[1]) <= rows and (module.training or module.running_mean is None):
+            norms.append(path)
+            if rows == 1:
+                raise UserError(_one_example(path, 1, "N"))
+
+    return hook
+
+
+def _check_norms(seen: _Seen, n: int, batch_size: int, ranks: int) -> None:
+    last = n % (batch_size * ranks)
+    # The smallest parts of a full and of the last batch; an empty part does not count.
+    parts = [batch_size] * (n >= batch_size * ranks) + [part for part in (last // ranks, -(-last // ranks)) if part]
+    if seen.norms and 1 in parts:
+        raise UserError(_one_example(seen.norms[0], n, batch_size, ranks))
+
+
+def _one_example(path: str, n: int, batch_size: int | str, ranks: int = 1) -> str:
+    each = f" on each of {ranks} ranks" if ranks > 1 else ""
+    return (
+        f"batch norm {path!r} needs at least 2 examples a step to train, and {n} examples with batch_size {batch_size}"
+        f"{each} leave a step with 1: choose another batch_size, or drop an example"
+    )
+
+
+def _check_gradients(seen: _Seen, known: list[Tensor]) -> None:
+    """Every tensor that the loss has a gradient for must be one that is trained, and there must be one."""
+    loss: Tensor | float = 0.0
+    for name, site in seen.guide.items():
+        if not site_is_subsample(site) and not site["is_observed"]:
+            other = seen.model.nodes.get(name)
+            loss = loss + (site_kl(site, other["fn"]) if other else auxiliary_kl(site))
+    for site in seen.model.nodes.values():
+        if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+            loss = loss - site["fn"].log_prob(site["value"]).sum()
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise UserError("nothing is left to train: every parameter of model and guide is frozen (requires_grad False)")
+    trained = {id(tensor) for tensor in known}
+    for leaf in _leaves(loss):
+        if id(leaf) not in trained:
+            raise UserError(
+                f"a tensor of shape {list(leaf.shape)} that requires a gradient takes part in the loss and is no "
+                "parameter of model or guide, so it would not be trained: make it an nn.Parameter of the model or a "
+                "pyro.param, or detach it"
+            )
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """The tensors that back-propagation from `loss` gives a gradient to."""
+    todo, done = [loss.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function is None or function in done:
+            continue
+        done.add(function)
+        if hasattr(function, "variable"):
+            yield function.variable
+        todo += [after for after, _ in function.next_functions]

@@ -1,0 +1,108 @@
+"""What the model observes: its shape, its values and how often it counts, as the check at the door sees them."""
+
+import torch
+from pyro.distributions import Unit
+from pyro.util import check_site_shape
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, constraints
+
+from ppl_bnn.errors import UserError
+from ppl_bnn.models.labels import class_labels
+from ppl_bnn.models.priors import elementwise
+
+
+def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_batch: bool) -> Tensor:
+    """Check an observed site of the model run on `few`, the first of all the labels or targets `y` [N, ...].
+
+    Args:
+        site: Pyro's message.
+        num_data: N.
+        whole_batch: every step sees all the data.
+
+    Returns:
+        `y`, as int64 if they are the labels of a Categorical likelihood.
+
+    Raises:
+        UserError: outputs and observed values do not fit; a value that the distribution cannot have, anywhere in `y`;
+            a scale that is not that of N examples.
+    """
+    name, fn, value = site["name"], site["fn"], site["value"]
+    each, is_y = _base(fn), value is few
+    if isinstance(each, Categorical):
+        classes = each.logits.shape[-1]
+        if classes < 2:
+            raise UserError(
+                f"the network has {classes} output, and the Categorical likelihood of site {name!r} needs at least 2 "
+                "outputs, one a class: give the last layer an output for each class"
+            )
+        if is_y:
+            y = class_labels(y, classes, example_shape=fn.shape()[1:])
+            value = y[: len(few)]
+    if not isinstance(fn, Unit) and value.shape != fn.shape():
+        raise UserError(
+            f"site {name!r}: for {len(few)} examples the outputs give a distribution of shape {list(fn.shape())} and "
+            f"the targets have shape {list(value.shape)}: they must be equal; squeeze the outputs ([N, 1] -> [N]), or "
+            "give the targets the outputs' shape and use .to_event(1)"
+        )
+    _check_num_data(site, len(few), num_data, whole_batch)
+    try:
+        check_site_shape({**site, "log_prob": torch.empty(fn.batch_shape)}, float("inf"))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    _check_arguments(name, each)
+    if site["mask"] is None:
+        _check_support(name, each, fn.support, value, y if is_y else value)
+    return y
+
+
+def _base(fn: Distribution) -> Distribution:
+    fn = elementwise(fn)
+    while isinstance(fn, Independent) or (hasattr(fn, "base_dist") and type(fn).__name__ == "MaskedDistribution"):
+        fn = elementwise(fn.base_dist)  # type: ignore[union-attr]
+    return fn
+
+
+def _check_num_data(site: dict, rows: int, n: int, whole_batch: bool) -> None:
+    plates = {frame.name: frame.full_size or frame.size for frame in site["cond_indep_stack"]}
+    if n in plates.values() or (whole_batch and (not plates or rows in plates.values())):
+        return
+    data = [frame.name for frame in site["cond_indep_stack"] if frame.size == rows]
+    if data:
+        raise UserError(
+            f"the model's plate {data[0]!r} has size {plates[data[0]]} and there are {n} examples, so the likelihood "
+            f"would count {plates[data[0]] / n:g} times: make num_data (the plate's size) {n}, with subsample=x"
+        )
+    if not isinstance(site["scale"], Tensor) and site["scale"] == 1:
+        raise UserError(
+            f"site {site['name']!r} is in no plate of {n} examples, so a batch would count as all the data: use "
+            f'pyro.plate("data", {n}, subsample=x)'
+        )
+
+
+def _check_arguments(name: str, fn: Distribution) -> None:
+    for argument, constraint in fn.arg_constraints.items():
+        value = getattr(fn, argument, None)
+        lazy = argument not in vars(fn) or constraints.is_dependent(constraint)
+        # What is not finite is named by the step that meets it.
+        if lazy or not isinstance(value, Tensor) or not torch.isfinite(value).all():
+            continue
+        if not constraint.check(value).all():
+            raise UserError(
+                f"site {name!r}: {type(fn).__name__} needs {argument} to satisfy {constraint}, and the outputs give "
+                f"{float(value.min()):g} to {float(value.max()):g}: transform them, by softplus or exp, say"
+            )
+
+
+def _check_support(name: str, fn: Distribution, support: object, value: Tensor, y: Tensor) -> None:
+    # Where it depends on no argument, of all examples; else of those the model ran with.
+    own = vars(type(fn)).get("support")
+    everywhere = isinstance(own, constraints.Constraint) and not isinstance(own, property)
+    constraint, checked = (own, y) if everywhere else (support, value)
+    if not isinstance(constraint, constraints.Constraint) or constraints.is_dependent(constraint):
+        return
+    if not constraint.check(checked).all():  # type: ignore[no-untyped-call]
+        low, high = float(checked.min()), float(checked.max())
+        raise UserError(
+            f"site {name!r}: {type(fn).__name__} has the support {constraint}, and the targets are from {low:g} to "
+            f"{high:g}: drop or convert what lies outside"
+        )

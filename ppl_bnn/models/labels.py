@@ -1,0 +1,66 @@
+"""Class labels as they come from users, made what a Categorical likelihood takes, or refused."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Size, Tensor
+
+from ppl_bnn.errors import UserError
+
+
+def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
+    """A tensor as it is, or a numpy array as a tensor: on the device of `like`, real numbers in its dtype.
+
+    Args:
+        name: what the value is called in a message.
+        like: a floating-point tensor; None leaves device and dtype as they are.
+
+    Raises:
+        UserError: anything else, or an array whose dtype torch does not have.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        kind = type(value).__name__
+        advice = f"pass {name}.to_numpy()" if hasattr(value, "to_numpy") else "convert it first"
+        raise UserError(f"{name} must be one tensor or numpy array of N examples, got a {kind}: {advice}")
+    try:
+        tensor = torch.from_numpy(np.ascontiguousarray(value))
+    except TypeError:
+        raise UserError(f"{name} is a numpy array of dtype {value.dtype}; torch needs numbers: convert it") from None
+    if like is None:
+        return tensor
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+
+
+def class_labels(y: Any, num_classes: int, name: str = "y", *, example_shape: Size | tuple[int, ...] = ()) -> Tensor:
+    """Labels 0..C-1 as int64 [N, *example_shape]; any integer dtype, bool and numpy arrays are converted.
+
+    Args:
+        num_classes: C, the number of the network's outputs.
+        name: what the labels are called in a message.
+        example_shape: the shape of one example's labels; () is one label an example.
+
+    Raises:
+        UserError: labels that are no integers, of another shape, or outside 0..C-1. All of them are looked at.
+    """
+    y = as_tensor(y, f"the labels {name}")
+    expected = f"expected integer class labels 0..{num_classes - 1} of shape {['N', *example_shape]}".replace("'", "")
+    got = f"the labels {name} have shape {list(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; {expected}"
+    if y.shape[1:] != tuple(example_shape):
+        if y.shape[1:] == (*example_shape, num_classes):
+            raise UserError(f"{got}. They look one-hot: pass {name}.argmax(-1)")
+        if y.shape[1:] == (*example_shape, 1):
+            raise UserError(f"{got}: pass {name}.squeeze(-1)")
+        raise UserError(f"{got}: reshape them")
+    if y.is_floating_point() or y.is_complex():
+        raise UserError(f"{got}: pass {name}.long() if they are whole numbers")
+    y = y.long()
+    low, high = (int(bound) for bound in torch.aminmax(y)) if y.numel() else (0, 0)
+    if low < 0 or high >= num_classes:
+        advice = "drop the examples without a label"
+        if low >= 0:
+            advice = "subtract 1" if low == 1 and high == num_classes else "give the network an output for each class"
+        raise UserError(f"the labels {name} are from {low} to {high}; {expected}: {advice}")
+    return y
