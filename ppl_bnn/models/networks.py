@@ -23,8 +23,8 @@ def build(
     """Build a named network: Bayesian with `prior`, or its deterministic twin.
 
     Args:
-        image_shape: channels, height and width of the images. The default is (1, 28, 28) for bnn-fc, bnn-conv and
-            lenet, and (3, 32, 32) for vgg16 and resnet18, which take images of 28x28 too.
+        image_shape: channels, height and width of the images; unless given, those the network was made for
+            (1, 28, 28 for bnn-fc, bnn-conv and lenet; 3, 32, 32 for vgg16 and resnet18, which take 28x28 too).
 
     Raises:
         UserError: an unknown name, images that do not fit, or a prior that does not fit.
