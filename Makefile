@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 .PHONY: run test lint docs horovod clean
 
-run: $(VENV)/installed
+run: $(VENV)/installed data/mnist/t10k-labels-idx1-ubyte
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test data/mnist/t10k-labels-idx1-ubyte data/fashion-mnist/t10k-labels-idx1-ubyte
 	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed-test
@@ -27,6 +27,10 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[test]'
 	-$(BIN)/python tools/build_horovod.py --kept
 	touch $@
+
+# The last of the files that the tool writes.
+data/%/t10k-labels-idx1-ubyte: | $(VENV)/installed
+	$(BIN)/python tools/fetch_data.py $*
 
 docs: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[docs]'

@@ -1,7 +1,7 @@
 """The training steps that benchmarks/train_step.py compares: deterministic, ours, and those of other packages.
 
-Each function takes a deterministic torch network, images [N, C, H, W], labels [N] and the memory layout. It returns a
-training step of that network, or of its Bayesian form, in one framework.
+Each function takes a deterministic torch network, images [N, C, H, W] or rows [N, features], labels [N] and the memory
+layout. It returns a training step of that network, or of its Bayesian form, in one framework.
 """
 
 import os
@@ -167,13 +167,13 @@ def tensorflow_probability(
         }
         convolution = partial(tfp.layers.Convolution2DFlipout, **settings)
         dense = partial(tfp.layers.DenseFlipout, **settings)
-    inputs = keras.Input((*x.shape[2:], x.shape[1]))
+    inputs = keras.Input(x.movedim(1, -1).shape[1:])
     with warnings.catch_warnings():
         # The layers of TensorFlow Probability 0.25 call deprecated functions of Keras.
         warnings.simplefilter("ignore", UserWarning)
         model = keras.Model(inputs, in_keras(net, inputs, convolution, dense))
     optimizer = keras.optimizers.Adam(1e-4)
-    images, labels = tf.constant(x.permute(0, 2, 3, 1).numpy()), tf.constant(y.numpy())
+    images, labels = tf.constant(x.movedim(1, -1).numpy()), tf.constant(y.numpy())
 
     @tf.function
     def update() -> Any:
@@ -193,10 +193,11 @@ def tensorflow_probability(
     return Contender(lambda: update().numpy(), held)
 
 
-# The first contender that fits the network is its base.
+# The first that fits the network is its base: cnn, or mlp where all layers are Linear.
 CONTENDERS: dict[str, Callable[..., Contender]] = {
-    "hand": by_hand,
     "cnn": deterministic,
+    "mlp": deterministic,
+    "hand": by_hand,
     **{name: partial(ours, name=name) for name in (*ESTIMATORS, "ivon")},
     "ivon-opt": ivon_opt,
     "bayesian-torch flipout": partial(bayesian_torch, kind="Flipout"),

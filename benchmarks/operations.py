@@ -5,18 +5,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import build
 from ppl_bnn.guides import GroupedFlips
 
 
-def operations(network: str, image_shape: tuple[int, int, int], batch: int) -> list[list[str]]:
+def operations(net: nn.Module, image_shape: tuple[int, ...], batch: int) -> list[list[str]]:
     """Return a table: multiply-adds of an image, and of drawing the weights, which happens once a step."""
-    net = build(network, deterministic=True)
     forward, training, weights = multiply_adds(net, torch.rand(2, *image_shape))
     groups = math.ceil(batch / math.ceil(batch / GroupedFlips().groups))
-    # (passes of every layer, multiply-adds a weight): one for the draw, and one for each flip of it.
-    costs = {"cnn": (1, 0), "plain": (1, 1), "groups": (1, groups), "flipout": (2, 1)}
-    table = [["step", "forward", "training", "x cnn", "drawing weights", "of it an image"]]
+    # Passes of every layer, and multiply-adds a weight: one for the draw, and one for each flip of it.
+    costs = {"deterministic": (1, 0), "plain": (1, 1), "groups": (1, groups), "flipout": (2, 1)}
+    table = [["step", "forward", "training", "x deterministic", "drawing weights", "of it an image"]]
     for name, (passes, draws) in costs.items():
         a_step = (f"{draws * weights:,}", f"{draws * weights / batch:,.0f}")
         table.append([name, f"{passes * forward:,}", f"{passes * training:,}", f"{passes:.2f}", *a_step])

@@ -32,8 +32,8 @@ from ppl_bnn import Classifier, MeanFieldNormal, build, predictor, prune
 from ppl_bnn.data import load
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.native.normals import normals
-from ppl_bnn.prediction.compact.fastest import choose_layers
-from ppl_bnn.prediction.compact.layerwise import layerwise
+from ppl_bnn.prediction.compact.forms import choose_layers
+from ppl_bnn.prediction.compact.layerwise import compact_draws
 from ppl_bnn.prediction.compact.network import compact
 from ppl_bnn.prediction.plain import plain
 
@@ -98,7 +98,7 @@ def _contenders(
     small = compact(plain(net), pruned)
     inputs = small.select(x).contiguous()
     if task == "fc-one":
-        function = layerwise(small, inputs, DRAWS)
+        function = compact_draws(small, len(inputs), DRAWS)
         answer, unpruned_answer = (predictor(net, each, x, num_samples=DRAWS) for each in (pruned, guide))
         shapes = [(DRAWS, len(guide.loc_scale(site)[0])) for site in guide.sites]
 
@@ -117,7 +117,7 @@ def _contenders(
         return steps | _bayesian_torch(pruned, x, FEWER), {}
     layout, batch_size = _fastest_pass(net, x, task)
     batches = list((inputs.contiguous(memory_format=layout) if task == "conv" else inputs).split(batch_size))
-    chosen = choose_layers(small, batches[0])
+    chosen = choose_layers(small, len(batches[0]))
 
     def ours() -> None:
         small.draw(0)

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import GuideConfig, TrainConfig
 from ppl_bnn.inference.elbo import kl_schedule
-from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties
 from ppl_bnn.models import parse_prior
 
@@ -81,7 +82,7 @@ def _vi(run: dict, data: tuple[Tensor, Tensor], x: Tensor, y: Tensor, draws: int
         model,
         guide,
         *data,
-        **{name: getattr(settings, name) for name in SETTINGS},
+        **{known.name: getattr(settings, known.name) for known in fields(TrainSettings)},
         kl_weight=weight,
         progress=_PROGRESS,
     )

@@ -15,7 +15,7 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
-from ppl_bnn.distributed import COMPRESSIONS, Communicator, GradientBuckets, connect
+from ppl_bnn.distributed import Communicator, GradientBuckets, connect
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.log import BatchAccuracy
@@ -53,7 +53,7 @@ def main() -> None:
     add("--rounds", type=int, default=9, help="timed steps of each contender, after one untimed step (default: 9)")
     add("--threads", type=int, default=1, help="threads of each rank (default: 1)")
     add("--bucket_mb", type=float, default=25.0, help="as train.bucket_mb (default: 25)")
-    add("--compression", choices=COMPRESSIONS, default="none", help="as train.compression (default: none)")
+    add("--compression", choices=("none", "fp16"), default="none", help="as train.compression (default: none)")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)

@@ -26,18 +26,22 @@ from ppl_bnn import build
 from ppl_bnn.native.memory import keep_freed_memory
 from report import Table, aligned, as_markdown, cpu_name
 
-SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28)}
+SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28), "tabular": (30,)}
+BATCHES = {"vgg16": 128, "resnet18": 128, "bnn-fc": 100, "tabular": 50}
+# Chains of Linear layers: their base is called mlp, and `hand` is written for them.
+DENSE = ("bnn-fc", "tabular")
 # A contender of another framework is also compared with that framework's deterministic network.
 OWN_BASES = {"tfp": "tfp cnn"}
 
 _HELP = """
 A step is: gradients to zero, forward, loss, backward, update. In a round each contender runs one step, in a new random
 order, so that other work on the machine slows all of them alike. Pixels and labels are random; time and memory do not
-depend on them.
+depend on them. The network `tabular` is 30-50-50-2 with ReLU, on rows of 30 numbers.
 
 contenders:
-  cnn                            the deterministic network in plain torch, with Adam: the base
-  hand                           bnn-fc only, and its base: the plain estimator's step written by hand in torch
+  cnn, mlp                       the deterministic network in plain torch, with Adam: the base. It is called mlp for
+                                 bnn-fc and tabular, cnn for the others
+  hand                           bnn-fc and tabular only: the plain estimator's step written by hand in torch
   plain, flipout, flipout-bfloat16, groups, local
                                  our estimators with Adam, as ppl_bnn.fit runs a step
   ivon                           the plain estimator with optimizer="ivon"
@@ -53,7 +57,8 @@ all:
 
 examples:
   python benchmarks/train_step.py --network resnet18 --channels_last --contenders plain,groups --rounds 15
-  python benchmarks/train_step.py --network bnn-fc --markdown
+  python benchmarks/train_step.py --network bnn-fc --threads 1 --rounds 150 --markdown
+  python benchmarks/train_step.py --network tabular --threads 1 --rounds 300 --contenders plain,ivon,ivon-opt
   python benchmarks/train_step.py --contenders "bayesian-torch flipout,tyxe,tfp"
   python benchmarks/train_step.py --memory
   python benchmarks/train_step.py --device cuda --precision bfloat16 --channels_last
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=_HELP, formatter_class=layout)
     add = parser.add_argument
     add("--network", choices=list(SHAPES), default="vgg16", help="which network (default: vgg16)")
-    add("--batch", type=int, help="images a step (default: 128; bnn-fc: 100)")
+    add("--batch", type=int, help="images a step (default: 128; bnn-fc: 100; tabular: 50)")
     add("--threads", type=int, default=2, help="CPU threads of torch and of TensorFlow (default: 2)")
     add("--rounds", type=int, default=7, help="timed steps of each contender, after 2 untimed ones (default: 7)")
     add("--channels_last", action="store_true", help="use this memory layout for images and kernels of every contender")
@@ -86,10 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="do not call ppl_bnn.native.memory.keep_freed_memory()",
     )
     options = parser.parse_args(arguments)
-    dense = options.network == "bnn-fc"
-    options.batch = options.batch or (100 if dense else 128)
-    known = [name for name in CONTENDERS if dense or name != "hand"]
-    names = [name for name in known if not (dense and name == "ivon-opt")]
+    options.batch = options.batch or BATCHES[options.network]
+    others = ("cnn",) if options.network in DENSE else ("mlp", "hand")
+    names = known = [name for name in CONTENDERS if name not in others]
     if options.contenders:
         chosen = [name.strip() for name in options.contenders.split(",")]
         names = [known[0], *(OWN_BASES[name] for name in chosen if name in OWN_BASES), *chosen]
@@ -107,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     set_up(options)
     print(_heading(options), flush=True)
     if options.operations:
-        table = operations(options.network, SHAPES[options.network], options.batch)
+        table = operations(deterministic_network(options.network), SHAPES[options.network], options.batch)
     else:
         absent = {name: why for name in names if (why := why_absent(name, options.device, options.precision))}
         for name, why in absent.items():
@@ -188,9 +192,12 @@ def _a_package_may_fail(name: str) -> Iterator[None]:
 def build_contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
     """Build a contender by name, on random images, for the options. `net` replaces the network that they name."""
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device).contiguous(memory_format=layout)
-    net = (net or build(options.network, deterministic=True)).to(options.device).to(memory_format=layout)
-    contender = CONTENDERS[name](net, x, torch.randint(10, (len(x),)).to(options.device), layout)
+    x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=layout)
+    net = (net or deterministic_network(options.network)).to(options.device).to(memory_format=layout)
+    labels = torch.randint(2 if options.network == "tabular" else 10, (len(x),)).to(options.device)
+    contender = CONTENDERS[name](net, x, labels, layout)
     if options.precision == "float32":
         return contender
 
@@ -199,6 +206,13 @@ def build_contender(name: str, options: argparse.Namespace, net: nn.Module | Non
             contender.step()
 
     return contender._replace(step=step)
+
+
+def deterministic_network(name: str) -> nn.Module:
+    """A network of `SHAPES` by name, in plain torch."""
+    if name == "tabular":
+        return nn.Sequential(nn.Linear(30, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 2))
+    return build(name, deterministic=True)
 
 
 def _peak_and_held(name: str, options: argparse.Namespace) -> tuple[int, int]:

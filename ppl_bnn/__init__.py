@@ -5,27 +5,42 @@ Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`)
 (`to_inference_data`).
 """
 
-import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# GNU OpenMP, which `import torch` loads, reads this once. Its threads look 300,000 times for each other before they
-# sleep: on a core that other work wants too, that wait takes the time slice the awaited thread would need.
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "3000"
-
-from ppl_bnn.data import Images, load
-from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
-from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site, kl_schedule
-from ppl_bnn.inference.ivon import IVON
-from ppl_bnn.inference.svi import fit
-from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
-from ppl_bnn.prediction.predictive import predict
-from ppl_bnn.prediction.predictor import predictor
-from ppl_bnn.prediction.tally import Predictive
-from ppl_bnn.pruning import prune, snr
-from ppl_bnn.pruning.sweep import sweep
-from ppl_bnn.results.predictive import to_inference_data
-from ppl_bnn.results.pruning import sweep_to_inference_data
 from ppl_bnn.version import __version__
+
+if TYPE_CHECKING:
+    from ppl_bnn.data import Images, load
+    from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
+    from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site, kl_schedule
+    from ppl_bnn.inference.ivon import IVON
+    from ppl_bnn.inference.svi import fit
+    from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
+    from ppl_bnn.prediction.predictive import predict
+    from ppl_bnn.prediction.predictor import predictor
+    from ppl_bnn.prediction.tally import Predictive
+    from ppl_bnn.pruning import prune, snr
+    from ppl_bnn.pruning.sweep import sweep
+    from ppl_bnn.results.predictive import to_inference_data
+    from ppl_bnn.results.pruning import sweep_to_inference_data
+
+# The imports above, made when a name is first used: `import ppl_bnn` loads no torch, and training loads no ArviZ.
+_HOMES = {
+    "ppl_bnn.data": ("Images", "load"),
+    "ppl_bnn.guides": ("Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"),
+    "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site", "kl_schedule"),
+    "ppl_bnn.inference.ivon": ("IVON",),
+    "ppl_bnn.inference.svi": ("fit",),
+    "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "bayesian", "build"),
+    "ppl_bnn.prediction.predictive": ("predict",),
+    "ppl_bnn.prediction.predictor": ("predictor",),
+    "ppl_bnn.prediction.tally": ("Predictive",),
+    "ppl_bnn.pruning": ("prune", "snr"),
+    "ppl_bnn.pruning.sweep": ("sweep",),
+    "ppl_bnn.results.predictive": ("to_inference_data",),
+    "ppl_bnn.results.pruning": ("sweep_to_inference_data",),
+}
 
 __all__ = [
     "IVON",
@@ -53,3 +68,15 @@ __all__ = [
     "sweep_to_inference_data",
     "to_inference_data",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            globals()[name] = getattr(import_module(module), name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,6 +24,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
+# GNU OpenMP, which `import torch` loads, reads this once. Its threads look 300,000 times for each other before they
+# sleep: on a core that other work wants too, that wait takes the time slice the awaited thread would need.
+if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "3000"
+
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 

@@ -19,7 +19,16 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         ),
         (
             ["train_step.py", "--network", "bnn-fc", "--rounds", "2", "--threads", "1", "--contenders", "plain,ivon"],
-            ["hand ", "plain ", "ivon "],
+            ["mlp ", "plain ", "ivon "],
+        ),
+        (
+            ["train_step.py", "--network", "tabular", "--rounds", "2", "--threads", "1",
+             "--contenders", "hand,groups,local,ivon-opt"],
+            ["mlp ", "hand ", "groups ", "local ", "ivon-opt "],
+        ),
+        (
+            ["train_step.py", "--network", "tabular", "--operations"],
+            ["deterministic ", "plain ", "groups ", "flipout "],
         ),
     ],
     ids=lambda value: value[0],

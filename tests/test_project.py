@@ -49,7 +49,7 @@ def test_only_one_file_knows_arviz():
         for path in PACKAGE.rglob("*.py")
         if any(name.split(".")[0].startswith("arviz") for name in imports(path))
     }
-    assert knowing == {"inference_data.py"}
+    assert knowing == {"idata.py"}
 
 
 def test_only_one_file_knows_horovod():

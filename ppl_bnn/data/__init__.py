@@ -1,8 +1,9 @@
 """Labelled examples in batches: the named data sets and how their images are augmented.
 
-May import: errors, files.
+May import: native, registry, errors, files.
 """
 
+from ppl_bnn.data.examples import Examples, TensorExamples
 from ppl_bnn.data.images import DATASETS, Images, load
 
-__all__ = ["DATASETS", "Images", "load"]
+__all__ = ["DATASETS", "Examples", "Images", "TensorExamples", "load"]

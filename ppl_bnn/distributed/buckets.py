@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator
-from ppl_bnn.errors import UserError
 
-COMPRESSIONS = ("none", "fp16")
 # Half precision keeps 11 bits only above 6e-5: small gradients are lifted above it, and 256 is the largest that fits.
 _LIFT = 256.0
 
@@ -39,7 +37,8 @@ class GradientBuckets:
         bucket_mb: float = 25.0,
         compression: str = "none",
     ) -> None:
-        check_buckets(bucket_mb, compression)
+        assert bucket_mb > 0
+        assert compression in ("none", "fp16")
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._buckets = [
             _Bucket(group, communicator, f"bucket-{number}", compression)
@@ -112,14 +111,6 @@ class _Bucket:
         if self._half:
             self._flat.copy_(self._message).div_(_LIFT)
         self.missing.update(dict.fromkeys(self._views))
-
-
-def check_buckets(bucket_mb: float, compression: str, *, prefix: str = "") -> None:
-    """Raise UserError where a setting, called prefix + name, is out of range."""
-    if not 0 < bucket_mb < float("inf"):
-        raise UserError(f"{prefix}bucket_mb must be positive and finite, got {bucket_mb}")
-    if compression not in COMPRESSIONS:
-        raise UserError(f"{prefix}compression must be one of {', '.join(COMPRESSIONS)}; got {compression!r}")
 
 
 def _fill(parameters: Iterable[Tensor], limit: float) -> Iterator[list[Tensor]]:

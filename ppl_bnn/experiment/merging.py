@@ -10,7 +10,7 @@ import xarray as xr
 from ppl_bnn import metrics
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.provenance import RANKED
+from ppl_bnn.experiment.provenance import RANKED, read_inputs
 from ppl_bnn.results.idata import assemble, spread
 from ppl_bnn.results.netcdf import groups_of
 
@@ -53,7 +53,7 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
 
 def differing(inputs: Sequence[Mapping[str, Any]]) -> str | None:
     """In what several results of one run differ in what they were made of, but for the training; None: in nothing."""
-    own = [{name: value for name, value in of.items() if name not in _ITS_TRAINING} for of in inputs]
+    own = [{name: value for name, value in of.items() if name not in _ITS_TRAINING} for of in map(read_inputs, inputs)]
     return next(filter(None, (saved_config.first_difference(own[0], other) for other in own[1:])), None)
 
 

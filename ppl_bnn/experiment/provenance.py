@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
+from ppl_bnn.experiment.identity import read_identity
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
@@ -14,7 +16,8 @@ from ppl_bnn.results import netcdf
 Settings = PredictConfig | ShiftConfig | PruningConfig
 
 # Of a sweep: whether the images whose draws it keeps were chosen by their uncertainty.
-RANKED = "images ranked by predictive.nc"
+RANKED = "ranked_by_predictive"
+_OLD_RANKED = "images ranked by predictive.nc"
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +30,15 @@ def inputs_of(
         "checkpoint": state.step,
         "crc32": state.meta["crc32"],
         "settings": dataclasses.asdict(settings),
-        "data": f"{len(run.test_images)} {run.test_images.split} {run.named(run.test_images)}",
+        "data": run.identity(run.test_images),
     }
     if isinstance(settings, PredictConfig):
         # It has a file of its own.
         del inputs["settings"]["train_log_likelihood"]
     else:
         inputs["predict.norm_images"] = run.config.predict.norm_images
+    if isinstance(settings, PruningConfig):
+        inputs["predict.compact"] = run.config.predict.compact
     if isinstance(settings, PruningConfig):
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.
@@ -55,4 +60,15 @@ def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
 
 def difference_from(path: Path, inputs: dict[str, Any]) -> str | None:
     """In what a result is not made of `inputs`, or None."""
-    return saved_config.first_difference(inputs, netcdf.read_attrs(path).get("inputs", {}))
+    return saved_config.first_difference(inputs, read_inputs(netcdf.read_attrs(path).get("inputs", {})))
+
+
+def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A result's inputs as they were saved, by this version or by version 0.1.0."""
+    inputs = dict(saved)
+    if "data" in inputs:
+        inputs["data"] = read_identity(inputs["data"])
+    if _OLD_RANKED in inputs:
+        inputs[RANKED] = inputs.pop(_OLD_RANKED)
+    # Version 0.1.0 had no such setting.
+    return {"predict.compact": "auto", **inputs, "settings": {"compact": "auto", **inputs.get("settings", {})}}

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,7 @@ from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.prediction.convergence import convergence
 from ppl_bnn.prediction.shift import reliance
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures import predictive as plots
-from ppl_bnn.results.figures.convergence import draw_convergence
-from ppl_bnn.results.figures.densities import draw_predictive_figures
-from ppl_bnn.results.figures.gallery import write_gallery
-from ppl_bnn.results.figures.pruning import draw_pruning
-from ppl_bnn.results.figures.shift import draw_shift_figures
+from ppl_bnn.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +26,14 @@ log = logging.getLogger(__name__)
 def report(run: Experiment) -> None:
     """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
 
+    Nothing is written where the results are those of the last report, and all that it wrote is still as it was.
+
     Raises:
         FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
     """
     predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
     posterior = _check(run, predictive, shifted, pruning)
-    attrs = netcdf.read_attrs(predictive)
-    metrics: dict[str, Any] = {
+    what: dict[str, Any] = {
         "run": run.name,
         "data": {
             "title": run.test_images.title,
@@ -47,6 +45,58 @@ def report(run: Experiment) -> None:
             "trainable": sum(row.trainable for row in run.rows),
         },
     }
+    results = [path for path in (predictive, shifted, pruning, run.out / "posterior.json") if path.exists()]
+    made_of = {**what, "ppl_bnn": __version__, "results": _checksums(run.out, results)}
+    record, metrics = run.out / "figures" / "made_of.json", run.out / "metrics.json"
+    if _is_of(record, run.out, made_of):
+        log.info("report: %s and the figures are up to date", metrics)
+        return
+    rows = _convergence(predictive)
+    content = {**what, **_metrics(run, predictive, shifted, pruning), "convergence": [_finite(row) for row in rows]}
+    if posterior is not None:
+        content["posterior"] = posterior
+    write_text(metrics, json.dumps(content, indent=2) + "\n")
+    figures = _draw(run, rows, predictive, shifted, pruning)
+    written = _checksums(run.out, [metrics, *figures])
+    write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
+    log.info("report: %s, %d figures and gallery.html in %s", metrics, len(figures) - 1, run.out / "figures")
+
+
+def is_posterior_of(path: Path, state: Checkpoint) -> bool:
+    """Whether posterior.json is there, whole, and of this checkpoint."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return bool(content["layers"]) and content["crc32"] == state.meta["crc32"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_of(record: Path, out: Path, made_of: dict[str, Any]) -> bool:
+    """Whether the last report was made of the same, and each file that it wrote is as it left it."""
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        written: dict[str, int] = before["written"]
+        return before["made_of"] == made_of and _checksums(out, [out / name for name in written]) == written
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _checksums(folder: Path, paths: Sequence[Path]) -> dict[str, int]:
+    """The CRC-32 of each file by its path in `folder`."""
+    found = {}
+    for path in paths:
+        crc32 = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                crc32 = zlib.crc32(block, crc32)
+        found[str(path.relative_to(folder))] = crc32
+    return found
+
+
+def _metrics(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any]:
+    """What the results say: the parts train, test, shift, ood, temperature and pruning of metrics.json."""
+    metrics: dict[str, Any] = {}
+    attrs = netcdf.read_attrs(predictive)
     history = netcdf.read_group(predictive, "training")
     if history is not None:
         seconds = float(history["seconds"].sum())
@@ -56,10 +106,9 @@ def report(run: Experiment) -> None:
             "samples_per_second": len(run.train_images) * history.sizes["epoch"] / seconds,
             "accuracy": float(history["accuracy"][-1]),
         }
-    metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
     how = ("method", "sampling", "mean_draws", "median_draws", "max_draws", "mc_error", "max_mc_error")
-    metrics["test"].update({name: _or_none(attrs[name]) for name in how if name in attrs})
-    metrics["convergence"] = _convergence(run, predictive, attrs)
+    metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
+    metrics["test"] |= _finite({name: attrs[name] for name in how if name in attrs})
     uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
     if uncertainty is not None and observed is not None:
         probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
@@ -72,19 +121,33 @@ def report(run: Experiment) -> None:
         metrics["pruning"] = [
             {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
         ]
-    if posterior is not None:
-        metrics["posterior"] = posterior
-    write_text(run.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, run.out / "figures")
+    return metrics
+
+
+def _draw(run: Experiment, rows: list[dict[str, float]], predictive: Path, shifted: Path, pruning: Path) -> list[Path]:
+    """Draw every figure, and the gallery, which is the last of the paths."""
+    # Here, since ArviZ and matplotlib take seconds to import: a report that is up to date does without.
+    from ppl_bnn.results.figures import predictive as plots
+    from ppl_bnn.results.figures.convergence import draw_convergence
+    from ppl_bnn.results.figures.densities import draw_predictive_figures
+    from ppl_bnn.results.figures.gallery import write_gallery
+    from ppl_bnn.results.figures.pruning import draw_pruning
+    from ppl_bnn.results.figures.shift import draw_shift_figures
+
+    folder, images = run.out / "figures", run.test_images
+    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, folder)
     if pruning.exists():
-        figures += draw_pruning([pruning], run.out / "figures")
-    figures += draw_predictive_figures(predictive, run.out / "figures")
+        figures += draw_pruning([pruning], folder)
+    figures += draw_predictive_figures(predictive, folder)
     if shifted.exists():
-        figures += draw_shift_figures(shifted, run.out / "figures")
-    write_gallery(predictive, run.out / "figures" / "gallery.html")
-    log.info(
-        "report: %s, %d figures and gallery.html in %s", run.out / "metrics.json", len(figures), run.out / "figures"
-    )
+        figures += draw_shift_figures(shifted, folder)
+    convergence_figure = folder / "convergence.png"
+    convergence_figure.unlink(missing_ok=True)
+    if rows:
+        some = "" if rows[0]["images"] == len(images) else f", the {rows[0]['images']} images that have all draws"
+        draw_convergence(rows, images.title + some, convergence_figure)
+        figures.append(convergence_figure)
+    return [*figures, write_gallery(predictive, folder / "gallery.html")]
 
 
 def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any] | None:
@@ -144,10 +207,9 @@ def read_shift(path: Path) -> dict[str, Any]:
     return found
 
 
-def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dict[str, float | None]]:
-    """The predictive's error by the number of draws, as a figure and as rows for metrics.json; none of Sobol points."""
-    figure = run.out / "figures" / "convergence.png"
-    figure.unlink(missing_ok=True)
+def _convergence(path: Path) -> list[dict[str, float]]:
+    """The predictive's error by the number of draws; none of Sobol points."""
+    attrs = netcdf.read_attrs(path)
     if attrs.get("sampling") == "sobol":
         return []
     drawn, likelihood, labels = (
@@ -157,18 +219,14 @@ def _convergence(run: Experiment, path: Path, attrs: dict[str, Any]) -> list[dic
     assert likelihood is not None
     assert labels is not None
     kept = drawn["obs_id"].values
-    rows = convergence(
+    return convergence(
         torch.from_numpy(drawn["probs"].values[0]),
         torch.from_numpy(likelihood["y"].values[0][:, kept]),
         torch.from_numpy(labels["y"].values[kept]),
         together=2 if attrs.get("sampling") == "antithetic" else 1,
     )
-    if rows:
-        some = "" if rows[0]["images"] == len(labels["y"]) else f", the {rows[0]['images']} images that have all draws"
-        draw_convergence(rows, run.test_images.title + some, figure)
-    return [{name: _or_none(value) for name, value in row.items()} for row in rows]
 
 
-def _or_none(value: Any) -> Any:
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
     # JSON has no NaN.
-    return None if value != value else value
+    return {name: None if value != value else value for name, value in row.items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,28 @@ import yaml
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.files import write_text
+from ppl_bnn.settings import decisive, per_host
 
 
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:
-    """The settings that decide what training produces: two runs that agree here may share an out folder.
+    """The settings that decide what training produces: two runs that agree here may share an out folder."""
+    parts = {name: getattr(config, name) for name in ("data", "model", "guide", "train")}
+    return {name: {key: getattr(part, key) for key in decisive(type(part))} for name, part in parts.items()}
 
-    Where files lie, how many test images are used and how often a checkpoint is written do not count; how the ranks
-    train together is known to their checkpoints.
-    """
-    part = {name: dataclasses.asdict(getattr(config, name)) for name in ("data", "model", "guide", "train")}
-    del part["data"]["dir"], part["data"]["file"], part["data"]["num_test"]
-    for name in (
-        "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "lr_per_rank", "bucket_mb", "compression",
-        "compare_every", "rank_timeout",
-    ):  # fmt: skip
-        del part["train"][name]
-    return part
+
+def completed(part: str, there: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved part of the settings, in which a setting that is younger than it has its default."""
+    return {**dataclasses.asdict(getattr(Config(), part)), **there}
 
 
 def shared_part(config: Config) -> str:
-    """The settings that must be the same on all ranks, as JSON: all but where files lie, and a host's threads."""
+    """The settings that must be the same on all ranks, as JSON: all but those of a host's own."""
     part = dataclasses.asdict(config)
-    del part["threads"], part["data"]["dir"], part["data"]["file"], part["guide"]["init_from"]
+    for name in per_host(Config):
+        del part[name]
+    for name in (name for name, value in part.items() if isinstance(value, dict)):
+        for key in per_host(type(getattr(config, name))):
+            del part[name][key]
     return json.dumps(part, sort_keys=True)
 
 

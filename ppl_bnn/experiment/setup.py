@@ -1,7 +1,6 @@
 """A run as its settings start it: its out folder, data, model and guide."""
 
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -10,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.data import Images, load
+from ppl_bnn.data import DATASETS, Images, load
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import Classifier, build, layer_table, parse_prior
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.norm_statistics import batch_norms
-
-_CHECKSUM = " (CRC-32 "
 
 
 class Experiment:
@@ -41,6 +39,7 @@ class Experiment:
         self.name, self.config, self.out = name, config, out
         self.should_stop, self.progress = should_stop, progress
         self.ranks = ranks or Alone()
+        self._read: tuple[tuple[Path, int], checkpoint.Checkpoint] | None = None
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
             self.train_images, self.test_images = _load_data(config, progress)
@@ -62,18 +61,13 @@ class Experiment:
             self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))
         self.origin = {
             **saved_config.trained_part(config),
-            "trained on": f"{len(self.train_images)} {self.named(self.train_images)}",
+            "trained on": self.identity(self.train_images),
         }
 
-    def named(self, images: Images) -> str:
-        """``images of CIFAR-10``; of a file of the user's own, whose name does not tell, with their checksum."""
-        name = f"images of {images.title}"
-        if self.config.data.file is None:
-            return name
-        crc32 = 0
-        for values in (images.pixels, images.labels):
-            crc32 = zlib.crc32(memoryview(values.numpy().reshape(-1)), crc32)  # type: ignore[arg-type]
-        return f"{name}{_CHECKSUM}{crc32:08x})"
+    def identity(self, images: Images) -> Identity:
+        """What tells these images from others; of a file or a function of the user's own, by their checksum."""
+        data = self.config.data
+        return identity(images, checksum=data.file is not None or data.name not in DATASETS)
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One input [1, ...] and its label [1], on the run's device."""
@@ -87,14 +81,27 @@ class Experiment:
             FileError: no such step, a damaged one, or one trained with other settings or on other data.
         """
         path = checkpoint.find(self.out / "checkpoints", name)
-        state = checkpoint.load(path)
-        there, origin = state.meta["origin"], dict(self.origin)
-        if _CHECKSUM not in there.get("trained on", ""):
-            # Trained before files of the user's own were told apart by more than their number of images.
-            origin["trained on"] = str(origin["trained on"]).partition(_CHECKSUM)[0]
-        if difference := saved_config.first_difference(origin, there):
+        stamp = (path, path.stat().st_mtime_ns)
+        # Each stage asks for the same one: it is read and verified once.
+        if self._read is None or self._read[0] != stamp:
+            self._read = stamp, checkpoint.load(path)
+        state = self._read[1]
+        if difference := saved_config.first_difference(self.origin, self._origin_of(state)):
             raise FileError(f"{path} is of another run: {difference}; choose another folder with --out")
         return state
+
+    def _origin_of(self, state: checkpoint.Checkpoint) -> dict[str, Any]:
+        """A checkpoint's origin, with what checkpoints of earlier versions leave out."""
+        origin = dict(state.meta["origin"])
+        # Version 0.1.0 kept some of the settings beside the origin alone.
+        train = {**state.meta["settings"], **origin.get("train", {})}
+        origin["train"] = saved_config.completed("train", train)
+        if "trained on" in origin:
+            there = read_identity(origin["trained on"])
+            # Trained before files of the user's own were told apart by more than their number of images.
+            checksum = there.get("checksum") or self.origin["trained on"]["checksum"]
+            origin["trained on"] = {**there, "checksum": checksum}
+        return origin
 
     def restored(self, name: str) -> checkpoint.Checkpoint:
         """Load a saved step by name into the model and the guide. Raises FileError as `saved` does."""
@@ -156,7 +163,9 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
             setattr(config, name, replace(part, **value) if is_dataclass(part) else value)  # type: ignore[type-var]
         config.device, config.data.dir = "cpu", data_dir or config.data.dir
         check(config)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, UserError) as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
     return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)
 
@@ -182,7 +191,8 @@ def check_out(config: Config, out: Path, folder: Path) -> None:
     there = saved_config.read(path)
     for part, here in saved_config.trained_part(config).items():
         own = there.get(part)
-        if difference := saved_config.first_difference(here, own if isinstance(own, dict) else {}, prefix=f"{part}."):
+        own = saved_config.completed(part, own) if isinstance(own, dict) else {}
+        if difference := saved_config.first_difference(here, own, prefix=f"{part}."):
             raise FileError(
                 f"{out} holds a run with other settings: {difference}; "
                 "choose another folder with --out, or delete that one"

@@ -5,6 +5,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from torch import Tensor, nn
 
 from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Classifier, site_priors
 from ppl_bnn.pruning import Pruned, finetune
 from ppl_bnn.pruning import prune as prune_guide
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.pruning import sweep_to_inference_data
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"
@@ -48,6 +48,9 @@ def prune(run: Experiment) -> None:
     if (save is None or not tune or saved.exists()) and up_to_date(path, inputs, "prune"):
         save_untuned()
         return
+    # Here, for what it imports takes seconds: see `experiment.stages`.
+    from ppl_bnn.results.pruning import sweep_to_inference_data
+
     x, y = run.test_tensors()
     levels = sweep(
         run.model.net, run.guide, x, y, **how,
@@ -55,7 +58,8 @@ def prune(run: Experiment) -> None:
         fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
         tuned=_finetuning(run) if tune else None,
         num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(),
-        keep=_images_to_keep(run), progress=run.progress, should_stop=run.should_stop,
+        compact=run.config.predict.compact, keep=_images_to_keep(run), progress=run.progress,
+        should_stop=run.should_stop,
     )  # fmt: skip
     for level in levels:
         for site, nonzero in level.pruned.nonzero.items():
@@ -92,7 +96,7 @@ def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
 def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
     train, settings = run.config.train, run.config.pruning
     x, y = run.train_tensors()
-    how: dict[str, Any] = {name: getattr(train, name) for name in SETTINGS if name != "epochs"}
+    how: dict[str, Any] = {known.name: getattr(train, known.name) for known in fields(TrainSettings)}
     how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
 

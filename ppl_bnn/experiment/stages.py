@@ -1,4 +1,8 @@
-"""The stages of a run: summary, train, posterior, predict, shift, prune, report; each works in the run's out folder."""
+"""The stages of a run: summary, train, posterior, predict, shift, prune, report; each works in the run's out folder.
+
+What draws or writes a result is imported where that is done: ArviZ and matplotlib take seconds to import, and a stage
+that has nothing to do answers without them.
+"""
 
 import copy
 import dataclasses
@@ -13,8 +17,8 @@ from torch import Tensor
 
 from ppl_bnn.data import load
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.provenance import inputs_of, up_to_date
-from ppl_bnn.experiment.report import read_shift, report
+from ppl_bnn.experiment.provenance import inputs_of, read_inputs, up_to_date
+from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import prune
 from ppl_bnn.files import write_text
@@ -24,7 +28,7 @@ from ppl_bnn.inference.diagnosis import layer_posteriors, verdict
 from ppl_bnn.inference.diagnosis import render as render_posterior
 from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
 from ppl_bnn.inference.manifest import manifest
-from ppl_bnn.inference.settings import SETTINGS
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render
 from ppl_bnn.prediction.log_density import train_log_likelihood
@@ -32,11 +36,6 @@ from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.diagnosis import draw_posterior
-from ppl_bnn.results.predictive import to_inference_data
-from ppl_bnn.results.saved_draws import read_predictive
-from ppl_bnn.results.shift import shift_to_inference_data
-from ppl_bnn.results.training import train_to_inference_data
 
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")
@@ -64,11 +63,10 @@ def train(run: Experiment) -> None:
         run.guide,
         x,
         y,
-        **{name: getattr(settings, name) for name in SETTINGS},
+        **{known.name: getattr(settings, known.name) for known in dataclasses.fields(TrainSettings)},
         kl_weight=kl_schedule(
             settings.kl_schedule, settings.kl_weight, ramp=settings.kl_ramp, cycles=settings.kl_cycles
         ),
-        seed=settings.seed,
         progress=run.progress,
         folder=run.out,
         origin=run.origin,
@@ -100,9 +98,16 @@ def posterior(run: Experiment) -> None:
     if not (run.out / "checkpoints" / "step-00000000.safetensors").exists():
         log.info("posterior: skipped, there is no step-00000000 to compare with: an imported posterior has none")
         return
+    path, figure = run.out / "posterior.json", run.out / "figures" / "posterior.png"
+    state = run.saved(run.config.predict.checkpoint)
+    if figure.exists() and is_posterior_of(path, state):
+        log.info("posterior: posterior.json is up to date")
+        return
+    from ppl_bnn.results.figures.diagnosis import draw_posterior
+
     run.restored("step-00000000")
     initial = copy.deepcopy(run.guide)
-    state = run.restored(run.config.predict.checkpoint)
+    run.restored(run.config.predict.checkpoint)
     layers = layer_posteriors(run.model, run.guide, initial, *run.example())
     content = {
         "step": state.step,
@@ -110,9 +115,9 @@ def posterior(run: Experiment) -> None:
         "verdict": verdict(layers),
         "layers": [dataclasses.asdict(row) for row in layers],
     }
-    write_text(run.out / "posterior.json", json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
     title = f"{run.config.model.name} on {run.train_images.title}, step {state.step}"
-    draw_posterior(layers, title, run.out / "figures" / "posterior.png")
+    draw_posterior(layers, title, figure)
     log.info("posterior: at step %d\n%s", state.step, render_posterior(layers))
 
 
@@ -135,6 +140,8 @@ def predict(run: Experiment) -> None:
     x, y = run.test_tensors()
 
     def save(predictive: Predictive, to: Path = partial) -> None:
+        from ppl_bnn.results.predictive import to_inference_data
+
         assert state is not None
         count = len(predictive.log_likelihood)
         of = {**inputs, "settings": {**inputs["settings"], "num_samples": count}} if to == partial else inputs
@@ -148,8 +155,9 @@ def predict(run: Experiment) -> None:
         run.model.net, run.guide, x, y,
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
         method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
-        tolerance=settings.tolerance, norm_inputs=run.norm_inputs(), progress=run.progress,
-        should_stop=run.should_stop, communicator=ranks, so_far=before, save=save,
+        tolerance=settings.tolerance, compact=settings.compact if run.guide.sites else "no",
+        norm_inputs=run.norm_inputs(), progress=run.progress, should_stop=run.should_stop, communicator=ranks,
+        so_far=before, save=save,
     )  # fmt: skip
     if not ranks.is_main:
         return
@@ -180,12 +188,14 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
         there = netcdf.read_attrs(path)
         if "method" not in there or "inputs" not in there:
             continue
-        count, of = there["num_samples"], there["inputs"]
+        count, of = there["num_samples"], read_inputs(there["inputs"])
         alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
         if count < wanted and saved_config.first_difference(inputs, alike) is None:
             most = max(most or (0, path), (count, path))
     if most is None:
         return None
+    from ppl_bnn.results.saved_draws import read_predictive
+
     log.info("predict: going on from the %d draws in %s", most[0], most[1].name)
     return read_predictive(most[1])
 
@@ -195,6 +205,8 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
     inputs = inputs_of(run, state, settings) | {"data": run.origin["trained on"]}
     if up_to_date(path, inputs, "predict"):
         return
+    from ppl_bnn.results.training import train_to_inference_data
+
     found = train_log_likelihood(
         run.model, run.guide, *run.train_tensors(),
         num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(), progress=run.progress,
@@ -212,6 +224,8 @@ def shift(run: Experiment) -> None:
     inputs = inputs_of(run, state, settings)
     if up_to_date(path, inputs, "shift"):
         return
+    from ppl_bnn.results.shift import shift_to_inference_data
+
     x, y = run.test_tensors()
     shifted, outside = predict_shifted(
         run.model.net, run.guide, x, y,

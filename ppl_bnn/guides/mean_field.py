@@ -122,6 +122,13 @@ class MeanFieldNormal(PyroModule):
             generator = generator or torch.Generator(like.device).manual_seed(draw_seed(seed, index))
             yield site, torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
+    @torch.no_grad()
+    def log_prob(self, draw: Mapping[str, Tensor]) -> Tensor:
+        """log q(draw) in nats, a float64 scalar."""
+        # In double precision: the sum runs over all the weights, and only the differences between draws count.
+        sites = (float(self.distribution(site).log_prob(draw[site].double())) for site in self._sites)
+        return torch.tensor(sum(sites), dtype=torch.double)
+
     def pruned(self, keep: Mapping[str, Tensor]) -> "MeanFieldNormal":
         """A copy whose weights outside `keep` ({site: bool [*shape]}) have loc 0 and scale 0 in every draw.
 

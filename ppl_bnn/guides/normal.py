@@ -5,17 +5,18 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions import Normal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
 from ppl_bnn.models.priors import elementwise
-from ppl_bnn.native.arithmetic import arithmetic
+from ppl_bnn.native.arithmetic import OPERATIONS
 from ppl_bnn.native.normals import normals
+from ppl_bnn.native.weights import SMALLEST_SCALE, inverse_scale, softplus
 
-SMALLEST_SCALE = 1.2e-7
+__all__ = ["SMALLEST_SCALE", "FactorizedNormal", "inverse_scale", "softplus", "standard_normal"]
+
 # What does not change from step to step, of the priors that do not.
 _priors: WeakKeyDictionary[Distribution, tuple] = WeakKeyDictionary()
 
@@ -158,13 +159,14 @@ class _Draw(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, unconstrained: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(loc, unconstrained, noise)
         draw = torch.empty_like(loc)
-        return draw, arithmetic(_draw)(draw, loc, unconstrained, noise)
+        return draw, OPERATIONS["draw"](draw, loc, unconstrained, noise)
 
     @staticmethod
     def backward(ctx: Any, to_draw: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor, None]:
         loc, *rest = ctx.saved_tensors
         to_loc, to_unconstrained = torch.empty_like(loc), torch.empty_like(loc)
-        arithmetic(_draw_gradients)(to_loc, to_unconstrained, loc, *rest, to_draw, 2 * to_sums[0], to_sums[1])
+        scalars = 2 * to_sums[0], to_sums[1]
+        OPERATIONS["draw_gradients"](to_loc, to_unconstrained, loc, *rest, to_draw, *scalars)
         return to_loc, to_unconstrained, None
 
 
@@ -175,52 +177,12 @@ class _Scale(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(loc, unconstrained)
         scale = torch.empty_like(loc)
-        return scale, arithmetic(_scale)(scale, unconstrained, loc)
+        return scale, OPERATIONS["scale"](scale, unconstrained, loc)
 
     @staticmethod
     def backward(ctx: Any, to_scale: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor]:
         loc, unconstrained = ctx.saved_tensors
         to_loc, to_unconstrained = torch.empty_like(loc), torch.empty_like(loc)
-        arithmetic(_scale_gradients)(to_loc, to_unconstrained, loc, unconstrained, to_scale, 2 * to_sums[0], to_sums[1])
+        scalars = 2 * to_sums[0], to_sums[1]
+        OPERATIONS["scale_gradients"](to_loc, to_unconstrained, loc, unconstrained, to_scale, *scalars)
         return to_loc, to_unconstrained
-
-
-def softplus(u: Tensor) -> Tensor:
-    """The scale of an unconstrained scale: log(1 + e^u) + 1.2e-7."""
-    return F.softplus(u).add_(SMALLEST_SCALE)
-
-
-def inverse_scale(scale: Tensor) -> Tensor:
-    """The unconstrained scale of a scale above 1.2e-7: softplus^-1(scale - 1.2e-7)."""
-    scale = (scale - SMALLEST_SCALE).clamp_min_(1e-9)
-    # s + log(1 - e^-s), which keeps its digits for small s and does not overflow for large.
-    return scale.add_((-scale).expm1_().neg_().log_())
-
-
-def _scale(scale: Tensor, u: Tensor, loc: Tensor) -> Tensor:
-    torch.add(F.softplus(u), SMALLEST_SCALE, out=scale)
-    squares = torch.linalg.vector_norm(loc).square() + torch.linalg.vector_norm(scale).square()
-    return torch.stack((squares, scale.log().sum()))
-
-
-def _scale_gradients(
-    to_loc: Tensor, to_u: Tensor, loc: Tensor, u: Tensor, to_scale: Tensor, to_half_squares: Tensor, to_logs: Tensor
-) -> None:
-    scale = softplus(u)
-    torch.mul(loc, to_half_squares, out=to_loc)
-    torch.mul(torch.sigmoid(u), (scale * to_half_squares).addcdiv_(to_logs, scale).add_(to_scale), out=to_u)
-
-
-def _draw(draw: Tensor, loc: Tensor, u: Tensor, noise: Tensor) -> Tensor:
-    scale = torch.empty_like(u)
-    sums = _scale(scale, u, loc)
-    torch.addcmul(loc, scale, noise, out=draw)
-    return sums
-
-
-def _draw_gradients(
-    to_loc: Tensor, to_u: Tensor, loc: Tensor, u: Tensor, noise: Tensor, to_draw: Tensor, to_half_squares: Tensor,
-    to_logs: Tensor,
-) -> None:  # fmt: skip
-    _scale_gradients(to_loc, to_u, loc, u, to_draw * noise, to_half_squares, to_logs)
-    to_loc.add_(to_draw)

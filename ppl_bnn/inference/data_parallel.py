@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.inference.elbo import Terms
+from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.native.normals import draw_seed
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def gather_random(communicator: Communicator, device: torch.device) -> dict[str,
     return {f"{name}.{rank}" if rank else name: row for name, all_ in rows.items() for rank, row in enumerate(all_)}
 
 
-def resume(
+def start(
     communicator: Communicator,
     state: Checkpoint | None,
     decisive: Mapping[str, Any],
@@ -98,7 +100,7 @@ def resume(
     device: torch.device,
     folder: Path | None,
 ) -> Checkpoint | None:
-    """Go on from rank 0's checkpoint on every rank, or, where it has none, start from rank 0's model and guide.
+    """Restore rank 0's checkpoint on every rank, or, where it has none, start from rank 0's model and guide.
 
     The ranks need not be as many as before. One that was not there draws noise of its own, new at that step.
 
@@ -112,8 +114,9 @@ def resume(
     state = share_state(communicator, state, model, guide)
     if state is None:
         return None
-    # What the first checkpoints did not say.
-    before = {"ranks": 1, "compression": "none", "lr_per_rank": decisive["lr_per_rank"], **state.meta["settings"]}
+    # A setting that is younger than the checkpoint had its default.
+    defaults = {known.name: known.default for known in fields(TrainSettings)}
+    before = {"ranks": 1, **defaults, **state.meta["settings"]}
     for name, value in decisive.items():
         if name != "ranks" and before.get(name) != value:
             raise UserError(

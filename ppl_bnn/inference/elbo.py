@@ -49,10 +49,6 @@ class KLScaledELBO(ELBO):
         num_data: N, the number of training data.
         kl_weight: > 0; may be set anew between steps, by a schedule.
         num_particles: Monte Carlo samples of the likelihood term in a step.
-
-    Attributes:
-        likelihood_weight: multiplies the likelihood term. On a rank with n of a global batch's B examples it is
-            n * size / B: the mean over the ranks is then the global batch's loss, with its KL once.
     """
 
     def __init__(self, num_data: int, *, kl_weight: float = 1.0, num_particles: int = 1) -> None:
@@ -63,7 +59,6 @@ class KLScaledELBO(ELBO):
             raise UserError(f"num_particles must be at least 1, got {num_particles}")
         self.num_data = num_data
         self.kl_weight = kl_weight
-        self.likelihood_weight = 1.0
         self._last: list[Tensor] | Terms = Terms(math.nan, math.nan, math.nan)
 
     @property
@@ -75,6 +70,24 @@ class KLScaledELBO(ELBO):
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Tensor:
         """The loss as a tensor to differentiate."""
+        return self._weighted(model, guide, args, kwargs, self.kl_weight, 1.0)
+
+    def terms_and_grads(
+        self, model: Callable, guide: Callable, *args: object, kl_weight: float, likelihood_weight: float = 1.0
+    ) -> Terms:
+        """The parts of the loss; its gradients are added to the parameters'.
+
+        Args:
+            kl_weight: in place of the ELBO's own, for this evaluation.
+            likelihood_weight: multiplies the likelihood term. On a rank with n of a global batch's B examples it is
+                n * size / B: the mean over the ranks is then the global batch's loss, with its KL once.
+        """
+        self._weighted(model, guide, args, {}, kl_weight, likelihood_weight).backward()
+        return self.terms
+
+    def _weighted(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, kl_weight: float, likelihood_weight: float
+    ) -> Tensor:
         log_likelihood: Tensor | float = 0.0
         kl: Tensor | float = 0.0
         for particle in range(self.num_particles):
@@ -87,8 +100,8 @@ class KLScaledELBO(ELBO):
                 if absent := sampled.sites.keys() - run.kl.keys():
                     raise UserError(f"the guide samples {min(absent)!r}, which is no latent site of the model")
                 kl = sum(run.kl.values())
-        nll, kl = -self.likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
-        loss = torch.as_tensor(nll + self.kl_weight * kl)
+        nll, kl = -likelihood_weight * log_likelihood / self.num_data, kl / self.num_data
+        loss = torch.as_tensor(nll + kl_weight * kl)
         # As numbers they are wanted after back-propagation: read here, a device would stand still before it.
         self._last = [t.detach().to(loss) if isinstance(t, Tensor) else loss.new_full((), t) for t in (loss, nll, kl)]
         return loss

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale, softplus
-from ppl_bnn.native.arithmetic import arithmetic
+from ppl_bnn.guides.normal import softplus
+from ppl_bnn.native.arithmetic import OPERATIONS
 
 
 class IVON(torch.optim.Optimizer):
@@ -34,6 +34,7 @@ class IVON(torch.optim.Optimizer):
         points: parameters without a scale: biases and batch norm.
         lr: learning rate; about 0.1.
         beta1, beta2: decay of the momentum and of the curvature.
+        kl_per_datum: tau, kl_weight / num_data of the loss; the first group's entry of that name.
     """
 
     def __init__(
@@ -44,12 +45,19 @@ class IVON(torch.optim.Optimizer):
         lr: float = 0.1,
         beta1: float = 0.9,
         beta2: float = 0.99999,
+        kl_per_datum: float = 1.0,
     ) -> None:
         locs, scales = zip(*weights, strict=True)
         groups: list[dict[str, Any]] = [{"params": list(locs)}, {"params": list(scales)}]
         if points := list(points):
             groups.append({"params": points})
-        super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "kl_per_datum": 1.0})
+        super().__init__(groups, {"lr": lr, "beta1": beta1, "beta2": beta2, "kl_per_datum": kl_per_datum})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state, but for `kl_per_datum`: version 0.1.0 saved a placeholder before the first step."""
+        kl_per_datum = self.param_groups[0]["kl_per_datum"]
+        super().load_state_dict(state_dict)
+        self.param_groups[0]["kl_per_datum"] = kl_per_datum
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
@@ -66,7 +74,8 @@ class IVON(torch.optim.Optimizer):
             momentum = state["momentum"]
             # What is changed in place must lie in memory like the first argument.
             assert loc.stride() == unconstrained.stride() == momentum.stride()
-            arithmetic(_step)(loc, unconstrained, momentum, loc.grad, unconstrained.grad, rate, c, beta1)
+            gradients = loc.grad, unconstrained.grad
+            OPERATIONS["ivon_step"](loc, unconstrained, momentum, *gradients, rate, c, beta1)
         for group in rest:
             for point in group["params"]:
                 if point.grad is not None:
@@ -80,16 +89,3 @@ class IVON(torch.optim.Optimizer):
             state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
         state["step"] += 1
         return state
-
-
-def _step(
-    loc: Tensor, u: Tensor, momentum: Tensor, to_loc: Tensor, to_u: Tensor, rate: Tensor, c: Tensor, beta1: Tensor
-) -> None:
-    momentum.lerp_(to_loc, 1 - beta1)
-    # softplus(u), and below its derivative, a sigmoid, which to_u holds: of one exponential, half the time of two.
-    t = u.abs().neg_().exp_()
-    scale = t.log1p().add_(u.clamp_min(0)).add_(SMALLEST_SCALE)
-    change = (to_u * (1 + t)).div_(torch.where(u > 0, 1, t)).mul_(scale).mul_(c)
-    scale.mul_(change.square().mul_(0.5).add_(change).add_(1).rsqrt_())
-    loc.sub_((scale.square() * rate).mul_(momentum))
-    u.copy_(inverse_scale(scale))

@@ -1,6 +1,8 @@
 """The one torch optimizer over all parameters (Pyro's default of one a tensor is slow): which, and what stops it."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +11,14 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
+from ppl_bnn.registry import lookup
 
-OPTIMIZERS = ("adam", "rmsprop", "ivon")
-LR_SCHEDULES = ("constant", "cosine")
+# Keras's constants, with which the study was run: torch's own are alpha 0.99 and eps 1e-8.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.9, eps=1e-7),
+    "ivon": IVON,
+}
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -19,13 +26,22 @@ class NonFiniteGradient(ArithmeticError):
 
 
 def build_optimizer(
-    name: str, model: nn.Module, guide: nn.Module, *, lr: float, scale_lr_factor: float = 1.0, beta2: float = 0.99999
+    name: str,
+    model: nn.Module,
+    guide: nn.Module,
+    *,
+    lr: float,
+    scale_lr_factor: float = 1.0,
+    beta2: float = 0.99999,
+    kl_per_datum: float = 1.0,
 ) -> torch.optim.Optimizer:
     """An optimizer over the model's point estimates and the guide's parameters.
 
     Args:
-        scale_lr_factor: the guide's scales learn at this times `lr` (adam and rmsprop).
+        name: of `OPTIMIZERS`, or the import path of a torch optimizer, which is called with groups of parameters.
+        scale_lr_factor: the guide's scales learn at this times `lr` (not ivon's).
         beta2: decay of IVON's curvature.
+        kl_per_datum: IVON's: kl_weight / num_data of the loss whose gradients it is given.
 
     Raises:
         UserError: ivon, and a guide that has no pairs of loc and unconstrained scale.
@@ -39,16 +55,18 @@ def build_optimizer(
         ]
         if not pairs or len(named) != 2 * len(pairs):
             raise UserError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
-        optimizer: torch.optim.Optimizer = IVON(pairs, model.parameters(), lr=lr, beta2=beta2)  # type: ignore[arg-type]
+        optimizer: torch.optim.Optimizer = IVON(
+            pairs,  # type: ignore[arg-type]
+            model.parameters(),
+            lr=lr,
+            beta2=beta2,
+            kl_per_datum=kl_per_datum,
+        )
     else:
         groups = [{"params": [*model.parameters(), *rest], "lr": lr}]
         if scales:
             groups.append({"params": scales, "lr": lr * scale_lr_factor})
-        # Keras's constants, with which the study was run: torch's own are alpha 0.99 and eps 1e-8.
-        rmsprop = name == "rmsprop"
-        optimizer = (
-            torch.optim.RMSprop(groups, alpha=0.9, eps=1e-7) if rmsprop else torch.optim.Adam(groups, fused=True)
-        )
+        optimizer = lookup(OPTIMIZERS, name, what="optimizer")(groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

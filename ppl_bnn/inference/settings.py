@@ -1,44 +1,92 @@
-"""The settings of a training: which there are, which of them decide what comes out, and what is refused."""
+"""The settings of a training, each defined once: `fit`, the command line and the comparison of checkpoints read them."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
-from ppl_bnn.distributed import check_buckets
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.inference.optimizers import LR_SCHEDULES, OPTIMIZERS
+from ppl_bnn.inference.optimizers import OPTIMIZERS
+from ppl_bnn.settings import Count, Natural, OneOf, Positive, Share, check, documented, setting
 
-PRECISIONS = ("float32", "bfloat16")
-# The settings that decide what comes out; two trainings that agree on them may share a folder.
-DECISIVE = (
-    "epochs", "batch_size", "lr", "optimizer", "beta2", "lr_schedule", "lr_warmup", "scale_lr_factor", "clip_norm",
-    "estimator", "num_particles", "augment", "precision", "compile", "lr_per_rank", "compression",
-)  # fmt: skip
-SETTINGS = (
-    *DECISIVE, "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "bucket_mb", "compare_every",
-)  # fmt: skip
+OptimizerName = Annotated[str, OneOf(OPTIMIZERS)]
 
 
-def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Raise UserError for the first of `fit`'s settings (those in SETTINGS) that is out of range, as prefix + name."""
-    for name, known in (
-        ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("estimator", tuple(ESTIMATORS)),
-        ("augment", tuple(AUGMENTATIONS)), ("precision", PRECISIONS),
-    ):  # fmt: skip
-        if settings[name] not in known:
-            raise UserError(f"{prefix}{name} must be one of {', '.join(known)}; got {settings[name]!r}")
-    check_buckets(settings["bucket_mb"], settings["compression"], prefix=prefix)
-    for name in ("epochs", "batch_size", "num_particles", "checkpoint_every", "keep_checkpoints", "compare_every"):
-        if settings[name] is not None and settings[name] < 1:
-            raise UserError(f"{prefix}{name} must be at least 1, got {settings[name]}")
-    for name in ("lr", "scale_lr_factor", "clip_norm", "checkpoint_minutes"):
-        value = settings[name]
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{prefix}{name} must be positive and finite, got {value}")
-    for name in ("beta2", "lr_warmup"):
-        if not 0 <= settings[name] < 1:
-            raise UserError(f"{prefix}{name} must lie in [0, 1), got {settings[name]}")
-    if settings["optimizer"] == "ivon" and settings["scale_lr_factor"] != 1:
-        raise UserError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
+@documented
+@dataclass
+class TrainSettings:
+    """How to train: the settings of `ppl_bnn.fit`."""
+
+    epochs: Count = setting(help="passes over the training data")
+    batch_size: Count = setting(100, help="examples a step, on each rank")
+    lr: Positive = setting(1e-3, help="learning rate; ivon's is on SGD's scale, about 0.1")
+    optimizer: OptimizerName = setting(
+        "adam", help="adam, rmsprop or ivon (natural gradients, the scale from the curvature), or a torch optimizer's "
+        "import path, such as torch.optim:SGD",
+    )  # fmt: skip
+    beta2: Share = setting(0.99999, help="decay of ivon's curvature")
+    lr_schedule: Literal["constant", "cosine"] = setting(
+        "constant", help="constant, or cosine down to 0 over the training"
+    )
+    lr_warmup: Share = setting(0.0, help="the learning rate rises linearly over this fraction of the training")
+    scale_lr_factor: Positive = setting(
+        1.0, help="the learning rate of the guide's scales is this times lr; it has no effect with ivon"
+    )
+    clip_norm: Positive | None = setting(None, help="clip the gradient's total norm to this (default: no clipping)")
+    estimator: Annotated[str, OneOf(ESTIMATORS)] = setting(
+        "groups", help="plain, flipout, flipout-bfloat16 (its noise in half precision), groups (sign-flipped groups) "
+        "or local (local reparameterization)",
+    )  # fmt: skip
+    num_particles: Count = setting(1, help="weight draws a step")
+    augment: Annotated[str, OneOf(AUGMENTATIONS)] = setting(
+        "none", help="none or crop_flip (random shifts and mirror images)"
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", help="float32, or bfloat16 for the layers (torch.autocast); parameters and the KL stay float32"
+    )
+    compile: bool = setting(
+        False, help="run the weights' arithmetic through torch.compile where it is not C code: on a GPU"
+    )
+    lr_per_rank: bool = setting(False, help="the learning rate is lr times the number of ranks")
+    compression: Literal["none", "fp16"] = setting(
+        "none", help="none, or fp16: ranks send their gradients in half precision"
+    )
+    checkpoint_every: Count = setting(1, help="epochs between checkpoints", decisive=False)
+    checkpoint_minutes: Positive = setting(
+        10.0, help="minutes between checkpoints inside an epoch; more where writing would take over 5% of the time",
+        decisive=False,
+    )  # fmt: skip
+    keep_checkpoints: Count | None = setting(
+        None, help="number of checkpoints to keep beside the start (step-00000000); null keeps all", decisive=False
+    )
+    bucket_mb: Positive = setting(
+        25.0, help="ranks send their gradients in messages of about this many MiB", decisive=False
+    )
+    compare_every: Count | None = setting(
+        50, help="steps between comparisons of the ranks' parameters, bit by bit, beside those before each checkpoint; "
+        "null never compares", decisive=False,
+    )  # fmt: skip
+    seed: Natural = setting(0, help="seed of initialization, batches and noise")
+
+    def check(self, *, prefix: str = "") -> None:
+        """Raise UserError for the first setting that is out of range or has no effect, by prefix + name."""
+        check(self, prefix=prefix)
+        if self.optimizer == "ivon" and self.scale_lr_factor != 1:
+            raise UserError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
+
+
+def kl_weights(kl_weight: float | Callable[[float], float], optimizer: str) -> list[float]:
+    """The KL weight at 17 points of a training, which tell one schedule from another.
+
+    Raises:
+        UserError: a weight that is not positive and finite, or a schedule with ivon.
+    """
+    weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
+    weights = [weight_at(k / 97) for k in range(0, 97, 6)]
+    if bad := [weight for weight in weights if not 0 < weight < math.inf]:
+        raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
+    if optimizer == "ivon" and len(set(weights)) > 1:
+        raise UserError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
+    return weights

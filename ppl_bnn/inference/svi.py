@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,98 +15,82 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppl_bnn.data.augmentation import AUGMENTATIONS
-from ppl_bnn.distributed import Alone, Communicator, GradientBuckets, first_unequal, shard
-from ppl_bnn.errors import Diverged, Interrupted, UserError
+from ppl_bnn.data.examples import Examples, TensorExamples, batches
+from ppl_bnn.distributed import Alone, Communicator, GradientBuckets
+from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.inference import checkpoint, data_parallel
+from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
-from ppl_bnn.inference.optimizers import NonFiniteGradient, build_optimizer, descend, first_gone_bad, set_lr
-from ppl_bnn.inference.settings import DECISIVE, check_settings
+from ppl_bnn.inference.optimizers import build_optimizer
+from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
+from ppl_bnn.inference.settings import TrainSettings, kl_weights
+from ppl_bnn.inference.step import Step
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.native.arithmetic import compiled_arithmetic
-from ppl_bnn.native.normals import draw_seed
+from ppl_bnn.registry import lookup
+from ppl_bnn.settings import decisive, described
 
 log = logging.getLogger(__name__)
-
-# Writing every so many minutes is put off until it costs at most this share of the time.
-_WRITING_SHARE = 0.05
 
 
 def fit(
     model: nn.Module,
     guide: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | Examples,
+    y: Tensor | None = None,
     *,
     epochs: int,
-    batch_size: int = 100,
-    lr: float = 1e-3,
-    optimizer: str = "adam",
-    beta2: float = 0.99999,
-    lr_schedule: str = "constant",
-    lr_warmup: float = 0.0,
-    scale_lr_factor: float = 1.0,
-    clip_norm: float | None = None,
-    estimator: str = "groups",
+    batch_size: int = TrainSettings.batch_size,
+    lr: float = TrainSettings.lr,
+    optimizer: str = TrainSettings.optimizer,
+    beta2: float = TrainSettings.beta2,
+    lr_schedule: str = TrainSettings.lr_schedule,
+    lr_warmup: float = TrainSettings.lr_warmup,
+    scale_lr_factor: float = TrainSettings.scale_lr_factor,
+    clip_norm: float | None = TrainSettings.clip_norm,
+    estimator: str = TrainSettings.estimator,
     kl_weight: float | Callable[[float], float] = 1.0,
-    num_particles: int = 1,
-    augment: str = "none",
-    precision: str = "float32",
-    compile: bool = False,
-    seed: int = 0,
+    num_particles: int = TrainSettings.num_particles,
+    augment: str = TrainSettings.augment,
+    precision: str = TrainSettings.precision,
+    compile: bool = TrainSettings.compile,
+    seed: int = TrainSettings.seed,
     progress: bool = True,
     folder: Path | None = None,
     origin: Mapping[str, Any] | None = None,
-    checkpoint_every: int = 1,
-    checkpoint_minutes: float = 10.0,
-    keep_checkpoints: int | None = None,
+    checkpoint_every: int = TrainSettings.checkpoint_every,
+    checkpoint_minutes: float = TrainSettings.checkpoint_minutes,
+    keep_checkpoints: int | None = TrainSettings.keep_checkpoints,
     should_stop: Callable[[], bool] = lambda: False,
     communicator: Communicator | None = None,
-    lr_per_rank: bool = False,
-    bucket_mb: float = 25.0,
-    compression: str = "none",
-    compare_every: int | None = 50,
+    lr_per_rank: bool = TrainSettings.lr_per_rank,
+    bucket_mb: float = TrainSettings.bucket_mb,
+    compression: str = TrainSettings.compression,
+    compare_every: int | None = TrainSettings.compare_every,
 ) -> list[dict[str, float]]:
     """Train `guide` (and the point estimates in `model`) by SVI on the KL-scaled ELBO.
+
+    An interrupted training resumes from the last checkpoint in `folder`: on a CPU with bitwise-identical results, on a
+    GPU where ``torch.backends.cudnn.deterministic`` is set. Another number of ranks shares what is left of the epoch.
 
     Args:
         model: a Pyro model called as model(x, y), such as `Classifier`; a deterministic network in it is trained by
             maximum likelihood (its guide then has no sites).
         guide: a `MeanFieldNormal` of that model, or another mean-field guide that is an ``nn.Module``.
-        x, y: training inputs [N, ...] and labels [N]; N is the ELBO's num_data.
-        batch_size: examples a step, on each rank.
-        lr: learning rate; ivon's is on SGD's scale, about 0.1.
-        optimizer: ``adam``, ``rmsprop`` or ``ivon`` (`ppl_bnn.inference.ivon`).
-        beta2: decay of ivon's curvature.
-        lr_schedule: ``constant``, or ``cosine`` from `lr` to 0 over the training.
-        lr_warmup: the learning rate rises in a line over this fraction of training.
-        scale_lr_factor: the learning rate of the guide's scales is this times `lr` (not with ivon).
-        clip_norm: clip the gradient's total norm to this.
-        estimator: ``plain``, ``flipout``, ``flipout-bfloat16``, ``groups`` or ``local`` (`ppl_bnn.guides`).
+        x, y: training inputs [N, ...] and labels [N]; or, as `x` alone, an `Examples` of length N.
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
             (`ppl_bnn.inference.elbo.kl_schedule`): 0 would drop the prior from the model.
-        augment: ``none`` or ``crop_flip`` (`ppl_bnn.data.augmentation`).
-        precision: ``bfloat16`` runs the layers under torch.autocast; parameters and the KL stay float32.
-        compile: run the weights' arithmetic through torch.compile where it is not C code: on a GPU.
+        progress: show a progress bar; without one, the log tells of each epoch.
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
-            (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, every `checkpoint_every` epochs, every
-            `checkpoint_minutes` (less often where writing would take more than 5% of the time) and at the end. A
-            training that was cut off there goes on from its last checkpoint, on a CPU bitwise as if it had not been (on
-            a GPU where ``torch.backends.cudnn.deterministic`` is set); other ranks than before share what is left of
-            the epoch.
-        keep_checkpoints: how many to keep beside the start (``step-00000000``); None keeps all.
+            (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, by `checkpoint_every` and
+            `checkpoint_minutes`, and at the end.
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
-        should_stop: asked after each step; when it says yes, a checkpoint is written and Interrupted is raised.
+        should_stop: called after each step; where it returns True, a checkpoint is written and Interrupted is raised.
         communicator: the ranks that train together (`ppl_bnn.distributed.connect`), each calling this alike. They start
             from rank 0's state, draw their own noise, and share each step's `batch_size` times `size` examples; rank 0
             alone reads and writes `folder` and shows progress.
-        lr_per_rank: the learning rate is `lr` times the number of ranks.
-        bucket_mb: gradients travel in messages of about so many MiB (`ppl_bnn.distributed.GradientBuckets`).
-        compression: ``none``, or ``fp16``: they travel in half precision.
-        compare_every: after so many steps, and before each checkpoint, the ranks' parameters must be the same to the
-            last bit; None never compares.
+        {settings}
 
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
@@ -116,170 +101,165 @@ def fit(
             or ranks with other settings, inputs or labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
-        Interrupted: `should_stop` said so, on any rank.
+        Interrupted: `should_stop` returned True, on any rank.
         RankLost: another rank is gone. The last checkpoint is good.
     """
-    settings = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "beta2": beta2,
-        "lr_schedule": lr_schedule, "lr_warmup": lr_warmup, "scale_lr_factor": scale_lr_factor, "clip_norm": clip_norm,
-        "estimator": estimator, "num_particles": num_particles, "augment": augment, "precision": precision,
-        "compile": compile, "checkpoint_every": checkpoint_every, "checkpoint_minutes": checkpoint_minutes,
-        "keep_checkpoints": keep_checkpoints, "lr_per_rank": lr_per_rank, "bucket_mb": bucket_mb,
-        "compression": compression, "compare_every": compare_every,
-    }  # fmt: skip
-    check_settings(settings)
+    given = locals()
+    settings = TrainSettings(**{known.name: given[known.name] for known in fields(TrainSettings)})
+    settings.check()
     ranks = communicator or Alone()
     ranks.calls.clear()
-    if len(x) != len(y) or len(x) == 0:
-        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
-    weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
-    weights = [weight_at(k / 97) for k in range(0, 97, 6)]
-    if bad := [weight for weight in weights if not 0 < weight < math.inf]:
-        raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
-    if optimizer == "ivon" and len(set(weights)) > 1:
-        raise UserError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
-    decisive = {name: settings[name] for name in DECISIVE}
-    decisive |= {"seed": seed, "num_data": len(x), "kl_weight": weights, "ranks": ranks.size}
-    if len(x) < ranks.size:
-        raise UserError(f"{len(x)} examples are too few for {ranks.size} ranks: start fewer")
-    messages = {name: settings[name] for name in ("bucket_mb", "compare_every")}
-    alike: list[bytes | memoryview] = [json.dumps(decisive | messages).encode()]
-    if ranks.size > 1:
-        alike += [memoryview(part.cpu().contiguous().view(torch.uint8).flatten().numpy()) for part in (x, y)]  # type: ignore[arg-type]
-    ranks.check_same("settings, inputs or labels", alike)
-    global_batch = batch_size * ranks.size
-    torch_optimizer = build_optimizer(optimizer, model, guide, lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2)
-    elbo = KLScaledELBO(len(x), num_particles=num_particles)
-    accuracy, records, step = BatchAccuracy(), TrainingLog(), 0
-    written, cost = time.monotonic(), 0.0
-
-    def compare_ranks() -> None:
-        if compare_every and (found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters()])):
-            raise Diverged(f"the ranks are no longer the same at step {step}: {found}. The last checkpoint is good")
-
-    def write_checkpoint() -> None:
-        nonlocal written, cost
-        compare_ranks()
-        data_parallel.average_buffers(ranks, model)
-        random = data_parallel.gather_random(ranks, x.device)
-        if folder is not None and ranks.is_main:
-            started = time.monotonic()
-            meta = {**records.state(), "steps": steps, "settings": decisive, "origin": dict(origin or {})}
-            checkpoint.save(
-                folder / "checkpoints", step, model=model, guide=guide, optimizer=torch_optimizer, meta=meta,
-                keep=keep_checkpoints, random=random,
-            )  # fmt: skip
-            written = time.monotonic()
-            cost = written - started
-
-    def checkpoint_is_due() -> bool:
-        return time.monotonic() - written > max(60 * checkpoint_minutes, cost / _WRITING_SHARE)
-
+    examples = _examples(x, y)
+    decided = _decided(settings, kl_weight, examples, ranks)
+    step = _step(model, guide, examples, settings, ranks, decided["kl_weight"][0])
     # The scopes keep the caller's parameter store, random state and validation setting as they were.
     with ExitStack() as scopes:
         scopes.callback(model.eval)
         scopes.enter_context(pyro.get_param_store().scope())
-        scopes.enter_context(forked_random(x))
+        scopes.enter_context(forked_random(*step.optimizer.param_groups[0]["params"][:1]))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
-        saved = checkpoint.saved(folder / "checkpoints") if folder is not None and ranks.is_main else []
-        last = checkpoint.load(saved[-1]) if saved else None
-        state = data_parallel.resume(
-            ranks, last, decisive, model=model, guide=guide, optimizer=torch_optimizer, device=x.device, folder=folder
-        )
-        if state is not None:
-            records, step = TrainingLog(state.meta), state.step
-        steps = step + math.ceil((len(x) - records.rows) / global_batch)
-        steps += (epochs - len(records.epochs) - 1) * math.ceil(len(x) / global_batch)
+        state = data_parallel.start(
+            ranks, last_checkpoint(folder, ranks), decided, model=model, guide=guide, optimizer=step.optimizer,
+            device=step.device, folder=folder,
+        )  # fmt: skip
+        records, done = TrainingLog(state.meta if state else None), state.step if state else 0
+        steps = done + _steps_left(records, len(examples), settings, ranks)
+        meta = {"steps": steps, "settings": decided, "origin": dict(origin or {})}
+        checkpoints = Checkpoints(step, folder, meta)
         if state is None:
-            write_checkpoint()
-        begun = step
-        # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
-        torch_optimizer.zero_grad()
-        order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
-        buckets = GradientBuckets(order, ranks, bucket_mb=bucket_mb, compression=compression)
-        scopes.enter_context(buckets)
-        bar = tqdm(total=steps, initial=step, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
+            checkpoints.write(0, records)
+        _enter(scopes, step)
+        bar = tqdm(total=steps, initial=done, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
-        scopes.enter_context(ESTIMATORS[estimator]())
-        scopes.enter_context(accuracy)
-        if compile:
-            scopes.enter_context(compiled_arithmetic())
-        # Its cache of parameters in half precision outlives their updates, as long as the context.
-        half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
-        scopes.enter_context(half)
-        while (epoch := len(records.epochs)) < epochs:
-            for rows in _batches(len(x), global_batch, epoch, seed, skip=records.rows, device=x.device):
-                started = time.perf_counter()
-                # In examples, not steps, of which another number of ranks has others.
-                done = (epoch * len(x) + records.rows) / (epochs * len(x))
-                elbo.kl_weight = weight_at(done)
-                torch_optimizer.param_groups[0]["kl_per_datum"] = elbo.kl_weight / len(x)
-                set_lr(torch_optimizer, lr_schedule, done, warmup=lr_warmup, factor=ranks.size if lr_per_rank else 1)
-                mine, elbo.likelihood_weight = shard(rows, ranks.rank, ranks.size)
-                # An example that does not count must not move batch norm's statistics either.
-                model.train(elbo.likelihood_weight > 0)
-                batch = _batch(x, mine, augment)
-                try:
-                    # What pyro.infer.SVI does, without its search for the parameters at every step.
-                    elbo.loss_and_grads(model, guide, batch, y[mine])
-                    buckets.average()
-                    agreed = data_parallel.agree(
-                        ranks, elbo.terms, accuracy.correct if elbo.likelihood_weight else 0.0, stop=should_stop(),
-                        save=ranks.is_main and checkpoint_is_due(),
-                    )  # fmt: skip
-                    if not math.isfinite(agreed.terms.loss):
-                        raise NonFiniteGradient
-                    descend(torch_optimizer, clip_norm)
-                except NonFiniteGradient:
-                    terms, where = elbo.terms, first_gone_bad(model, guide, batch)
-                    found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
-                    raise Diverged(
-                        f"training went bad at step {step + 1} {data_parallel.report(ranks, found, terms.loss)}. "
-                        "The last checkpoint is good; try a smaller train.lr, train.clip_norm, or a smaller "
-                        "guide.init_scale"
-                    ) from None
-                step += 1
-                records.add(step, agreed.terms, agreed.correct, len(rows), time.perf_counter() - started)
-                if bar.update():
-                    bar.set_postfix_str(str(records), refresh=False)
-                if compare_every and step % compare_every == 0:
-                    compare_ranks()
-                if records.rows < len(x):
-                    if agreed.stop or agreed.save:
-                        write_checkpoint()
-                    if agreed.stop:
-                        # A rank that ends while rank 0 is still writing would have its launcher end rank 0, too.
-                        ranks.barrier()
-                        raise Interrupted(f"stopped at step {step} of {steps}")
-            lr_now = torch_optimizer.param_groups[0]["lr"]
-            records.end_epoch(epoch + 1, step, kl_weight=elbo.kl_weight, lr=lr_now)
-            # The log first: a training that goes on writes it anew, one that is complete does not.
-            if folder is not None and ranks.is_main:
-                records.write(folder)
-            if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs or agreed.stop:
-                write_checkpoint()
-            if folder is not None and ranks.is_main:
-                records.write_performance(folder, ranks)
-            if not progress and ranks.is_main:
-                log.info("epoch %d of %d: %s", epoch + 1, epochs, str(records))
-            if agreed.stop and epoch + 1 < epochs:
-                ranks.barrier()
-                raise Interrupted(f"stopped after epoch {epoch + 1} of {epochs}")
-    if ranks.size > 1 and ranks.is_main and step > begun:
-        sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
-        each, megabytes = (sum(n) / (step - begun) for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
-        log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)
+        weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
+        _train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
+    if ranks.size > 1 and ranks.is_main and steps > done:
+        _log_messages(ranks, steps - done)
     return records.epochs
 
 
-def _batches(n: int, size: int, epoch: int, seed: int, *, skip: int, device: torch.device) -> Iterator[Tensor]:
-    # The order depends on (seed, epoch) alone: a resumed epoch visits exactly what was left of it, on any ranks.
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(draw_seed(seed, epoch))).to(device)
-    yield from order[skip:].split(size)
+fit.__doc__ = (fit.__doc__ or "").format(settings=described(TrainSettings).lstrip())
 
 
-def _batch(x: Tensor, rows: Tensor, augment: str) -> Tensor:
-    batch = AUGMENTATIONS[augment](x[rows])
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return batch.contiguous(memory_format=torch.channels_last) if channels_last else batch.contiguous()
+def _train(
+    step: Step,
+    checkpoints: Checkpoints,
+    records: TrainingLog,
+    bar: tqdm,
+    *,
+    done: int,
+    weight_at: Callable[[float], float],
+    should_stop: Callable[[], bool],
+) -> None:
+    """The training loop, from the step after `done` on."""
+    settings, ranks, count = step.settings, step.ranks, len(step.examples)
+    size, number = settings.batch_size * ranks.size, done
+    while (epoch := len(records.epochs)) < settings.epochs:
+        for rows in batches(count, size, epoch=epoch, seed=settings.seed, skip=records.rows, device=step.device):
+            started = time.perf_counter()
+            # In examples, not steps, of which another number of ranks has others.
+            progress = (epoch * count + records.rows) / (settings.epochs * count)
+            kl_weight = weight_at(progress)
+            number += 1
+            agreed = step(number, rows, progress, kl_weight, stop=should_stop, save=checkpoints.due)
+            records.add(number, agreed.terms, agreed.correct, len(rows), time.perf_counter() - started)
+            if bar.update():
+                bar.set_postfix_str(str(records), refresh=False)
+            if settings.compare_every and number % settings.compare_every == 0:
+                step.compare_ranks(number)
+            if records.rows < count and (agreed.stop or agreed.save):
+                checkpoints.write(number, records)
+                if agreed.stop:
+                    # A rank that ends while rank 0 is still writing would have its launcher end rank 0, too.
+                    ranks.barrier()
+                    raise Interrupted(f"stopped at step {number} of {bar.total}")
+        records.end_epoch(epoch + 1, number, kl_weight=kl_weight, lr=step.optimizer.param_groups[0]["lr"])
+        folder = checkpoints.folder if ranks.is_main else None
+        # The log first: a training that resumes writes it anew, one that is complete does not.
+        if folder is not None:
+            records.write(folder)
+        if checkpoints.due_after(epoch + 1) or agreed.stop:
+            checkpoints.write(number, records)
+        if folder is not None:
+            records.write_performance(folder, ranks)
+        if bar.disable and ranks.is_main:
+            log.info("epoch %d of %d: %s", epoch + 1, settings.epochs, str(records))
+        if agreed.stop and epoch + 1 < settings.epochs:
+            ranks.barrier()
+            raise Interrupted(f"stopped after epoch {epoch + 1} of {settings.epochs}")
+
+
+def _examples(x: Tensor | Examples, y: Tensor | None) -> Examples:
+    if isinstance(x, Tensor):
+        if y is None:
+            raise UserError("fit needs labels y beside the inputs x, got None")
+        return TensorExamples(x, y)
+    if y is not None:
+        raise UserError(f"fit takes y beside inputs that are a tensor; x is a {type(x).__name__}, which has its labels")
+    return x
+
+
+def _decided(
+    settings: TrainSettings, kl_weight: float | Callable[[float], float], examples: Examples, ranks: Communicator
+) -> dict[str, Any]:
+    """What decides this training, as JSON; the same on all ranks, or UserError."""
+    decided = {name: getattr(settings, name) for name in decisive(TrainSettings)}
+    decided |= {"kl_weight": kl_weights(kl_weight, settings.optimizer), "num_data": len(examples), "ranks": ranks.size}
+    if len(examples) < ranks.size:
+        raise UserError(f"{len(examples)} examples are too few for {ranks.size} ranks: start fewer")
+    if ranks.size > 1:
+        messages = {"bucket_mb": settings.bucket_mb, "compare_every": settings.compare_every}
+        alike = [json.dumps(decided | messages), examples.fingerprint()]
+        ranks.check_same("settings, inputs or labels", [text.encode() for text in alike])
+    return decided
+
+
+def _step(
+    model: nn.Module,
+    guide: nn.Module,
+    examples: Examples,
+    settings: TrainSettings,
+    ranks: Communicator,
+    kl_weight: float,
+) -> Step:
+    optimizer = build_optimizer(
+        settings.optimizer,
+        model,
+        guide,
+        lr=settings.lr,
+        scale_lr_factor=settings.scale_lr_factor,
+        beta2=settings.beta2,
+        kl_per_datum=kl_weight / len(examples),
+    )
+    order = data_parallel.forward_order(model, guide) if ranks.size > 1 else []
+    buckets = GradientBuckets(order, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression)
+    elbo = KLScaledELBO(len(examples), num_particles=settings.num_particles)
+    return Step(model, guide, examples, settings, ranks, elbo, optimizer, buckets, BatchAccuracy())
+
+
+def _enter(scopes: ExitStack, step: Step) -> None:
+    """Enter what a step runs in."""
+    settings = step.settings
+    # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
+    step.optimizer.zero_grad()
+    scopes.enter_context(step.buckets)
+    scopes.enter_context(lookup(ESTIMATORS, settings.estimator)())
+    scopes.enter_context(step.accuracy)
+    if settings.compile:
+        scopes.enter_context(compiled_arithmetic())
+    # Its cache of parameters in half precision outlives their updates, as long as the context.
+    half = settings.precision == "bfloat16"
+    scopes.enter_context(torch.autocast(step.device.type, torch.bfloat16, enabled=half, cache_enabled=False))
+
+
+def _steps_left(records: TrainingLog, count: int, settings: TrainSettings, ranks: Communicator) -> int:
+    size = settings.batch_size * ranks.size
+    this_epoch = math.ceil((count - records.rows) / size)
+    return this_epoch + (settings.epochs - len(records.epochs) - 1) * math.ceil(count / size)
+
+
+def _log_messages(ranks: Communicator, steps: int) -> None:
+    sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
+    each, megabytes = (sum(n) / steps for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
+    log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)

@@ -1,11 +1,11 @@
 """The Pyro model around a network: logits inside, observed labels outside."""
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.likelihoods import Categorical, Likelihood
 
 
 class Classifier(nn.Module):
@@ -18,7 +18,12 @@ class Classifier(nn.Module):
     Args:
         net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> logits [N, C].
         num_data: number of training examples N in the likelihood.
+
+    Attributes:
+        likelihood: p(y | outputs), by which `predict` summarizes draws too.
     """
+
+    likelihood: Likelihood = Categorical()
 
     def __init__(self, net: nn.Module, num_data: int) -> None:
         super().__init__()
@@ -34,5 +39,5 @@ class Classifier(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
         with pyro.plate("data", self.num_data, subsample=x):
-            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+            pyro.sample("y", self.likelihood.distribution(logits), obs=y)
         return logits

@@ -10,6 +10,7 @@ from ppl_bnn.models.layers import bayesian
 from ppl_bnn.models.priors import Prior
 from ppl_bnn.models.resnet import resnet18
 from ppl_bnn.models.vgg import vgg16
+from ppl_bnn.registry import lookup
 
 
 def build(
@@ -23,16 +24,16 @@ def build(
     """Build a named network: Bayesian with `prior`, or its deterministic twin.
 
     Args:
-        image_shape: channels, height and width of the images; unless given, those the network was made for
-            (1, 28, 28 for bnn-fc, bnn-conv and lenet; 3, 32, 32 for vgg16 and resnet18, which take 28x28 too).
+        name: of `NETWORKS`, or the import path of a function of image_shape: ``my_package.nets:build``.
+        image_shape: channels, height and width of the images. The default is (1, 28, 28) for bnn-fc, bnn-conv and
+            lenet, and (3, 32, 32) for vgg16 and resnet18, which take images of 28x28 too.
 
     Raises:
         UserError: an unknown name, images that do not fit, or a prior that does not fit.
     """
-    if name not in NETWORKS:
-        raise UserError(f"unknown network {name!r}; the networks are {', '.join(NETWORKS)}")
+    make = lookup(NETWORKS, name, what="the network")
     try:
-        net = NETWORKS[name]() if image_shape is None else NETWORKS[name](image_shape)
+        net = make() if image_shape is None else make(image_shape)
     except ValueError as error:
         raise UserError(f"{name} {error}") from None
     return net if deterministic else bayesian(net, prior, bayesian_bias=bayesian_bias)

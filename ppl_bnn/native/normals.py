@@ -24,7 +24,7 @@ def normals(seed: int, count: int, like: Tensor) -> Tensor:
     Args:
         seed: in [0, 2^64).
     """
-    native = library(_SOURCE) if like.dtype == torch.float32 and like.is_cpu else None
+    native = library(_SOURCE, _agrees) if like.dtype == torch.float32 and like.is_cpu else None
     if native is None:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.randn(count, generator=generator, dtype=like.dtype, device=like.device)
@@ -34,6 +34,12 @@ def normals(seed: int, count: int, like: Tensor) -> Tensor:
         ctypes.c_void_p(found.data_ptr()),
     )  # fmt: skip
     return found
+
+
+def _agrees() -> bool:
+    # Numbers 0, 1 and 32 of a seed, as they have always been.
+    found = normals(11, 33, torch.empty(0))[[0, 1, 32]]
+    return torch.allclose(found, torch.tensor([0.268839836, 1.18670404, -1.36187041]), rtol=1e-5)
 
 
 def draw_seed(seed: int, index: int) -> int:

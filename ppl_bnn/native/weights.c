@@ -1,5 +1,6 @@
-/* The arithmetic of a step over a site's weights, each function one pass over memory: those of normal.py, groups.py and
-   ivon.py, under their names there. t are the tensors that they are given, number the scalars. */
+/* The arithmetic of a step over a site's weights, each function one pass over memory; weights.py defines what they
+   compute, and the table in arithmetic.py names them. t are a function's tensors and then its lists of tensors, each a
+   list: t[argument][element], of which the lists have `length`; number are its scalars. */
 
 #include <math.h>
 
@@ -9,15 +10,18 @@
 #define SMALLEST_SCALE 1.2e-7f
 
 typedef float *restrict array;
-typedef void kernel(long tensors, float *const *t, const float *number, long n, float *sums);
+typedef void kernel(float *const *const *t, long length, const float *number, long n, float *sums);
 
-/* sums is [chunks, 2]. */
-void run(kernel *function, long threads, long tensors, float *const *t, const float *number, long count, float *sums) {
+/* all are the tensors and then the elements of the lists, one after the other; sums is [chunks, 2]. */
+void run(kernel *function, long threads, long tensors, long lists, long length, float *const *all, const float *number,
+         long count, float *sums) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (count > CHUNK)
     for (long first = 0; first < count; first += CHUNK) {
-        float *part[tensors];
-        for (long i = 0; i < tensors; i++) part[i] = t[i] + first;
-        function(tensors, part, number, count - first < CHUNK ? count - first : CHUNK, sums + 2 * (first / CHUNK));
+        float *part[tensors + lists * length], *const *t[tensors + lists];
+        for (long i = 0; i < tensors + lists * length; i++) part[i] = all[i] + first;
+        for (long i = 0; i < tensors; i++) t[i] = part + i;
+        for (long i = 0; i < lists; i++) t[tensors + i] = part + tensors + i * length;
+        function(t, length, number, count - first < CHUNK ? count - first : CHUNK, sums + 2 * (first / CHUNK));
     }
 }
 
@@ -30,8 +34,8 @@ static inline float sigmoid(float u) {
     return (u > 0 ? 1 : t) / (1 + t);
 }
 
-void scale(long tensors, float *const *t, const float *number, long n, float *sums) {
-    array scale = t[0], u = t[1], loc = t[2];
+void scale(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array scale = *t[0], u = *t[1], loc = *t[2];
     float squares = 0, logs = 0;
 #pragma omp simd reduction(+ : squares, logs)
     for (long i = 0; i < n; i++) {
@@ -43,8 +47,8 @@ void scale(long tensors, float *const *t, const float *number, long n, float *su
     sums[0] = squares, sums[1] = logs;
 }
 
-void scale_gradients(long tensors, float *const *t, const float *number, long n, float *sums) {
-    array to_loc = t[0], to_u = t[1], loc = t[2], u = t[3], to_scale = t[4];
+void scale_gradients(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array to_loc = *t[0], to_u = *t[1], loc = *t[2], u = *t[3], to_scale = *t[4];
     const float to_half_squares = number[0], to_logs = number[1];
 #pragma omp simd
     for (long i = 0; i < n; i++) {
@@ -54,8 +58,8 @@ void scale_gradients(long tensors, float *const *t, const float *number, long n,
     }
 }
 
-void draw(long tensors, float *const *t, const float *number, long n, float *sums) {
-    array draw = t[0], loc = t[1], u = t[2], noise = t[3];
+void draw(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array draw = *t[0], loc = *t[1], u = *t[2], noise = *t[3];
     float squares = 0, logs = 0;
 #pragma omp simd reduction(+ : squares, logs)
     for (long i = 0; i < n; i++) {
@@ -67,8 +71,8 @@ void draw(long tensors, float *const *t, const float *number, long n, float *sum
     sums[0] = squares, sums[1] = logs;
 }
 
-void draw_gradients(long tensors, float *const *t, const float *number, long n, float *sums) {
-    array to_loc = t[0], to_u = t[1], loc = t[2], u = t[3], noise = t[4], to_draw = t[5];
+void draw_gradients(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array to_loc = *t[0], to_u = *t[1], loc = *t[2], u = *t[3], noise = *t[4], to_draw = *t[5];
     const float to_half_squares = number[0], to_logs = number[1];
 #pragma omp simd
     for (long i = 0; i < n; i++) {
@@ -78,17 +82,16 @@ void draw_gradients(long tensors, float *const *t, const float *number, long n, 
     }
 }
 
-void flipped(long tensors, float *const *t, const float *number, long n, float *sums) {
-    const long pairs = (tensors - 3) / 3;
-    array opposite = t[0], weight = t[2 * pairs + 1], loc = t[2 * pairs + 2];
+void flipped(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array opposite = *t[0], weight = *t[1], loc = *t[2];
     float noise[CHUNK];
 #pragma omp simd
     for (long i = 0; i < n; i++) {
         noise[i] = weight[i] - loc[i];
         opposite[i] = loc[i] - noise[i];
     }
-    for (long pair = 0; pair < pairs; pair++) {
-        array plus = t[1 + 2 * pair], minus = t[2 + 2 * pair], flip = t[3 + 2 * pairs + pair];
+    for (long pair = 0; pair < length; pair++) {
+        array plus = t[3][pair], minus = t[4][pair], flip = t[5][pair];
 #pragma omp simd
         for (long i = 0; i < n; i++) {
             plus[i] = loc[i] + flip[i] * noise[i];
@@ -97,16 +100,15 @@ void flipped(long tensors, float *const *t, const float *number, long n, float *
     }
 }
 
-void flipped_gradients(long tensors, float *const *t, const float *number, long n, float *sums) {
-    const long pairs = (tensors - 3) / 3;
-    array to_weight = t[0], to_loc = t[1], to_opposite = t[2];
+void flipped_gradients(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array to_weight = *t[0], to_loc = *t[1], to_opposite = *t[2];
 #pragma omp simd
     for (long i = 0; i < n; i++) {
         to_weight[i] = -to_opposite[i];
         to_loc[i] = 2 * to_opposite[i];
     }
-    for (long pair = 0; pair < pairs; pair++) {
-        array plus = t[3 + 2 * pair], minus = t[4 + 2 * pair], flip = t[3 + 2 * pairs + pair];
+    for (long pair = 0; pair < length; pair++) {
+        array plus = t[3][pair], minus = t[4][pair], flip = t[5][pair];
 #pragma omp simd
         for (long i = 0; i < n; i++) {
             const float difference = (plus[i] - minus[i]) * flip[i];
@@ -116,8 +118,8 @@ void flipped_gradients(long tensors, float *const *t, const float *number, long 
     }
 }
 
-void step(long tensors, float *const *t, const float *number, long n, float *sums) {
-    array loc = t[0], u = t[1], momentum = t[2], to_loc = t[3], to_u = t[4];
+void ivon_step(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array loc = *t[0], u = *t[1], momentum = *t[2], to_loc = *t[3], to_u = *t[4];
     const float rate = number[0], c = number[1], beta1 = number[2];
 #pragma omp simd
     for (long i = 0; i < n; i++) {

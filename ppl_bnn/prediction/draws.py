@@ -1,9 +1,7 @@
 """Coherent draws: draw s is one network, the same for every example, at the cost of a deterministic forward pass."""
 
-import math
-import time
-import timeit
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,22 +10,25 @@ import torch
 from pyro import poutine
 from torch import Tensor, fx, nn
 
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.errors import UserError
+from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, offered
 from ppl_bnn.models.evaluating import evaluating
-from ppl_bnn.prediction.compact.fastest import choose_layers
-from ppl_bnn.prediction.compact.network import compact
+from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_of
+from ppl_bnn.prediction.compact.network import CompactNetwork, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
 
 Noise = Iterable[tuple[str, Tensor]]
-# Seconds of draws before a pruned guide's compact network is made and tried, which itself takes about as long.
-_WAIT = 1.0
+COMPACT = ("auto", "yes", "no")
+
+log = logging.getLogger(__name__)
 
 
 class Blocks(NamedTuple):
     """Logits of draws k * size to (k + 1) * size - 1, [size, N, C], by block number k: in any order, on any rank.
 
-    The second argument is what the standard normal noise is multiplied by: 1, or -1 for the draws' mirror images.
+    The second argument is what the standard normal noise is multiplied by: 1, or -1 for the draws' mirror images,
+    which a posterior without noise does not have.
     """
 
     size: int
@@ -36,49 +37,73 @@ class Blocks(NamedTuple):
 
 def coherent(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     *,
     seed: int = 0,
     batch_size: int | None = None,
     network: PlainNetwork | None = None,
+    small: CompactNetwork | None = None,
 ) -> Blocks:
     """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
 
     Weights are written into a plain torch network with batch norm folded, and what comes before the first random
     layer is computed once. A network that ``torch.fx`` cannot trace goes through Pyro instead, several times slower.
-    The draws of a pruned guide go on in its compact network where that is faster, once enough of them were made.
 
     Args:
         batch_size: examples a forward pass; unless given, 200 for convolutions on a CPU, else 2000.
         network: ``plain(net)``, where it is there already, or ``normalized(net, norm_inputs)``.
+        small: what `compact_network` returned; each draw is then computed in it.
     """
     try:
         network = network or plain(net)
-    except NotTraceable:
+    except NotTraceable as error:
+        log.warning("draws go through Pyro, several times slower: %s", error)
         return Blocks(1, _by_pyro(net, guide, x, seed, batch_size or 200))
     x = laid_out(network, x)
-    with_noise = placed(network, guide, guide.sites)
     limit = batch_size or default_batch(network, x)
-    run, seconds, fastest = passes(network.net, guide, x, limit), 0.0, math.inf
-    waiting = x.is_cpu and guide.is_pruned and network.normalize is None
+    set_draw = _setter(network, guide, seed)
+    run = passes(network.net, guide.sites, x, limit) if small is None else compact_passes(network, small, x, limit)
 
     def logits(index: int, sign: float) -> Tensor:
-        nonlocal run, seconds, fastest, waiting
-        with_noise((site, sign * noise) for site, noise in guide.noise(index, seed=seed))
+        set_draw(index, sign)
         if network.normalize:
             network.normalize(seed, index, sign)
-        started = time.perf_counter()
-        found = run()
-        took = time.perf_counter() - started
-        seconds, fastest = seconds + took, min(fastest, took)
-        if waiting and seconds > _WAIT:
-            waiting, smaller = False, compact_passes(network, guide, x, limit)
-            if min(timeit.repeat(smaller, number=1, repeat=2)) < fastest:
-                run = smaller
-        return found.unsqueeze(0)
+        return run().unsqueeze(0)
 
     return Blocks(1, logits)
+
+
+def compact_network(
+    network: PlainNetwork | None, guide: Posterior, x: Tensor, batch_size: int | None, setting: str
+) -> CompactNetwork | None:
+    """The compact network in which draws of these inputs are computed, or None for the plain network.
+
+    Args:
+        network: None where torch.fx cannot trace it.
+        setting: ``no``; ``yes``; or ``auto``: where the posterior is pruned, on a CPU, and a draw then costs clearly
+            fewer operations (`ppl_bnn.prediction.compact.forms`).
+
+    Raises:
+        UserError: the setting is ``yes`` and there is no such network.
+    """
+    if setting == "no" or (setting == "auto" and not is_pruned(guide)):
+        return None
+    if network is None or network.normalize or not x.is_cpu or not isinstance(guide, Factorized) or not guide.sites:
+        if setting == "auto":
+            return None
+        raise UserError(
+            "compact 'yes' needs a posterior with loc_scale, of a network that torch.fx traces, on a CPU, without "
+            "norm_inputs; leave it at 'auto'"
+        )
+    x = laid_out(network, x)
+    rows = min(len(x), batch_size or default_batch(network, x))
+    small = compact(network, guide)
+    chosen = choose_layers(small, rows)
+    if setting == "yes":
+        return small
+    dense = {layer.path: network.parameter(f"{layer.path}.weight").numel() for layer in small.layers}
+    return small if compact_pays(small, chosen, uses_of(network.net, dense, x[:1]), dense, len(x), rows) else None
 
 
 def normalized(net: nn.Module, norm_inputs: Tensor) -> PlainNetwork:
@@ -91,9 +116,9 @@ def normalized(net: nn.Module, norm_inputs: Tensor) -> PlainNetwork:
     return replace(network, normalize=own_statistics(network.net, laid_out(network, norm_inputs)))
 
 
-def passes(module: fx.GraphModule, guide: MeanFieldNormal, x: Tensor, limit: int) -> Callable[[], Tensor]:
+def passes(module: fx.GraphModule, sites: Sequence[str], x: Tensor, limit: int) -> Callable[[], Tensor]:
     """A function to the logits [N, C] of `module` with the weights it has when called, `limit` examples a pass."""
-    layers = {site.rpartition(".")[0] for site in guide.sites}
+    layers = {site.rpartition(".")[0] for site in sites}
     parts = [constants(module, layers, part) for part in x.split(limit)]
 
     def run() -> Tensor:
@@ -103,12 +128,9 @@ def passes(module: fx.GraphModule, guide: MeanFieldNormal, x: Tensor, limit: int
     return run
 
 
-def compact_passes(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, limit: int) -> Callable[[], Tensor]:
-    """What `passes` gives of the plain network, up to rounding, by the compact network of a pruned guide."""
-    small = compact(network, guide)
-    inputs = small.select(x)
-    choose_layers(small, inputs[:limit])
-    run_small = passes(small.net, guide, inputs, limit)
+def compact_passes(network: PlainNetwork, small: CompactNetwork, x: Tensor, limit: int) -> Callable[[], Tensor]:
+    """What `passes` gives of the plain network, up to rounding, by its compact network."""
+    run_small = passes(small.net, [f"{layer.path}.weight" for layer in small.layers], small.select(x), limit)
 
     def run() -> Tensor:
         small.set_weights(network)
@@ -117,8 +139,22 @@ def compact_passes(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, lim
     return run
 
 
-def placed(network: PlainNetwork, guide: MeanFieldNormal, sites: Iterable[str]) -> Callable[[Noise], fx.GraphModule]:
-    """A function from noise, (site, [*shape]) each, to the plain network with weights loc + scale * noise."""
+def _setter(network: PlainNetwork, guide: Posterior, seed: int) -> Callable[[int, float], None]:
+    """A function of a draw's index and sign that sets the plain network's weights to the draw."""
+    if isinstance(guide, Symmetric):
+        with_noise = placed(network, guide, guide.sites)
+        return lambda index, sign: with_noise((site, sign * noise) for site, noise in guide.noise(index, seed=seed))
+
+    def set_draw(index: int, sign: float) -> None:
+        assert sign == 1, "mirror images need a posterior with noise"
+        for site, weight in guide.draw(index, seed=seed).items():
+            network.set(site, weight)
+
+    return set_draw
+
+
+def placed(network: PlainNetwork, guide: Factorized, sites: Iterable[str]) -> Callable[[Noise], None]:
+    """A function that sets weights of the plain network to loc + scale * noise, for noise (site, [*shape]) each."""
     where = {}
     for site in sites:
         with torch.no_grad():
@@ -130,11 +166,10 @@ def placed(network: PlainNetwork, guide: MeanFieldNormal, sites: Iterable[str]) 
         where[site] = weight, *(torch.empty_like(weight).copy_(part) for part in (loc, scale))
 
     @torch.no_grad()
-    def with_noise(noise: Noise) -> fx.GraphModule:
+    def with_noise(noise: Noise) -> None:
         for site, values in noise:
             weight, loc, scale = where[site]
             torch.addcmul(loc, scale, values, out=weight)
-        return network.net
 
     return with_noise
 
@@ -174,12 +209,13 @@ def _convolutions(network: PlainNetwork) -> bool:
     return any(isinstance(layer, nn.Conv2d) for layer in network.net.modules())
 
 
-def _by_pyro(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, seed: int, batch_size: int
-) -> Callable[[int, float], Tensor]:
-    def weights(index: int, sign: float) -> Iterator[tuple[str, Tensor]]:
-        for site, noise in guide.noise(index, seed=seed):
-            yield site, torch.addcmul(*guide.loc_scale(site), sign * noise)
+def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int) -> Callable[[int, float], Tensor]:
+    def weights(index: int, sign: float) -> Mapping[str, Tensor]:
+        if sign == 1:
+            return guide.draw(index, seed=seed)
+        mirrored = offered(guide, Symmetric, "a mirror image", "use sampling independent")
+        noise = mirrored.noise(index, seed=seed)
+        return {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
 
     def logits(index: int, sign: float) -> Tensor:
         with evaluating(net), pyro.get_param_store().scope():

@@ -7,7 +7,6 @@ independently of each other.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior, offered
 from ppl_bnn.native.normals import draw_seed, normals
 from ppl_bnn.prediction.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
@@ -32,7 +31,7 @@ Numbers = Callable[[int], dict[str, Tensor]]
 
 def layerwise(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     *,
     seed: int = 0,
@@ -55,65 +54,75 @@ def layerwise(
         UserError: no random layer is dense with one vector an example, the network cannot be traced, or it has more
             units than Sobol points have dimensions.
     """
-    return prepared(net, guide, x, network=network, sobol=sobol)(x, seed, batch_size)
+    prepared = Layerwise(net, guide, x, network=network, sobol=sobol)
+    return prepared.blocks(x, prepared.numbers(x, seed), batch_size)
 
 
-def prepared(
-    net: nn.Module, guide: MeanFieldNormal, like: Tensor, *, network: PlainNetwork | None = None, sobol: bool = False
-) -> Callable[..., Blocks]:
-    """Return `layerwise` as a function of x, of the shape of `like` but for N, seed and batch size: the rest is done.
+class Layerwise:
+    """`layerwise` for any number of examples, of the shape of `like`: what does not depend on them is done once.
 
-    A fourth argument may stand between here and the making of the noise, to keep some from one call to the next.
+    Raises:
+        UserError: as `layerwise`.
     """
-    try:
-        traced = network or plain(net)
-    except NotTraceable as error:
-        raise UserError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
-    dense = dense_layers(traced, guide, like)
-    if not dense:
-        raise UserError("the method layerwise needs a dense random layer, and there is none; use the method draws")
-    shared = [site for site in guide.sites if site.rpartition(".")[0] not in dense]
-    with_noise = placed(traced, guide, shared)
-    posteriors = {path: _normal(traced, guide, path) for path in dense}
-    layers = {site.rpartition(".")[0] for site in guide.sites}
 
-    def blocks(
-        x: Tensor, seed: int, batch_size: int | None, made: Callable[[Callable[[], Numbers]], Numbers] = operator.call
-    ) -> Blocks:
-        x = laid_out(traced, x)
-        size = 1 if shared else max(1, min(_DRAWS, _ROWS // len(x)))
-        shapes = {site: traced.parameter(site).shape for site in shared}
-        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in posteriors.items()}
-        numbers = made(partial(_sobol if sobol else _independent, shapes, seed, len(shared), x))
-        limit = batch_size or (default_batch(traced, x) if shared else _ROWS)
-        parts = [_start(traced.net, layers, posteriors, part, size) for part in x.split(limit)]
+    def __init__(
+        self, net: nn.Module, guide: Posterior, like: Tensor, *, network: PlainNetwork | None = None,
+        sobol: bool = False,
+    ) -> None:  # fmt: skip
+        factorized = offered(guide, Factorized, "method layerwise", "use method draws")
+        try:
+            self.traced = network or plain(net)
+        except NotTraceable as error:
+            raise UserError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
+        self.dense = dense_layers(self.traced, guide, like)
+        if not self.dense:
+            raise UserError("the method layerwise needs a dense random layer, and there is none; use the method draws")
+        self.shared = [site for site in guide.sites if site.rpartition(".")[0] not in self.dense]
+        self.with_noise = placed(self.traced, factorized, self.shared)
+        self.posteriors = {path: _normal(self.traced, factorized, path) for path in self.dense}
+        self.layers = {site.rpartition(".")[0] for site in guide.sites}
+        self.sobol = sobol
+
+    def numbers(self, x: Tensor, seed: int) -> Numbers:
+        """The noise of the blocks of so many examples as x [N, ...] has: the same whatever they are."""
+        size = self._size(x)
+        shapes = {site: self.traced.parameter(site).shape for site in self.shared}
+        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in self.posteriors.items()}
+        return (_sobol if self.sobol else _independent)(shapes, seed, len(self.shared), x)
+
+    def blocks(self, x: Tensor, numbers: Numbers, batch_size: int | None = None) -> Blocks:
+        """Blocks of draws of x [N, ...] from `numbers` made for as many examples."""
+        x, size = laid_out(self.traced, x), self._size(x)
+        limit = batch_size or (default_batch(self.traced, x) if self.shared else _ROWS)
+        parts = [_start(self.traced.net, self.layers, self.posteriors, part, size) for part in x.split(limit)]
 
         def logits(block: int, sign: float) -> Tensor:
             noise = numbers(block)
             if sign != 1:
                 noise = {name: sign * values for name, values in noise.items()}
-            module = with_noise((site, noise[site]) for site in shared)
+            self.with_noise((site, noise[site]) for site in self.shared)
             with torch.inference_mode():
                 found = []
                 for first, (env, moments) in zip(range(0, len(x), limit), parts, strict=True):
-                    own = {path: noise[path][:, first : first + limit] for path in dense}
-                    rows = _Sampling(module, posteriors, moments, own).run(initial_env=dict(env))
+                    own = {path: noise[path][:, first : first + limit] for path in self.dense}
+                    rows = _Sampling(self.traced.net, self.posteriors, moments, own).run(initial_env=dict(env))
                     found.append(rows.unflatten(0, (size, -1)))
                 return found[0] if len(found) == 1 else torch.cat(found, 1)
 
         return Blocks(size, logits)
 
-    return blocks
+    def _size(self, x: Tensor) -> int:
+        return 1 if self.shared else max(1, min(_DRAWS, _ROWS // len(x)))
 
 
-def fewer_numbers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> bool:
+def fewer_numbers(network: PlainNetwork, guide: Posterior, x: Tensor) -> bool:
     """Whether `layerwise` needs fewer random numbers a draw than `coherent`: units * examples < weights."""
     dense = dense_layers(network, guide, x)
     weights = sum(network.parameter(site).numel() for site in guide.sites if site.rpartition(".")[0] in dense)
     return len(x) * sum(network.net.get_submodule(path).out_features for path in dense) < weights  # type: ignore[misc]
 
 
-def dense_layers(network: PlainNetwork, guide: MeanFieldNormal, x: Tensor) -> list[str]:
+def dense_layers(network: PlainNetwork, guide: Posterior, x: Tensor) -> list[str]:
     """Paths of the random dense layers that see each example once, as one vector."""
     # With two examples: a layer whose input has other rows shares its weights among parts of an example.
     two = torch.cat([x[:1], x[:1]])
@@ -178,7 +187,7 @@ class _Normal(NamedTuple):
 
 
 @torch.no_grad()
-def _normal(network: PlainNetwork, guide: MeanFieldNormal, path: str) -> _Normal:
+def _normal(network: PlainNetwork, guide: Factorized, path: str) -> _Normal:
     layer = network.net.get_submodule(path)
     assert isinstance(layer, nn.Linear)
     fixed = torch.zeros(layer.out_features).to(layer.weight) if layer.bias is None else layer.bias

@@ -1,17 +1,16 @@
 """What importance sampling needs of each draw: its log likelihood of the training data, its log prior and its log q."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution
 from tqdm import tqdm
 
 from ppl_bnn.errors import Interrupted, UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior, WithDensity, check_num_draws, offered
 from ppl_bnn.models import Classifier, site_priors
+from ppl_bnn.prediction.door import check_prediction, checked_targets
 from ppl_bnn.prediction.predictive import draw_logits
 
 
@@ -33,7 +32,7 @@ class TrainLogLikelihood:
 @torch.no_grad()
 def train_log_likelihood(
     model: Classifier,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     y: Tensor,
     *,
@@ -54,28 +53,28 @@ def train_log_likelihood(
         norm_inputs: as in `predict`.
 
     Raises:
-        UserError: S < 1, or a guide without sites, which has no densities.
+        UserError: S < 1, or what `predict` refuses; a posterior without sites or without `log_prob`.
         Interrupted: `should_stop` said so.
     """
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}")
     if not guide.sites:
         raise UserError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
-    log_likelihood = torch.empty(num_samples, len(x))
-    densities = torch.empty(2, num_samples, dtype=torch.double)
-    p_and_q: list[Mapping[str, Distribution]] = [
-        site_priors(model, x[:1], y[:1]),
-        {site: guide.distribution(site) for site in guide.sites},
-    ]
+    q = offered(guide, WithDensity, "the training log likelihood", "importance sampling needs the density of its draws")
+    check_num_draws(guide, num_samples)
+    labels = checked_targets(y, x, check_prediction(model.net, guide, x, model.likelihood, seed=seed), model.likelihood)
+    log_likelihood = torch.empty(num_samples, len(x), dtype=torch.float32)
+    log_prior, log_q = torch.empty(2, num_samples, dtype=torch.double)
+    priors = site_priors(model, x[:1], labels[:1])
     draws = draw_logits(
         model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
     )
     for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
-        log_likelihood[s] = -F.cross_entropy(logits.float(), y, reduction="none")
+        log_likelihood[s] = model.likelihood.statistics(logits.float().unsqueeze(0), labels.cpu()).log_likelihood[0]
         draw = guide.draw(s, seed=seed)
-        for row, density in enumerate(p_and_q):
-            # In double precision: the sum runs over all the weights, and only the differences between draws count.
-            densities[row, s] = sum(float(density[site].log_prob(draw[site].double())) for site in guide.sites)
+        # In double precision: the sum runs over all the weights, and only the differences between draws count.
+        log_prior[s] = sum(float(priors[site].log_prob(draw[site].double())) for site in guide.sites)
+        log_q[s] = q.log_prob(draw)
         if should_stop() and s + 1 < num_samples:
             raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")
-    return TrainLogLikelihood(log_likelihood, *densities)
+    return TrainLogLikelihood(log_likelihood, log_prior, log_q)

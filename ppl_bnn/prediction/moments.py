@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior, offered
 from ppl_bnn.prediction.plain import PlainNetwork, plain
 
 POINTS = 32  # of the logits' Normals, to average the softmax over
@@ -24,9 +24,7 @@ POINTS = 32  # of the logits' Normals, to average the softmax over
 Moments = tuple[Tensor, Tensor | None]
 
 
-def moment_predictive(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, *, batch_size: int = 100
-) -> tuple[Tensor, Tensor]:
+def moment_predictive(net: nn.Module, guide: Posterior, x: Tensor, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
     """The predictive's probabilities [N, C] and the draws' expected entropy [N], nats, without a draw.
 
     The two are what `metrics.uncertainties` takes. Accuracy, cost and where it is off: docs/moments.md.
@@ -46,13 +44,14 @@ def moment_predictive(
 
 
 @torch.no_grad()
-def moment_network(net: nn.Module, guide: MeanFieldNormal) -> fx.GraphModule:
+def moment_network(net: nn.Module, guide: Posterior) -> fx.GraphModule:
     """Return a plain torch module, x [N, ...] -> mean and variance of the logits, each [N, C].
 
     Raises:
         NotTraceable: the forward pass has no fixed graph of layers.
         UserError: a layer whose moments are not known here; the message names it.
     """
+    factorized = offered(guide, Factorized, "method moments", "use method draws")
     network = plain(net)
     module, graph = network.net, network.net.graph
     _pool_before_relu(module)
@@ -63,12 +62,12 @@ def moment_network(net: nn.Module, guide: MeanFieldNormal) -> fx.GraphModule:
                 certain = graph.call_function(_certain, (node,))
             node.replace_all_uses_with(certain, delete_user_cb=lambda user, new=certain: user is not new)
         elif node.op == "call_module":
-            steps[node.target] = _step(module.get_submodule(node.target), node.target, network, guide)
+            steps[node.target] = _step(module.get_submodule(node.target), node.target, network, factorized)
         elif _is_sum_of_two(node):
             node.target = _add
         elif node.op in ("call_function", "call_method"):
             target = f"function_{node.name}"
-            steps[target] = _step(_as_layer(node), node.name, network, guide)
+            steps[target] = _step(_as_layer(node), node.name, network, factorized)
             node.op, node.target, node.args, node.kwargs = "call_module", target, node.args[:1], {}
         elif node.op == "output":
             with graph.inserting_before(node):
@@ -88,7 +87,7 @@ def softmax_moments(mean: Tensor, variance: Tensor, points: Tensor) -> tuple[Ten
 
 def standard_normals(dimensions: int, count: int = POINTS) -> Tensor:
     """The same standard Normal points [count, dimensions] at every call: Sobol points, scrambled, and their mirror."""
-    half = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0).draw(count // 2)
+    half = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0).draw(count // 2, dtype=torch.float32)
     normals = torch.special.ndtri(half.double().clamp(1e-6, 1 - 1e-6)).float()
     return torch.cat([normals, -normals])
 
@@ -118,7 +117,7 @@ class _Weighted(nn.Module):
     bias_variance: Tensor | None
     second_moment: Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, path: str, network: PlainNetwork, guide: MeanFieldNormal) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, path: str, network: PlainNetwork, guide: Factorized) -> None:
         super().__init__()
         self.layer = layer
         for name in ("weight", "bias"):
@@ -159,7 +158,7 @@ class _Step(nn.Module):
         return (self.layer(mean), None) if variance is None else self.uncertain(mean, variance)
 
 
-def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: MeanFieldNormal) -> nn.Module:
+def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: Factorized) -> nn.Module:
     match layer:
         case nn.Linear() | nn.Conv2d():
             return _Weighted(layer, path, network, guide)

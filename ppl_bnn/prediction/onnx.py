@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.files import written_atomically
-from ppl_bnn.guides import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior, check_num_draws
+from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.prediction.door import check_prediction, network_of
 from ppl_bnn.prediction.draws import normalized
 from ppl_bnn.prediction.moments import moment_network, softmax_moments, standard_normals
 from ppl_bnn.prediction.plain import plain
@@ -25,7 +27,7 @@ SPARSE_BELOW = 1 / 3
 def export(
     path: Path,
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     *,
     method: str = "draws",
@@ -38,6 +40,7 @@ def export(
     """Write the predictive of `net` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
 
     Args:
+        net, guide: as `ppl_bnn.predict` takes them; the method moments needs a posterior with `loc_scale`.
         path: the file, [N, ...] `x` -> `probs` [N, C]; pruned weights take no space in it.
         x: a few inputs [N, ...].
         method: ``draws``: the averaged softmax of S frozen draws, those `predict` makes with this seed; ``moments``:
@@ -48,9 +51,9 @@ def export(
         opset: ONNX operator set, at least 18.
 
     Raises:
-        UserError: an unknown method, `norm_inputs` for moments or without batch norm, S below 1, an operator set that
-            is too old or too new, a file that would be above 2 GiB, a layer that cannot be exported, or the extra
-            packages missing.
+        UserError: an unknown method, `norm_inputs` for moments or without batch norm, S below 1 or above the
+            posterior's number of draws, a posterior or `x` that `predict` refuses, an operator set that is too old or
+            too new, a file that would be above 2 GiB, a layer that cannot be exported, or the extra packages missing.
         RuntimeError: onnxruntime's probabilities differ from torch's by more than 1e-5.
     """
     if method not in METHODS:
@@ -64,12 +67,15 @@ def export(
             f"ONNX operator set {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}: "
             f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
         )
+    net, likelihood = network_of(net)
+    check_num_draws(guide, num_samples if method == "draws" else 0)
+    check_prediction(net, guide, x, likelihood, seed=seed)
     if method == "moments":
         if norm_inputs is not None:
             raise UserError("batch norm's own statistics are those of draws: method draws, not moments")
         module: nn.Module = _Moments(moment_network(net, guide), x)
     else:
-        module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs)
+        module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs, likelihood)
     outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
     # Of a single example torch.export would make a file for single examples.
     module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
@@ -104,24 +110,23 @@ class _Draws(nn.Module):
     """S copies of the plain network in one graph, each with its draw of the weights, and maybe its batch norm."""
 
     def __init__(
-        self, net: nn.Module, guide: MeanFieldNormal, num_samples: int, seed: int, each_draw: bool,
-        norm_inputs: Tensor | None,
+        self, net: nn.Module, guide: Posterior, num_samples: int, seed: int, each_draw: bool,
+        norm_inputs: Tensor | None, likelihood: Likelihood,
     ) -> None:  # fmt: skip
         super().__init__()
         if num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
         network = plain(net) if norm_inputs is None else normalized(net, norm_inputs)
-        self.net, self.each_draw = network.net, each_draw
+        self.net, self.each_draw, self.likelihood = network.net, each_draw, likelihood
         self.draws: list[dict[str, str]] = []
-        size = 4 * num_samples * sum(guide.loc_scale(site)[0].numel() for site in guide.sites)
+        size = 4 * num_samples * sum(network.parameter(site).numel() for site in guide.sites)
         if size > LARGEST_FILE:
             raise UserError(
                 f"{num_samples} draws of this network are {size / 2**30:.1f} GiB and an ONNX file holds 2: "
                 "take fewer draws, or the moments"
             )
         for index in range(num_samples):
-            draw = guide.draw(index, seed=seed)
-            own = {site: network.place(site, weight, torch.zeros_like(weight))[0] for site, weight in draw.items()}
+            own = {site: network.fold(site, weight) for site, weight in guide.draw(index, seed=seed).items()}
             if network.normalize:
                 network.net.load_state_dict(own, strict=False)
                 network.normalize(seed, index, 1.0)
@@ -136,7 +141,7 @@ class _Draws(nn.Module):
             torch.func.functional_call(self.net, {site: getattr(self, name) for site, name in names.items()}, (x,))
             for names in self.draws
         ]
-        probs = torch.stack(logits).softmax(-1)
+        probs = self.likelihood.mean(torch.stack(logits))
         return (probs.mean(0), probs) if self.each_draw else probs.mean(0)
 
 

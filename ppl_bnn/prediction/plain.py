@@ -13,6 +13,9 @@ from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.priors import map_tensors
 
+# What torch.fx raises where a forward pass depends on values: control flow, len(), numbers and keys made of a proxy.
+_TRACING_ERRORS = (fx.proxy.TraceError, TypeError, RuntimeError, KeyError)
+
 
 class NotTraceable(UserError):
     """The network's forward pass depends on its input's values, so it has no fixed graph of layers."""
@@ -35,15 +38,25 @@ class PlainNetwork:
     folded: dict[str, tuple[Tensor, Tensor]]
     normalize: Callable[[int, int, float], None] | None = None
 
+    def fold(self, site: str, weight: Tensor) -> Tensor:
+        """What a weight [*shape] of a random site is in the plain network, batch norm folded in."""
+        if site not in self.folded:
+            return weight
+        factor, shift = self.folded[site]
+        return weight * factor + shift
+
     def place(self, site: str, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale of a random site's weights in the plain network, of the site's shape."""
-        if site not in self.folded:
-            return loc, scale
-        factor, shift = self.folded[site]
-        return loc * factor + shift, scale * factor.abs()
+        scale = scale * self.folded[site][0].abs() if site in self.folded else scale
+        return self.fold(site, loc), scale
+
+    @torch.no_grad()
+    def set(self, site: str, weight: Tensor) -> None:
+        """Set a random site to a drawn weight [*shape]; batch norm is folded into it."""
+        self.parameter(site).copy_(self.fold(site, weight))
 
     def parameter(self, site: str) -> Tensor:
-        """The plain network's weight (or bias) of a random site: copy a draw into it."""
+        """The plain network's weight (or bias) of a random site."""
         return self.net.get_parameter(site)
 
 
@@ -53,14 +66,15 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     Weights of random sites are zero until they are set. `net` is not changed. Without `fold` batch norm is left.
 
     Raises:
-        NotTraceable: torch.fx cannot write its forward pass down as a graph.
+        NotTraceable: torch.fx cannot write its forward pass down as a graph. An error of another kind than torch.fx
+            raises is the forward pass's own, and is raised as it is.
     """
     tracer = _LayersAsLeaves()
     try:
         # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
         with evaluating(net):
             graph = tracer.trace(net)
-    except Exception as error:
+    except _TRACING_ERRORS as error:
         raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error
     leaves: dict[str, nn.Module] = {}
     for node in graph.nodes:
@@ -93,8 +107,9 @@ def _bases(module: nn.Module) -> list[type]:
 
 def _plain_layer(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, BayesianConv2d | BayesianLinear):
-        other = copy.deepcopy(layer)
-        other.__class__ = _bases(layer)[0]
+        # The torch layer with the state of what Pyro made of it.
+        other: nn.Module = object.__new__(_bases(layer)[0])
+        other.__dict__.update(copy.deepcopy(layer.__dict__))
         return other
     new: nn.Module
     bias = layer.bias is not None

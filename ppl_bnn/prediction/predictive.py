@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, check_num_draws, offered
+from ppl_bnn.models.likelihoods import Categorical, Likelihood
 from ppl_bnn.native.normals import draw_seed
-from ppl_bnn.prediction.draws import Blocks, coherent, normalized
+from ppl_bnn.prediction.compact.network import CompactNetwork
+from ppl_bnn.prediction.door import check_inputs, check_prediction, checked_targets, network_of
+from ppl_bnn.prediction.draws import COMPACT, Blocks, coherent, compact_network, normalized
 from ppl_bnn.prediction.layerwise import fewer_numbers, layerwise
 from ppl_bnn.prediction.moments import moment_predictive
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
-from ppl_bnn.prediction.stopping import is_look, precise
-from ppl_bnn.prediction.tally import Predictive, Tally, check_labels
+from ppl_bnn.prediction.stopping import is_look, precise, schedule
+from ppl_bnn.prediction.tally import Predictive, Tally
 
 DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
 METHODS = ("auto", *DRAWN, "moments")
@@ -29,7 +33,7 @@ __all__ = ["METHODS", "SAMPLINGS", "Predictive", "cheapest", "draw_logits", "pre
 
 def predict(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     y: Tensor,
     *,
@@ -38,6 +42,7 @@ def predict(
     method: str = "auto",
     sampling: str = "independent",
     tolerance: float | None = None,
+    compact: str = "auto",
     batch_size: int | None = None,
     norm_inputs: Tensor | None = None,
     keep: Tensor | None = None,
@@ -48,24 +53,29 @@ def predict(
     save: Callable[[Predictive], None] | None = None,
     save_seconds: float = 60.0,
 ) -> Predictive:
-    """Draw S networks from the guide and predict every example with each.
+    """Draw S networks from the posterior and predict every example with each.
 
     Draws depend on (seed, draw index) alone, so they are the same in any order, on any number of ranks, and whether
     asked for at once or added to. Memory beside the stored output does not depend on S.
 
     Args:
-        net: the network inside the model (``Classifier.net``), [B, ...] -> logits [B, C].
-        guide: its posterior, pruned or not; a guide without sites (a deterministic network) gives S equal draws.
-        x, y: inputs [N, ...] and labels [N].
+        net: a `Classifier`, or the network inside it (``Classifier.net``), [B, ...] -> logits [B, C].
+        guide: its posterior, pruned or not: a `MeanFieldNormal`, or any `ppl_bnn.guides.posterior.Posterior`. A
+            posterior without sites (a deterministic network) gives S equal draws.
+        x, y: inputs [N, ...] and labels [N], integers 0 .. C - 1 (a tensor, or a numpy array).
         num_samples: S; the most, where there is a tolerance.
         method: ``draws``, ``layerwise``, ``moments`` (modules of those names in `ppl_bnn.prediction`; the last is an
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
             fewer random numbers than draws, which is for few examples of a network whose weights are all in dense
-            layers.
+            layers. layerwise and moments need a posterior with `loc_scale`; without one ``auto`` is draws.
         sampling: ``independent``, ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative, or
             ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (Sobol's).
+            Antithetic draws of weights need a posterior with `noise`.
         tolerance: leave an example out of further draws once each of its probabilities is known to within this
             (`ppl_bnn.prediction.stopping`).
+        compact: whether draws of a pruned posterior are computed in its smaller network, with the same weights:
+            ``yes``, ``no``, or ``auto``: where counts of operations say that it pays (`prediction.compact.forms`).
+            Results differ by rounding; the result records what was used.
         batch_size: examples a forward pass.
         norm_inputs: training inputs [K, ...], a thousand, say: each draw's batch norm has its own statistics of them
             instead of the running averages, for K examples more a draw. For the method `draws` alone.
@@ -76,56 +86,48 @@ def predict(
         save: called on rank 0 with the result so far, when stopped and every `save_seconds` at most.
 
     Raises:
-        UserError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
-            fit, a method that the network does not allow, or `norm_inputs` for one without batch norm.
+        UserError: before the first draw: S < 1, odd for antithetic draws, or above the posterior's number of draws; x
+            that is no finite tensor; y that is no class labels of x; a posterior of other sites than the network's, or
+            with values that are not finite; a method, sampling or compact that network and posterior do not allow;
+            `norm_inputs` for a network without batch norm.
         Interrupted: `should_stop` said so on some rank.
     """
-    _check(x, y, num_samples, method, sampling, tolerance)
+    net, likelihood = network_of(net)
+    _check(guide, num_samples, method, sampling, tolerance, compact)
+    outputs = check_prediction(net, guide, x, likelihood, seed=seed)
+    labels = checked_targets(y, x, outputs, likelihood)
     ranks = communicator or Alone()
-    network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
+    if compact == "yes" and method == "auto":
+        method = "draws"
+    prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
     if so_far is not None and len(so_far.log_likelihood) > num_samples:
         raise UserError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
-    if method == "moments":
-        return _without_draws(net, guide, x, y, kept)
-    tally = Tally(num_samples, kept if ranks.is_main else kept[:0], y, sampling, method)
+    started = time.perf_counter()
+    prepared = prepared.with_compact(guide, x, batch_size, compact)
+    if prepared.method == "moments":
+        return _without_draws(net, guide, x, labels, kept, likelihood)
+    tally = Tally(
+        num_samples, kept if ranks.is_main else kept[:0], labels, outputs, likelihood, sampling=sampling,
+        method=prepared.method, compact=prepared.small is not None,
+    )  # fmt: skip
     tally.go_on_from(so_far, ranks)
+    tally.seconds += time.perf_counter() - started
 
-    def blocks_of_the_rest() -> Blocks:
-        if tolerance is not None and is_look(tally.done):
-            tally.leave_out(precise(tally.result(), tolerance))
-        started = time.perf_counter()
-        rest = x[tally.active.to(x.device)]
-        own_seed = seed
-        if method == "layerwise" and len(rest) < len(x):
+    def blocks() -> Blocks:
+        """Blocks of the examples that get further draws."""
+        rest, own_seed = x[tally.active.to(x.device)], seed
+        if prepared.method == "layerwise" and len(rest) < len(x):
             # Blocks are of another size now, and their numbers start anew: with the same seed some would come again.
             own_seed = draw_seed(seed, len(rest))
-        blocks = drawn_blocks(net, guide, rest, own_seed, method, sampling, batch_size, network)
-        # Layers in front of the first random one are computed here: all of a deterministic network.
-        tally.seconds += time.perf_counter() - started
-        return blocks
+        return drawn_blocks(net, guide, rest, own_seed, prepared, sampling, batch_size)
 
-    blocks = blocks_of_the_rest()
     bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
     saved, saving = time.perf_counter(), 0.0
     with bar:
-        while tally.done < num_samples and len(tally.active):
-            started = time.perf_counter()
-            first = tally.done // blocks.size
-            logits = blocks.logits(first + ranks.rank, 1.0).float()
-            if not logits.is_cpu:
-                torch.get_device_module(logits.device).synchronize(logits.device)
-            logits = ranks.gather(logits).flatten(0, 1)
-            tally.seconds += time.perf_counter() - started
-            # A block is whole wherever it is needed in part: its numbers are the same.
-            last = min(num_samples, (first + ranks.size) * blocks.size)
-            if tolerance is not None:
-                last = next((draw for draw in range(tally.done + 1, last) if is_look(draw)), last)
-            bar.update(last - tally.done)
-            tally.add(logits[tally.done - first * blocks.size : last - first * blocks.size])
-            if tolerance is not None and is_look(last) and last < num_samples:
-                blocks = blocks_of_the_rest()
-            stop = ranks.any(should_stop()) and last < num_samples
+        for _ in _drawn(tally, blocks, ranks, tolerance):
+            bar.update(tally.done - bar.n)
+            stop = ranks.any(should_stop()) and tally.done < num_samples
             now = time.perf_counter()
             # Saving takes at most a twentieth of the time.
             if save and ranks.is_main and (stop or now - saved > max(save_seconds, 20 * saving)):
@@ -134,8 +136,32 @@ def predict(
             if stop:
                 # As in training: no rank ends while rank 0 is writing.
                 ranks.barrier()
-                raise Interrupted(f"stopped after draw {last} of {num_samples}")
+                raise Interrupted(f"stopped after draw {tally.done} of {num_samples}")
     return tally.result()
+
+
+def _drawn(tally: Tally, blocks: Callable[[], Blocks], ranks: Communicator, tolerance: float | None) -> Iterator[None]:
+    """Add draws to the tally until it has all, a block on each rank at a time; yield after each."""
+    while tally.done < tally.num_samples and len(tally.active):
+        if tolerance is not None and is_look(tally.done):
+            tally.leave_out(precise(tally.result(), tolerance))
+            if not len(tally.active):
+                return
+        # Layers in front of the first random one are computed here: all of a deterministic network.
+        started = time.perf_counter()
+        of_rest = blocks()
+        tally.seconds += time.perf_counter() - started
+        # Posteriors with stored draws have none behind the last.
+        last = (tally.num_samples - 1) // of_rest.size
+        for first, new in schedule(tally.done, tally.num_samples, of_rest.size, ranks.size, tolerance is not None):
+            started = time.perf_counter()
+            logits = of_rest.logits(min(first + ranks.rank, last), 1.0).float()
+            if not logits.is_cpu:
+                torch.get_device_module(logits.device).synchronize(logits.device)
+            logits = ranks.gather(logits).flatten(0, 1)
+            tally.seconds += time.perf_counter() - started
+            tally.add(logits[new])
+            yield
 
 
 def mirrored(blocks: Blocks) -> Blocks:
@@ -147,32 +173,67 @@ def mirrored(blocks: Blocks) -> Blocks:
     return Blocks(2 * blocks.size, pairs)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What draws take of a network, decided before the first draw.
+
+    Attributes:
+        network: the plain network, None where torch.fx cannot trace it.
+        method: ``draws``, ``layerwise`` or ``moments``: what ``auto`` became.
+        small: the compact network that draws are computed in, if they are.
+    """
+
+    network: PlainNetwork | None
+    method: str
+    small: CompactNetwork | None = None
+
+    def with_compact(self, guide: Posterior, x: Tensor, batch_size: int | None, setting: str) -> "Prepared":
+        """The same with the compact network, where the setting (`predict`'s compact) says so."""
+        if self.method == "draws":
+            return Prepared(self.network, self.method, compact_network(self.network, guide, x, batch_size, setting))
+        if setting == "yes":
+            raise UserError(f"compact 'yes' is for the method draws, not {self.method}; leave it at 'auto'")
+        return self
+
+
 def prepared_network(
-    net: nn.Module, guide: MeanFieldNormal, x: Tensor, method: str, sampling: str, norm_inputs: Tensor | None
-) -> tuple[PlainNetwork | None, str]:
-    """The plain network that draws of such inputs take, None where there is none, and the method that `auto` is."""
+    net: nn.Module, guide: Posterior, x: Tensor, method: str, sampling: str, norm_inputs: Tensor | None
+) -> Prepared:
+    """The plain network that draws of such inputs take, and the method that `auto` is.
+
+    Raises:
+        UserError: a method or sampling that the posterior does not allow, or `norm_inputs` with another than draws.
+    """
     if sampling == "sobol" and method == "draws":
         raise UserError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
+    if sampling == "sobol":
+        offered(guide, Factorized, "sampling sobol", "use sampling independent")
+    if method in ("layerwise", "moments"):
+        offered(guide, Factorized, f"method {method}", "use method draws")
     if norm_inputs is not None:
         method = _whole_draws(guide, method, sampling)
-        check_finite(norm_inputs)
-        return normalized(net, norm_inputs), method
-    network = None
-    with suppress(NotTraceable):
-        network = plain(net)
-    if method == "auto":
-        method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
-    return network, method
+        check_inputs(norm_inputs)
+        network: PlainNetwork | None = normalized(net, norm_inputs)
+    else:
+        network = None
+        with suppress(NotTraceable):
+            network = plain(net)
+        if method == "auto":
+            method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
+    if sampling == "antithetic" and method == "draws":
+        offered(guide, Symmetric, "sampling antithetic", "use sampling independent")
+    return Prepared(network, method)
 
 
-def cheapest(network: PlainNetwork | None, guide: MeanFieldNormal, x: Tensor) -> str:
+def cheapest(network: PlainNetwork | None, guide: Posterior, x: Tensor) -> str:
     """What the method ``auto`` is for these examples."""
-    return "layerwise" if network and guide.sites and fewer_numbers(network, guide, x) else "draws"
+    able = network is not None and guide.sites and isinstance(guide, Factorized)
+    return "layerwise" if able and network and fewer_numbers(network, guide, x) else "draws"
 
 
 def draw_logits(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     *,
     num_samples: int,
@@ -183,36 +244,36 @@ def draw_logits(
     norm_inputs: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
-    network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
-    blocks = drawn_blocks(net, guide, x, seed, method, sampling, batch_size, network)
+    check_num_draws(guide, num_samples)
+    prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
+    blocks = drawn_blocks(net, guide, x, seed, prepared, sampling, batch_size)
     for first in range(0, num_samples, blocks.size):
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
 
 def drawn_blocks(
-    net: nn.Module,
-    guide: MeanFieldNormal,
-    x: Tensor,
-    seed: int,
-    method: str,
-    sampling: str,
-    batch_size: int | None,
-    network: PlainNetwork | None = None,
+    net: nn.Module, guide: Posterior, x: Tensor, seed: int, prepared: Prepared, sampling: str, batch_size: int | None
 ) -> Blocks:
     """Blocks of draws by a method and a sampling; of no examples, empty ones."""
     if not len(x):
         return Blocks(1, lambda block, sign: x)
     how: dict[str, Any] = {"sobol": True} if sampling == "sobol" else {}
-    blocks = DRAWN[method](net, guide, x, seed=seed, batch_size=batch_size, network=network, **how)
+    if prepared.small is not None:
+        how["small"] = prepared.small
+    draw = DRAWN[prepared.method]
+    blocks = draw(net, guide, x, seed=seed, batch_size=batch_size, network=prepared.network, **how)
     return mirrored(blocks) if sampling == "antithetic" else blocks
 
 
-def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor, kept: Tensor) -> Predictive:
+def _without_draws(
+    net: nn.Module, guide: Posterior, x: Tensor, y: Tensor, kept: Tensor, likelihood: Likelihood
+) -> Predictive:
+    if not isinstance(likelihood, Categorical):
+        raise UserError(f"method moments is for class labels, not {type(likelihood).__name__}; use method draws")
     started = time.perf_counter()
     mean, entropy = (part.cpu().double() for part in moment_predictive(net, guide, x))
     seconds = time.perf_counter() - started
     labels = y.cpu()
-    check_labels(labels, mean.shape[1])
     return Predictive(
         probs=mean[kept].float().unsqueeze(0),
         kept=kept,
@@ -228,10 +289,12 @@ def _without_draws(net: nn.Module, guide: MeanFieldNormal, x: Tensor, y: Tensor,
     )
 
 
-def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, tolerance: float | None) -> None:
+def _check(
+    guide: Posterior, num_samples: int, method: str, sampling: str, tolerance: float | None, compact: str
+) -> None:
     if method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    check_draws(num_samples, sampling)
+    check_draws(guide, num_samples, sampling, compact)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UserError(f"tolerance must be above 0 and below 1, got {tolerance}")
     if tolerance is not None and sampling == "sobol":
@@ -239,12 +302,9 @@ def _check(x: Tensor, y: Tensor, num_samples: int, method: str, sampling: str, t
             "a tolerance needs draws that tell their own error, which Sobol points, made to fit each other, do not; "
             "use sampling antithetic with it"
         )
-    if len(x) == 0 or len(x) != len(y):
-        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(y)}")
-    check_finite(x)
 
 
-def _whole_draws(guide: MeanFieldNormal, method: str, sampling: str) -> str:
+def _whole_draws(guide: Posterior, method: str, sampling: str) -> str:
     """The method that has a draw of every layer, which batch norm's own statistics need."""
     if not guide.sites:
         raise UserError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
@@ -254,20 +314,14 @@ def _whole_draws(guide: MeanFieldNormal, method: str, sampling: str) -> str:
     return "draws"
 
 
-def check_draws(num_samples: int, sampling: str) -> None:
-    """Raise UserError for a number of draws below 1, or odd where they come in pairs, or an unknown sampling."""
+def check_draws(guide: Posterior, num_samples: int, sampling: str, compact: str) -> None:
+    """Raise UserError for a number of draws that cannot be made, or an unknown sampling or compact."""
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}")
     if sampling not in SAMPLINGS:
         raise UserError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
     if sampling == "antithetic" and num_samples % 2:
         raise UserError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}")
-
-
-def check_finite(x: Tensor) -> None:
-    """Raise UserError for inputs [N, ...] that are not all finite."""
-    if x.is_floating_point() and not x.isfinite().all():
-        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten()
-        raise UserError(
-            f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
-        )
+    if compact not in COMPACT:
+        raise UserError(f"compact must be one of {', '.join(COMPACT)}; got {compact!r}")
+    check_num_draws(guide, num_samples)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
-from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.prediction.compact.layerwise import NotDense
-from ppl_bnn.prediction.compact.layerwise import layerwise as compact_layerwise
-from ppl_bnn.prediction.compact.network import compact
-from ppl_bnn.prediction.layerwise import Numbers, prepared
+from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned, offered
+from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
+from ppl_bnn.prediction.compact.network import compact as compact_form
+from ppl_bnn.prediction.door import check_inputs, check_prediction, network_of
+from ppl_bnn.prediction.layerwise import Layerwise, Numbers
 from ppl_bnn.prediction.plain import PlainNetwork
-from ppl_bnn.prediction.predictive import check_draws, check_finite, drawn_blocks, mirrored, prepared_network
+from ppl_bnn.prediction.predictive import check_draws, drawn_blocks, mirrored, prepared_network
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000
@@ -25,70 +24,76 @@ _KEPT_ROWS = 4000
 
 def predictor(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     *,
     num_samples: int = 400,
     seed: int = 0,
     sampling: str = "independent",
+    compact: str = "auto",
     norm_inputs: Tensor | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
 
     `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
     `ppl_bnn.predict` gives with the same settings; of a pruned posterior of dense layers alone, other draws of the same
-    distribution, those of its compact network in the form that is fastest for `x`. It holds the network and posterior
-    as they were when it was made, and answers one request at a time, whichever threads they come from.
+    distribution, those of its compact network in the form that takes fewer operations for `x`. It holds the network and
+    posterior as they were when it was made, and answers one request at a time, whichever threads they come from.
 
     Args:
         net, guide: as `ppl_bnn.predict` takes them.
         x: a request like those to come, [N, ...]; how draws are made is chosen by it (`predict`'s method ``auto``).
         num_samples, seed, sampling, norm_inputs: as `ppl_bnn.predict` takes them. The draws' own statistics of
             `norm_inputs` are taken here, once.
+        compact: as `ppl_bnn.predict` takes it. ``no`` keeps to the draws of `predict` for a pruned posterior too.
 
     Raises:
-        UserError: settings that do not fit; values that are not finite, by the function too.
+        UserError: settings, a posterior or an `x` that `ppl_bnn.predict` refuses; values that are not finite, by the
+            function too.
     """
-    check_draws(num_samples, sampling)
+    net, likelihood = network_of(net)
+    check_draws(guide, num_samples, sampling, compact)
+    check_prediction(net, guide, x, likelihood, seed=seed)
     net, guide = copy.deepcopy((net, guide))
-    network, method = prepared_network(net, guide, x, "auto", sampling, norm_inputs)
+    prepared = prepared_network(net, guide, x, "auto", sampling, norm_inputs)
     drawn = layerwise = None
-    if network is not None and method == "layerwise" and sampling == "independent":
-        drawn = _of_compact(network, guide, x, num_samples, seed)
-    if method == "layerwise" and drawn is None:
-        layerwise = prepared(net, guide, x, network=network, sobol=sampling == "sobol")
+    if prepared.network is not None and prepared.method == "layerwise":
+        if sampling == "independent" and compact != "no":
+            drawn = _of_compact(prepared.network, guide, x, num_samples, seed)
+        if drawn is None:
+            layerwise = Layerwise(net, guide, x, network=prepared.network, sobol=sampling == "sobol")
+    if drawn is None:
+        prepared = prepared.with_compact(guide, x, None, compact)
     known: dict[int, Numbers] = {}
     one_at_a_time = threading.Lock()
 
-    def logits(x: Tensor) -> Iterator[Tensor]:
-        def kept(numbers: Callable[[], Numbers]) -> Numbers:
-            if len(x) * num_samples > _KEPT_ROWS:
-                return numbers()
-            if len(x) not in known:
-                known.clear()
-                known[len(x)] = cache(numbers())
-            return known[len(x)]
+    def numbers(of: Layerwise, x: Tensor) -> Numbers:
+        if len(x) * num_samples > _KEPT_ROWS:
+            return of.numbers(x, seed)
+        if len(x) not in known:
+            known.clear()
+            known[len(x)] = cache(of.numbers(x, seed))
+        return known[len(x)]
 
+    def logits(x: Tensor) -> Iterator[Tensor]:
         if drawn:
             yield drawn(x)
             return
         if layerwise:
-            blocks = layerwise(x, seed, None, kept)
+            blocks = layerwise.blocks(x, numbers(layerwise, x))
             blocks = mirrored(blocks) if sampling == "antithetic" else blocks
         else:
-            blocks = drawn_blocks(net, guide, x, seed, method, sampling, None, network)
+            blocks = drawn_blocks(net, guide, x, seed, prepared, sampling, None)
         for first in range(0, num_samples, blocks.size):
             yield blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
-        if not len(x):
-            raise UserError("a request needs at least 1 example")
-        check_finite(x)
+        check_inputs(x)
         probs, entropy = torch.zeros(()), torch.zeros(())
         # A draw's weights are written into the network.
         with one_at_a_time:
             for some in logits(x):
-                some = some.softmax(-1)
+                some = likelihood.mean(some)
                 probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
         return probs / num_samples, entropy / num_samples
 
@@ -98,18 +103,18 @@ def predictor(
 
 
 def _of_compact(
-    network: PlainNetwork, guide: MeanFieldNormal, x: Tensor, num_samples: int, seed: int
+    network: PlainNetwork, guide: Posterior, x: Tensor, num_samples: int, seed: int
 ) -> Callable[[Tensor], Tensor] | None:
     """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
-    if not x.is_cpu or not guide.is_pruned:
+    if not x.is_cpu or not is_pruned(guide):
         return None
-    small = compact(network, guide)
+    small = compact_form(network, offered(guide, Factorized, "a compact network", "set compact to 'no'"))
     with suppress(NotDense):
-        draws = compact_layerwise(small, small.select(x), num_samples)
+        draws = compact_draws(small, len(x), num_samples)
         noise, limit = draws.noise(num_samples, seed), max(1, _KEPT_ROWS // num_samples)
 
         def logits(x: Tensor) -> Tensor:
-            return torch.cat([draws.logits(part, noise, num_samples) for part in small.select(x).split(limit)], 1)
+            return torch.cat([draws.logits(part, noise, num_samples) for part in small.select(x).split(limit)], 1)  # type: ignore[arg-type]
 
         return logits
     return None

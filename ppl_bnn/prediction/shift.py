@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppl_bnn import metrics
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.prediction.tally import Predictive
 
@@ -49,7 +49,7 @@ SHIFTS: dict[str, Callable[[Tensor, float], Tensor]] = {"rotation": rotation, "n
 
 def predict_shifted(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     y: Tensor,
     *,
@@ -96,7 +96,9 @@ def predict_shifted(
     shifted = [Shifted("none", 0.0, predictive(x, y, keep))]
     for kind, levels in severities.items():
         shifted += [Shifted(kind, level, predictive(SHIFTS[kind](x, level), y)) for level in levels]
-    unlabelled = {name: torch.zeros(len(images), dtype=y.dtype, device=y.device) for name, images in outside.items()}
+    unlabelled = {
+        name: torch.zeros(len(images), dtype=torch.int64, device=images.device) for name, images in outside.items()
+    }
     return shifted, {name: predictive(images, unlabelled[name]) for name, images in outside.items()}
 
 

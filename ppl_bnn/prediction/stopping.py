@@ -7,6 +7,8 @@ the bound holds at all of them together. How often it holds where draws are few 
 docs/prediction.md.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,27 @@ def is_look(draws: int) -> bool:
     """Whether precision is looked at after so many draws: 50, 100, 200, ..."""
     times, rest = divmod(draws, FIRST_LOOK)
     return rest == 0 and times.bit_count() == 1
+
+
+def schedule(done: int, num_samples: int, size: int, ranks: int, looks: bool) -> Iterator[tuple[int, slice]]:
+    """Which blocks come next: (first block, which of the draws of it and the following ones are new).
+
+    Each step takes one block of `size` draws on each rank. A block is computed whole wherever it is needed in part: its
+    numbers are the same.
+
+    Args:
+        done: draws that are made already.
+        looks: end at the next number of draws at which precision is looked at, after which blocks may be others.
+    """
+    while done < num_samples:
+        first = done // size
+        last = min(num_samples, (first + ranks) * size)
+        if looks:
+            last = next((draw for draw in range(done + 1, last) if is_look(draw)), last)
+        yield first, slice(done - first * size, last - first * size)
+        if looks and is_look(last):
+            return
+        done = last
 
 
 def precise(predictive: Predictive, tolerance: float) -> Tensor:

@@ -1,15 +1,14 @@
 """What draws add up to: the predictive, and its sums while it is drawn."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ppl_bnn import metrics
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.likelihoods import Categorical, Likelihood
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Predictive:
         method: ``draws``: draw s is one network, the same for every example; ``layerwise``: examples are drawn
             independently of each other.
         sampling: ``independent``, ``antithetic``: draws 2k and 2k + 1 are mirror images, or ``sobol``.
+        compact: whether the draws were computed in the compact network of a pruned posterior.
+        likelihood: of y; it decomposes and scores the averages.
     """
 
     probs: Tensor
@@ -48,6 +49,13 @@ class Predictive:
     draws: Tensor
     method: str = "draws"
     sampling: str = "independent"
+    compact: bool = False
+    likelihood: Likelihood = field(default_factory=Categorical, repr=False, compare=False)
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """Averages over draws by the names that the likelihood gives them, float64 [N, ...]."""
+        return {"mean": self.mean_probs, "entropy": self.mean_entropy}
 
     @property
     def mc_error(self) -> Tensor:
@@ -66,22 +74,22 @@ class Predictive:
         return {
             "num_samples": len(self.log_likelihood),
             "seconds": self.seconds,
-            "accuracy": metrics.accuracy(self.mean_probs, self.labels),
-            "nll": metrics.nll(self.log_likelihood),
-            "ece": metrics.ece(self.mean_probs, self.labels),
-            "brier": metrics.brier(self.mean_probs, self.labels),
+            **self.likelihood.scores(self.averages, self.log_likelihood, self.labels),
         }
 
     def uncertainties(self) -> tuple[Tensor, Tensor, Tensor]:
         """Total, aleatoric and epistemic uncertainty, nats, each [N]."""
-        return metrics.uncertainties(self.mean_probs, self.mean_entropy)
+        return self.likelihood.decompose(self.averages)
 
 
 class Tally:
     """The sums of a predictive while it is drawn, the same on every rank.
 
-    Sums are of multiples of 2^-36 in float64, so they are exact: the result is the same to the last bit however the
-    draws were divided among ranks or sessions.
+    Sums are of multiples of 2^-36 in float64, so they are exact while they stay below 2^17: the result is the same to
+    the last bit however the draws were divided among ranks or sessions.
+
+    Args:
+        like: outputs [n, *] of a few examples, n >= 1, which tell the statistics' shapes.
 
     Attributes:
         done: draws so far.
@@ -89,85 +97,100 @@ class Tally:
         seconds: time spent on draws.
     """
 
-    def __init__(self, num_samples: int, kept: Tensor, labels: Tensor, sampling: str, method: str) -> None:
+    def __init__(
+        self, num_samples: int, kept: Tensor, labels: Tensor, like: Tensor, likelihood: Likelihood, *, sampling: str,
+        method: str, compact: bool = False,
+    ) -> None:  # fmt: skip
         self.num_samples, self.kept, self.labels = num_samples, kept, labels.cpu()
-        self.sampling, self.method = sampling, method
+        self.likelihood, self.sampling, self.method, self.compact = likelihood, sampling, method, compact
         self.done, self.seconds = 0, 0.0
         count = len(labels)
         self.active = torch.arange(count)
         self.draws = torch.zeros(count, dtype=torch.int64)
-        self.log_likelihood = torch.full((num_samples, count), math.nan)
-        self.accuracies = torch.full((num_samples,), math.nan)
-        self.entropy = torch.zeros(count, dtype=torch.float64)
+        self.log_likelihood = torch.full((num_samples, count), math.nan, dtype=torch.float32)
+        self.scores = torch.full((num_samples,), math.nan, dtype=torch.float32)
+        shapes = likelihood.statistics(like[:1].float().unsqueeze(0), self.labels[:1])
+        by_name = {"mean": shapes.mean, **shapes.others}
+        self.sums = {name: torch.zeros(count, *value.shape[2:], dtype=torch.float64) for name, value in by_name.items()}
+        self.squares = torch.zeros_like(self.sums["mean"])
+        self.means = torch.full((num_samples, len(kept), *shapes.mean.shape[2:]), math.nan, dtype=torch.float32)
+        self._find_kept()
 
-    def add(self, logits: Tensor) -> None:
-        """Add the next draws [S, active, C].
+    def add(self, outputs: Tensor) -> None:
+        """Add the next draws [S, active, *].
 
         Raises:
-            UserError: labels that do not fit.
+            UserError: outputs that make the predictive NaN.
         """
-        if not self.done:
-            self._begin(logits.shape[2])
-        log_probs = F.log_softmax(logits, -1).cpu()
-        probs = log_probs.exp()
-        rows = slice(self.done, self.done + len(probs))
-        labels = self.labels[self.active]
-        self.log_likelihood[rows, self.active] = log_probs.gather(2, labels.expand(len(probs), -1).unsqueeze(2))[..., 0]
+        found = self.likelihood.statistics(outputs, self.labels[self.active])
+        draws = len(found.mean)
+        if found.mean.isnan().any():
+            bad = int(found.mean.isnan().flatten(1).any(1).nonzero()[0])
+            raise UserError(f"draw {self.done + bad} gives NaN: its weights or outputs overflow or are NaN")
+        rows = slice(self.done, self.done + draws)
+        self.log_likelihood[rows, self.active] = found.log_likelihood
         if len(self.active) == len(self.labels):
-            self.accuracies[rows] = (log_probs.argmax(-1) == labels).float().mean(1)
-        self.probs[rows, self._at] = probs[:, self._of]
-        self.sums[self.active] += _exact(probs).sum(0)
-        self.entropy[self.active] += _exact(metrics.entropy(probs)).sum(0)
-        means = probs.double()
+            self.scores[rows] = found.score
+        self.means[rows, self._at] = found.mean[:, self._of]
+        for name, values in {"mean": found.mean, **found.others}.items():
+            self.sums[name][self.active] += _exact(values).sum(0)
+        means = found.mean.double()
         if self.sampling == "antithetic":
             means = means.unflatten(0, (-1, 2)).mean(1)
         self.squares[self.active] += _exact(means.square()).sum(0)
-        self.draws[self.active] += len(probs)
-        self.done += len(probs)
+        self.draws[self.active] += draws
+        self.done += draws
 
     def leave_out(self, known: Tensor) -> None:
         """No further draws of the examples that `known` [N] says."""
         self.active = self.active[~known[self.active]]
         self._find_kept()
 
+    def averages(self) -> dict[str, Tensor]:
+        """Averages over the draws so far, by name, float64 [N, ...]."""
+        return {name: values / _beside(self.draws.double(), values) for name, values in self.sums.items()}
+
     def result(self) -> Predictive:
-        """The predictive of the draws so far."""
-        count = self.draws.double()
-        independent = count // 2 if self.sampling == "antithetic" else count
+        """The predictive of the draws so far, of class labels."""
+        averages = self.averages()
         return Predictive(
-            self.probs[: self.done], self.kept, self.log_likelihood[: self.done], self.labels,
-            self.sums / count.unsqueeze(1), self.entropy / count, self.accuracies[: self.done], self.seconds,
-            self.squares / independent.unsqueeze(1), self.draws, self.method, self.sampling,
-        )  # fmt: skip
+            probs=self.means[: self.done],
+            kept=self.kept,
+            log_likelihood=self.log_likelihood[: self.done],
+            labels=self.labels,
+            mean_probs=averages["mean"],
+            mean_entropy=averages["entropy"],
+            accuracies=self.scores[: self.done],
+            seconds=self.seconds,
+            mean_squares=self.squares / _beside(self._independent(self.draws), self.squares),
+            draws=self.draws,
+            method=self.method,
+            sampling=self.sampling,
+            compact=self.compact,
+            likelihood=self.likelihood,
+        )
 
     def go_on_from(self, before: Predictive | None, ranks: Communicator) -> None:
         """Begin with the draws of an earlier result: rank 0's, on every rank."""
-        size = [0, 0] if before is None else [len(before.log_likelihood), before.mean_probs.shape[1]]
-        self.done, classes = ranks.share(size)
+        self.done = int(ranks.share([0 if before is None else len(before.log_likelihood)])[0])
         if not self.done:
             return
-        self._begin(classes)
         if before is not None and ranks.is_main:
-            self.probs[: self.done] = before.probs
-            self.log_likelihood[: self.done], self.accuracies[: self.done] = before.log_likelihood, before.accuracies
-            count = before.draws.double()
-            independent = count // 2 if self.sampling == "antithetic" else count
-            self.sums = _exact(before.mean_probs * count.unsqueeze(1))
-            self.entropy = _exact(before.mean_entropy * count)
-            self.squares = _exact(before.mean_squares * independent.unsqueeze(1))
+            self.means[: self.done] = before.probs
+            self.log_likelihood[: self.done], self.scores[: self.done] = before.log_likelihood, before.accuracies
             self.draws, self.seconds = before.draws.clone(), before.seconds
-        ranks.broadcast([self.log_likelihood, self.accuracies, self.sums, self.entropy, self.squares, self.draws])
+            for name, average in before.averages.items():
+                self.sums[name] = _exact(average * _beside(self.draws.double(), average))
+            self.squares = _exact(before.mean_squares * _beside(self._independent(self.draws), self.squares))
+        ranks.broadcast([self.log_likelihood, self.scores, *self.sums.values(), self.squares, self.draws])
         self.leave_out(self.draws < self.done)
 
-    def _begin(self, classes: int) -> None:
-        check_labels(self.labels, classes)
-        self.probs = torch.full((self.num_samples, len(self.kept), classes), math.nan)
-        self.sums = torch.zeros(len(self.labels), classes, dtype=torch.float64)
-        self.squares = torch.zeros_like(self.sums)
-        self._find_kept()
+    def _independent(self, draws: Tensor) -> Tensor:
+        count = draws.double()
+        return count // 2 if self.sampling == "antithetic" else count
 
     def _find_kept(self) -> None:
-        # Where the kept examples are in `probs`, and where among the active ones.
+        # Where the kept examples are in `means`, and where among the active ones.
         where = torch.full((len(self.labels),), -1)
         where[self.active] = torch.arange(len(self.active))
         self._at = (where[self.kept] >= 0).nonzero().flatten()
@@ -178,7 +201,6 @@ def _exact(values: Tensor) -> Tensor:
     return (values.double() * 2**36).round() / 2**36
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise UserError for labels outside 0 .. classes - 1."""
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise UserError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+def _beside(count: Tensor, values: Tensor) -> Tensor:
+    # [N] as a factor of [N, ...].
+    return count.view(-1, *[1] * (values.dim() - 1))

@@ -8,33 +8,34 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.models.priors import elementwise, kl_by_weight
 from ppl_bnn.pruning.ratios import defined_loc_scale, snr
+from ppl_bnn.registry import lookup
 
 Priors = Mapping[str, Distribution]
 
 STRUCTURES = ("weights", "units", "inputs")
 
 
-def scores(guide: MeanFieldNormal, criterion: str = "snr", priors: Priors | None = None) -> dict[str, Tensor]:
-    """The score of every weight, {site: [*shape]}, by a criterion of `CRITERIA`.
+def scores(guide: Posterior, criterion: str = "snr", priors: Priors | None = None) -> dict[str, Tensor]:
+    """The score of every weight, {site: [*shape]}, by a criterion of `CRITERIA` or an import path.
 
     Args:
         priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
 
     Raises:
-        UserError: an unknown criterion, priors that it needs and lacks, or a posterior that is pruned or damaged.
+        UserError: an unknown criterion, priors that it needs and lacks, or a posterior that is pruned, damaged or
+            without `loc_scale`.
     """
-    if criterion not in CRITERIA:
-        raise UserError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
+    score = lookup(CRITERIA, criterion, what="criterion")
     if criterion != "snr" and (absent := [site for site in guide.sites if site not in (priors or {})]):
         raise UserError(f"the criterion {criterion} needs the prior of {absent[0]!r}: pass site_priors(model, x, y)")
-    return CRITERIA[criterion](guide, priors or {})
+    return score(guide, priors or {})
 
 
 @torch.no_grad()
-def kl(guide: MeanFieldNormal, priors: Priors) -> dict[str, Tensor]:
+def kl(guide: Posterior, priors: Priors) -> dict[str, Tensor]:
     """Each weight's part of KL(q || p), nats: what the data made the posterior pay for it.
 
     Closed form for a Normal prior, 16-point quadrature for any other.
@@ -43,7 +44,7 @@ def kl(guide: MeanFieldNormal, priors: Priors) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def evidence(guide: MeanFieldNormal, priors: Priors) -> dict[str, Tensor]:
+def evidence(guide: Posterior, priors: Priors) -> dict[str, Tensor]:
     """What fixing each weight at zero takes off the log evidence, nats: log p(0) - log q(0).
 
     Bayesian model reduction: when a prior p becomes p', the evidence changes by log E_q[p'(w) / p(w)] (Friston et al.
@@ -92,7 +93,7 @@ def by_group(weight_scores: Mapping[str, Tensor], structure: str) -> dict[str, T
     }
 
 
-CRITERIA: dict[str, Callable[[MeanFieldNormal, Priors], dict[str, Tensor]]] = {
+CRITERIA: dict[str, Callable[[Posterior, Priors], dict[str, Tensor]]] = {
     "snr": lambda guide, _: snr(guide),
     "kl": kl,
     "evidence": evidence,

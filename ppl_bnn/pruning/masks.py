@@ -4,12 +4,13 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior, Prunable, offered
 from ppl_bnn.models.priors import unused_pattern
 from ppl_bnn.pruning.criteria import Priors, by_group, scores
 
@@ -23,7 +24,7 @@ class Pruned:
     """A pruned posterior.
 
     Attributes:
-        guide: draws exact zeros where weights are pruned.
+        guide: the posterior, of the class it had; it draws exact zeros where weights are pruned.
         threshold: the smallest score that was kept out of pruning's reach: weights below it are gone. Where layers
             have cuts of their own, the largest of them.
         fraction: zeroed weights / all random weights.
@@ -31,7 +32,7 @@ class Pruned:
         total: weights of each site.
     """
 
-    guide: MeanFieldNormal
+    guide: Any
     threshold: float
     fraction: float
     nonzero: dict[str, int]
@@ -39,7 +40,7 @@ class Pruned:
 
 
 def prune(
-    guide: MeanFieldNormal,
+    guide: Posterior,
     *,
     threshold: Threshold | None = None,
     fraction: float | None = None,
@@ -64,8 +65,10 @@ def prune(
         priors: of each site (`ppl_bnn.models.site_priors`); ``snr`` does without.
 
     Raises:
-        UserError: both or neither given, a value out of range, or a posterior without defined scores.
+        UserError: both or neither given, a value out of range, or a posterior without defined scores or without
+            `pruned`.
     """
+    prunable = offered(guide, Prunable, "pruning", "it is for posteriors whose weights can be fixed at zero")
     if (threshold is None) == (fraction is None):
         raise UserError(f"give either a threshold or a fraction, got threshold {threshold} and fraction {fraction}")
     if scope not in SCOPES:
@@ -96,7 +99,7 @@ def prune(
     }
     nonzero = {site: int(mask.sum()) for site, mask in keep.items()}
     total = {site: mask.numel() for site, mask in keep.items()}
-    return Pruned(guide.pruned(keep), cut, 1 - sum(nonzero.values()) / sum(total.values()), nonzero, total)
+    return Pruned(prunable.pruned(keep), cut, 1 - sum(nonzero.values()) / sum(total.values()), nonzero, total)
 
 
 def check_threshold(threshold: Threshold, criterion: str) -> None:

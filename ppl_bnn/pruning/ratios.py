@@ -1,27 +1,31 @@
-"""The signal-to-noise ratio of a mean-field posterior: |loc| / scale of a weight (Blundell et al. 2015, sec. 5.1)."""
+"""The signal-to-noise ratio of a factorized posterior: |loc| / scale of a weight (Blundell et al. 2015, sec. 5.1)."""
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior, offered
 
 
 @torch.no_grad()
-def snr(guide: MeanFieldNormal) -> dict[str, Tensor]:
+def snr(guide: Posterior) -> dict[str, Tensor]:
     """|loc| / scale of every weight, {site: [*shape]}. Raises UserError as `defined_loc_scale` does."""
     return {site: loc.abs() / scale for site, (loc, scale) in defined_loc_scale(guide).items()}
 
 
-def defined_loc_scale(guide: MeanFieldNormal) -> dict[str, tuple[Tensor, Tensor]]:
+def defined_loc_scale(guide: Posterior) -> dict[str, tuple[Tensor, Tensor]]:
     """loc and scale of every site, if every weight has a density.
 
     Raises:
-        UserError: the guide has no sites, is already pruned, or has a loc or scale that is not finite.
+        UserError: the posterior has no sites or no `loc_scale`, is already pruned, or has a loc or scale that is not
+            finite.
     """
     if not guide.sites:
         raise UserError("the guide has no random weights: a deterministic network has no signal-to-noise ratio")
-    found = {site: guide.loc_scale(site) for site in guide.sites}
+    factorized = offered(
+        guide, Factorized, "a signal-to-noise ratio", "pruning is for posteriors of independent weights"
+    )
+    found = {site: factorized.loc_scale(site) for site in guide.sites}
     for site, (loc, scale) in found.items():
         if not bool(torch.isfinite(loc).all()) or not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.pruning.criteria import Priors
@@ -31,7 +31,7 @@ class Level:
 
 def sweep(
     net: nn.Module,
-    guide: MeanFieldNormal,
+    guide: Posterior,
     x: Tensor,
     y: Tensor,
     *,
@@ -45,6 +45,7 @@ def sweep(
     num_samples: int = 200,
     seed: int = 0,
     norm_inputs: Tensor | None = None,
+    compact: str = "auto",
     keep: Tensor | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -58,6 +59,7 @@ def sweep(
         tuned: returns the network and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetuning`).
         norm_inputs: training inputs whose statistics each draw's batch norm has (as in `ppl_bnn.predict`).
+        compact: whether draws are computed in each level's smaller network (likewise).
         keep: positions [K] of the examples whose single draws are kept (likewise).
 
     Raises:
@@ -82,6 +84,7 @@ def sweep(
             seed=seed,
             method="draws",
             norm_inputs=norm_inputs,
+            compact=compact,
             keep=keep,
             progress=progress,
             should_stop=should_stop,

@@ -1,11 +1,15 @@
-"""A posterior predictive as ArviZ InferenceData: `predictive.nc`. The only file that knows ArviZ.
+"""What results are made of: groups of arrays, read and assembled as ArviZ holds them. The only file that imports ArviZ.
 
-ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same groups; the files open in both.
+ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same groups. The files open in both.
 """
 
+import importlib.metadata
+import re
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,26 +20,18 @@ from torch import Tensor
 from ppl_bnn.data import Images
 from ppl_bnn.results.netcdf import groups_of, readable
 
-with warnings.catch_warnings():
-    # ArviZ 0.23 announces its own refactoring at every import.
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz as az
-
 INTERVAL = np.array([0.05, 0.95])
 
 
 def load(path: Path) -> Any:
-    """Open a result as ArviZ does, whole and in memory.
+    """Read a result whole, as the installed ArviZ holds it.
 
     Raises:
         FileError: missing, truncated or not such a file.
     """
-    with readable(path):
-        idata = az.from_netcdf(str(path), engine="h5netcdf")
-        for group in groups_of(idata).values():
-            group.load()
-            group.close()
-    return idata
+    with readable(path), xr.open_datatree(path, engine="h5netcdf") as tree:
+        tree.load()
+    return assemble(groups_of(tree), {str(name): value for name, value in tree.attrs.items()})
 
 
 def draws_of(groups: Mapping[str, xr.Dataset], image: int) -> np.ndarray:
@@ -59,19 +55,11 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if np.ptp(values) >= 1e-6:
         # Where most values are equal, ArviZ's bandwidth is 0.
         with np.errstate(divide="ignore", invalid="ignore"):
-            grid, pdf = _kde(values)
+            # ArviZ 1.x returns the bandwidth too.
+            grid, pdf = _arviz().kde(values, bound_correction=True, custom_lims=(0, 1))[:2]
         if np.isfinite(pdf).all() and pdf.max() > 0:
             return grid, pdf
     return values.mean() + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
-
-
-def _kde(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if hasattr(az, "kde"):
-        return az.kde(values, bound_correction=True, custom_lims=(0, 1))
-    from arviz_stats.base import array_stats
-
-    grid, pdf, _ = array_stats.kde(values, bound_correction=True, custom_lims=(0, 1))
-    return grid, pdf
 
 
 def sampled_labels(probs: Tensor, seed: int) -> Tensor:
@@ -128,9 +116,22 @@ def dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:
 
 
 def assemble(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
-    """Groups and attributes as whatever the installed ArviZ works with."""
-    if hasattr(az, "InferenceData"):
-        return az.InferenceData(**groups, attrs=dict(attrs), warn_on_custom_groups=False)
-    tree = xr.DataTree.from_dict(dict(groups))
-    tree.attrs = dict(attrs)
-    return tree
+    """Groups and attributes as the installed ArviZ holds them: InferenceData in ArviZ 0.x, a DataTree in ArviZ 1.x."""
+    # Not by what ArviZ has: in 1.x InferenceData is another name of DataTree.
+    if _arviz_version() < (1,):
+        return _arviz().InferenceData(**groups, attrs=dict(attrs), warn_on_custom_groups=False)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups})
+
+
+def _arviz_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("arviz"))[:2])
+
+
+@cache
+def _arviz() -> ModuleType:
+    """ArviZ, imported at first use: it takes seconds, and training needs none of it."""
+    with warnings.catch_warnings():
+        # ArviZ 0.23 announces its own refactoring once a day.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz

@@ -4,14 +4,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import h5netcdf
 import h5py
 import numpy as np
-import xarray as xr
 
 from ppl_bnn.errors import FileError
 from ppl_bnn.files import written_atomically
+
+if TYPE_CHECKING:
+    # Imported in the functions: it takes a second, and a finished run reads no more than attributes.
+    import xarray as xr
 
 # A probability in steps of 1/65534 takes half the room of a float32; 65535 stands for NaN.
 _PACKED = {"dtype": "uint16", "scale_factor": np.float32(1 / 65534), "_FillValue": np.uint16(65535)}
@@ -23,6 +27,8 @@ def save(idata: Any, path: Path) -> None:
     Raises:
         OSError: it could not be written; a file that was there is as before.
     """
+    import xarray as xr
+
     attrs = {
         name: value if isinstance(value, str | int | float | np.generic) else f"json:{json.dumps(value)}"
         for name, value in idata.attrs.items()
@@ -38,12 +44,14 @@ def save(idata: Any, path: Path) -> None:
 
 def read_attrs(path: Path) -> dict[str, Any]:
     """Only the attributes of a result, JSON decoded. Raises FileError for a file that is missing or damaged."""
-    with readable(path), xr.open_dataset(path, engine="h5netcdf") as root:
+    with readable(path), h5netcdf.File(path, "r") as root:
         return {name: _decoded(value) for name, value in root.attrs.items()}
 
 
-def read_group(path: Path, name: str) -> xr.Dataset | None:
+def read_group(path: Path, name: str) -> "xr.Dataset | None":
     """Only one group of a result, or None if it has no such group. Raises FileError as `read_attrs` does."""
+    import xarray as xr
+
     with readable(path):
         with h5py.File(path) as file:
             if name not in file:
@@ -67,14 +75,16 @@ def readable(path: Path) -> Iterator[None]:
         raise FileError(message) from None
 
 
-def groups_of(idata: Any) -> dict[str, xr.Dataset]:
-    """The groups as {name: Dataset}, whichever ArviZ made the object."""
-    if hasattr(idata, "children"):
-        return {name: node.to_dataset() for name, node in idata.children.items()}
+def groups_of(idata: Any) -> "dict[str, xr.Dataset]":
+    """The groups of an InferenceData or a DataTree as {name: Dataset}."""
+    import xarray as xr
+
+    if isinstance(idata, xr.DataTree):
+        return {str(name): node.to_dataset() for name, node in idata.children.items()}
     return {name: idata[name] for name in idata.groups()}
 
 
-def _encoding(variable: xr.DataArray) -> dict[str, Any]:
+def _encoding(variable: "xr.DataArray") -> dict[str, Any]:
     if variable.name == "probs":
         return {**_PACKED, "zlib": True, "complevel": 1}
     if variable.dtype.kind in "OU" or variable.size < 1000:

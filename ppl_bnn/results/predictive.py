@@ -9,7 +9,7 @@ import xarray as xr
 
 from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.pruning import snr, snr_histogram
 from ppl_bnn.results.idata import INTERVAL, assemble, data_groups, dataset, sampled_labels, spread
@@ -22,7 +22,7 @@ def to_inference_data(
     predictive: Predictive,
     images: Images,
     *,
-    guide: MeanFieldNormal | None = None,
+    guide: Posterior | None = None,
     kl: Mapping[str, float] | None = None,
     history: Sequence[Mapping[str, float]] = (),
     attrs: Mapping[str, Any] | None = None,
@@ -40,7 +40,8 @@ def to_inference_data(
 
     Args:
         images: the images `predictive` was made of, in its order.
-        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`.
+        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`. A posterior
+            without `loc_scale` has no signal-to-noise ratios, and the group is left out.
         history: what `fit` returned, for `training`.
         attrs: numbers and texts about the run, kept with the file.
         seed: of the sampled labels.
@@ -78,7 +79,7 @@ def to_inference_data(
         ),
         "monte_carlo": monte_carlo(predictive),
     }
-    if guide is not None and guide.sites:
+    if isinstance(guide, Factorized) and guide.sites:
         groups["layers"] = layers(guide, kl or {})
     if history:
         columns = {
@@ -96,7 +97,7 @@ def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Data
     return dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
 
 
-def layers(guide: MeanFieldNormal, kl: Mapping[str, float]) -> xr.Dataset:
+def layers(guide: Posterior, kl: Mapping[str, float]) -> xr.Dataset:
     """`layers`: quantiles and histogram of each layer's signal-to-noise ratio, and its KL in nats."""
     ratios = snr(guide)
     edges, counts = snr_histogram(ratios)

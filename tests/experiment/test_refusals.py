@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from jpegs import jpegs
 from refusals import assert_refused
-from test_data import jpegs
 
 from ppl_bnn.export import main as export
 from ppl_bnn.files import alone_in

@@ -12,6 +12,7 @@ import yaml
 from refusals import assert_refused
 from safetensors.torch import load_file
 
+from ppl_bnn.experiment import report
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
@@ -47,11 +48,11 @@ def test_a_run_leaves_every_result(call, run_folder):
     assert len(list((out / "figures").glob("*.png"))) == 11
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 2
 
-    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".nc", ".safetensors")}
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name not in ("config.yaml", ".lock")}
     code, lines = call()
     assert code == 0
     assert any("complete already" in line for line in lines)
-    assert sum("up to date" in line for line in lines) == 2
+    assert sum("up to date" in line for line in lines) == 4
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
     code, lines = call("--stages", "predict", "--predict.num_samples", "7")
@@ -61,6 +62,60 @@ def test_a_run_leaves_every_result(call, run_folder):
 
     assert_refused(call("--train.lr", "0.1"), "train.lr is 0.001 there and 0.1 here", "--out")
     assert stamps[out / "pruning.nc"] == (out / "pruning.nc").stat().st_mtime_ns
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """How often a report drew; what it draws are two small files that tell the number of draws."""
+    drawn = []
+
+    def draw(run, rows, predictive, *_):
+        drawn.append(netcdf.read_attrs(predictive)["num_samples"])
+        paths = [run.out / "figures" / name for name in ("reliability.png", "gallery.html")]
+        for path in paths:
+            path.write_text(f"{drawn[-1]} draws")
+        return paths
+
+    monkeypatch.setattr(report, "_draw", draw)
+    return drawn
+
+
+def test_a_report_is_made_again_only_where_its_results_or_its_files_changed(call, run_folder, drawings):
+    out = run_folder / "out"
+    metrics, figure, gallery = out / "metrics.json", out / "figures" / "reliability.png", out / "figures/gallery.html"
+    assert call()[0] == 0
+    whole = {path: path.read_bytes() for path in (metrics, figure, gallery)}
+    for spoil in (
+        figure.unlink,
+        lambda: gallery.write_text("half"),
+        lambda: metrics.write_text("{}"),
+        lambda: (out / "figures" / "made_of.json").write_text("[]"),
+        lambda: (out / "figures" / "made_of.json").unlink(),
+    ):
+        spoil()
+        before = len(drawings)
+        assert any("figures and gallery.html" in line for line in call("--stages", "report")[1])
+        assert whole == {path: path.read_bytes() for path in whole}
+        assert any("report: " in line and "up to date" in line for line in call("--stages", "report")[1])
+        assert len(drawings) == before + 1
+    (out / "figures" / "posterior.png").unlink()
+    assert call("--stages", "posterior,report")[0] == 0
+    assert (out / "figures" / "posterior.png").exists()
+    assert len(drawings) == 6
+    assert call("--stages", "predict,report", "--predict.num_samples", "7")[0] == 0
+    assert json.loads(metrics.read_text())["test"]["num_samples"] == 7
+    assert drawings[-2:] == [5, 7]
+
+
+def test_a_finished_run_loads_nothing_that_draws(call, run_folder, drawings):
+    assert call()[0] == 0
+    code = (
+        "import sys; from ppl_bnn.run import main; assert main(sys.argv[1:]) == 0; "
+        "heavy = {'arviz', 'matplotlib', 'pandas', 'scipy', 'torchvision', 'xarray'} & sys.modules.keys(); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_twin_is_trained_and_its_weights_start_the_bnn(call, run_folder, tmp_path):
@@ -113,7 +168,7 @@ def test_help_teaches_and_print_config_resolves():
 @pytest.mark.parametrize("path", sorted(ROOT.glob("runs/*/config.yaml")), ids=lambda path: path.parent.name)
 def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
     import numpy as np
-    from test_data import jpegs
+    from jpegs import jpegs
 
     arguments = ["--stages", "summary", "--data.dir", str(data_dir)]
     if path.parent.name.startswith(("cifar10", "study-cifar10")):

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from ppl_bnn.guides.estimators.groups import _Flipped
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale, softplus, standard_normal
 from ppl_bnn.native import arithmetic as arithmetic_module
-from ppl_bnn.native.arithmetic import arithmetic, compiled_arithmetic
+from ppl_bnn.native.arithmetic import Operation, compiled_arithmetic
 
 
 def test_the_guides_distribution_is_an_independent_normal():
@@ -35,7 +35,7 @@ def test_the_guides_distribution_is_an_independent_normal():
 def way(request, monkeypatch):
     """How arithmetic runs: a context."""
     if request.param != "C":
-        monkeypatch.setattr(arithmetic_module, "library", lambda source: None)
+        monkeypatch.setattr(arithmetic_module, "library", lambda *of: None)
     if request.param == "blocks":
         monkeypatch.setattr(arithmetic_module, "_BLOCK", 20)
     return compiled_arithmetic if request.param == "compiled" else nullcontext
@@ -69,7 +69,8 @@ def test_the_scale_and_its_inverse_keep_their_digits(way):
         back.copy_(inverse_scale(scale))
 
     with way():
-        arithmetic(both)(found := torch.empty_like(u), back := torch.empty_like(u), u, scale.float())
+        operation = Operation(both, None, tensors=4)
+        operation(found := torch.empty_like(u), back := torch.empty_like(u), u, scale.float())
     torch.testing.assert_close(found.double(), scale, rtol=1e-6, atol=0)
     torch.testing.assert_close(F.softplus(back.double()) + SMALLEST_SCALE, scale, rtol=3e-6, atol=0)
 

@@ -58,7 +58,7 @@ def test_checkpoints_inside_an_epoch_come_by_the_clock_but_never_cost_more_than_
         return False
 
     monkeypatch.setattr(checkpoint, "save", save)
-    monkeypatch.setattr("ppl_bnn.inference.svi.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ppl_bnn.inference.saving.time.monotonic", lambda: now[0])
     changes = settings(epochs=1, batch_size=1, checkpoint_minutes=9.5 / 60, should_stop=a_second_a_step)
     fit(*small(), X, Y, **changes, folder=tmp_path / "quick")
     assert written == [0, 10, 20, 30, 40, 50]

@@ -12,10 +12,10 @@ from small_training import state, timeless
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit
+from ppl_bnn.data.examples import batches
 from ppl_bnn.distributed import shard
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.inference import checkpoint, data_parallel
-from ppl_bnn.inference.svi import _batches
 
 X = torch.rand(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] > X[:, 1]).long()
@@ -44,10 +44,8 @@ def assert_same(states, tolerance=0.0):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize(("n", "batch"), [(50, 8), (7, 4), (64, 1), (11, 3)])
 def test_an_epoch_visits_each_example_once_in_one_ranks_order(size, n, batch):
-    arguments = {"epoch": 2, "seed": 5, "skip": 0, "device": torch.device("cpu")}
-    batches = list(_batches(n, batch * size, **arguments))
     seen = Counter()
-    for rows in batches:
+    for rows in batches(n, batch * size, epoch=2, seed=5):
         parts = [shard(rows, rank, size) for rank in range(size)]
         assert torch.equal(torch.cat([part for part, weight in parts if weight]), rows)
         seen.update(int(row) for part, weight in parts if weight for row in part)

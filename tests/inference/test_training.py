@@ -181,7 +181,7 @@ def test_a_parameter_that_is_not_finite_is_named():
         ({"batch_size": 0}, "batch_size"),
         ({"lr": -1.0}, "lr must be positive"),
         ({"clip_norm": 0.0}, "clip_norm"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, rmsprop, ivon; got 'sgd'"),
         ({"estimator": "reinforce"}, "estimator must be one of plain"),
         ({"lr_schedule": "step"}, "lr_schedule"),
         ({"lr_warmup": 1.0}, "lr_warmup"),

@@ -8,7 +8,6 @@ from small_posteriors import Branches, Residual, X, Y, by_pyro, convolutional, d
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, prune
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.prediction import draws
-from ppl_bnn.prediction.compact.fastest import choose_layers
 from ppl_bnn.prediction.draws import coherent
 from ppl_bnn.prediction.plain import plain
 from ppl_bnn.prediction.predictive import draw_logits
@@ -29,24 +28,17 @@ def test_a_coherent_draw_is_the_guides_function(make):
 
 
 @pytest.mark.parametrize("make", [lambda: (*dense(bayesian_bias=True), X), convolutional])
-def test_a_pruned_guides_draws_are_the_same_in_its_compact_network(make, monkeypatch):
+def test_a_pruned_guides_draws_are_the_same_in_its_compact_network(make):
     net, guide, x = make()
-    pruned = prune(guide, fraction=0.7).guide
-    tried = []
-    monkeypatch.setattr(draws, "choose_layers", lambda small, x: tried.append(choose_layers(small, x)))
-    monkeypatch.setattr(draws, "_WAIT", 0.0)
-    blocks = coherent(net, pruned, x, seed=4, batch_size=4)
+    pruned, network = prune(guide, fraction=0.7).guide, plain(net)
+    small = draws.compact_network(network, pruned, x, 4, "yes")
+    blocks = coherent(net, pruned, x, seed=4, batch_size=4, network=network, small=small)
     for index, expected in enumerate(by_pyro(net, pruned, x, 4, seed=4)):
         torch.testing.assert_close(blocks.logits(index, 1.0)[0], expected, rtol=1e-4, atol=1e-5)
-        assert len(tried) == 1
-    network = plain(net)
-    by_compact = draws.compact_passes(network, pruned, draws.laid_out(network, x), 4)
-    mirrored = draws.placed(network, pruned, pruned.sites)
+    mirrored = coherent(net, pruned, x, seed=4, batch_size=4)
     for index in range(2):
-        mirrored((site, -noise) for site, noise in pruned.noise(index, seed=4))
-        torch.testing.assert_close(by_compact(), blocks.logits(index, -1.0)[0], rtol=1e-4, atol=1e-5)
-    coherent(net, guide, x).logits(0, 1.0)
-    assert len(tried) == 2
+        torch.testing.assert_close(mirrored.logits(index, -1.0), blocks.logits(index, -1.0), rtol=1e-4, atol=1e-5)
+    assert draws.compact_network(network, guide, x, 4, "auto") is None
 
 
 @pytest.mark.parametrize("sampling", ["independent", "antithetic"])

@@ -10,7 +10,7 @@ from torch import nn
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
 from ppl_bnn.prediction.layerwise import layerwise
 from ppl_bnn.prediction.plain import plain
-from ppl_bnn.prediction.predictive import cheapest, draw_logits, prepared_network
+from ppl_bnn.prediction.predictive import Prepared, cheapest, draw_logits, prepared_network
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_method_is_chosen_by_random_numbers():
     assert [cheapest(plain(net), guide, X[:count]) for count in (1, 5, 6)] == ["layerwise", "layerwise", "draws"]
     net = bayesian(Branches())
     guide = MeanFieldNormal(Classifier(net, 30), X[:1], Y[:1])
-    assert prepared_network(net, guide, X[:1], "auto", "independent", None) == (None, "draws")
+    assert prepared_network(net, guide, X[:1], "auto", "independent", None) == Prepared(None, "draws")
     with pytest.raises(ValueError, match=r"layerwise needs a traced network.*use the method draws"):
         predict(net, guide, X, Y, method="layerwise", progress=False)
     net = bayesian(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))

@@ -28,7 +28,7 @@ def test_a_predictor_answers_as_predict_does(sampling, count):
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_predictor_of_a_pruned_posterior_draws_from_its_compact_network(sparse, monkeypatch):
-    monkeypatch.setattr("ppl_bnn.prediction.compact.layerwise.faster", lambda one, other: sparse)
+    monkeypatch.setattr("ppl_bnn.prediction.compact.layerwise.sparse_pays", lambda *run: sparse)
     net, guide = dense()
     pruned = prune(guide, fraction=0.7).guide
     draws = 20_000

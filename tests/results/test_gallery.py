@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_bnn import Images
+from ppl_bnn import Images, to_inference_data
 from ppl_bnn.errors import FileError
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import idata as inference_data
@@ -46,7 +46,7 @@ def predictive_file(path, seed=0, scale=1.5, draws=60):
     )  # fmt: skip
     pixels = torch.randint(0, 256, (30, 1, 12, 12), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
     images = Images(pixels, labels, CLASSES, "things", "test")
-    netcdf.save(inference_data.to_inference_data(found, images, attrs={"run": f"run{seed}"}), path)
+    netcdf.save(to_inference_data(found, images, attrs={"run": f"run{seed}"}), path)
     return found
 
 

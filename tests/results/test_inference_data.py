@@ -1,16 +1,19 @@
 """The result files: their schema, what ArviZ does with them, and what happens to damaged ones."""
 
+import importlib.metadata
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import arviz as az
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
-from ppl_bnn import Classifier, MeanFieldNormal, build, kl_by_site, predict, sweep
+from ppl_bnn import Classifier, MeanFieldNormal, build, kl_by_site, predict, sweep, to_inference_data
 from ppl_bnn.data import Images
 from ppl_bnn.errors import FileError
 from ppl_bnn.results import idata as inference_data
@@ -18,7 +21,9 @@ from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.predictive import draw_figures
 from ppl_bnn.results.pruning import sweep_to_inference_data
 
+pytestmark = pytest.mark.any_python
 mpl.use("Agg")
+ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 HISTORY = [
     {"epoch": e, "loss": 2.0 / e, "nll": 1.5 / e, "kl": 0.5 / e, "kl_weight": 1.0, "accuracy": 0.5, "seconds": 2.0}
     for e in (1, 2, 3)
@@ -38,7 +43,7 @@ def results(tmp_path_factory):
     guide = MeanFieldNormal(model, x[:1], y[:1])
     predictive = predict(net, guide, x, y, num_samples=12, progress=False)
     kl = kl_by_site(model, guide, x[:1], y[:1])
-    idata = inference_data.to_inference_data(
+    idata = to_inference_data(
         predictive, images, guide=guide, kl=kl, history=HISTORY, attrs={"inputs": {"checkpoint": 3}}
     )
     netcdf.save(idata, folder / "predictive.nc")
@@ -52,7 +57,9 @@ def results(tmp_path_factory):
 def test_arviz_opens_every_group(results):
     folder, predictive, images, _ = results
     idata = az.from_netcdf(str(folder / "predictive.nc"))
-    assert set(idata.groups()) == {
+    assert isinstance(idata, xr.DataTree if ARVIZ_1 else az.InferenceData)
+    assert isinstance(inference_data.load(folder / "predictive.nc"), type(idata))
+    assert set(netcdf.groups_of(idata)) == {
         "posterior_predictive",
         "log_likelihood",
         "sample_stats",
@@ -78,6 +85,7 @@ def test_arviz_opens_every_group(results):
 
 # ArviZ 0.23 calls matplotlib 3.11 in a way that is to go in 3.13.
 @pytest.mark.filterwarnings("ignore::matplotlib.MatplotlibDeprecationWarning")
+@pytest.mark.skipif(ARVIZ_1, reason="ArviZ 1.x is installed: the next test is of its functions")
 def test_arvizs_functions_run(results):
     folder, *_ = results
     idata = az.from_netcdf(str(folder / "predictive.nc"))
@@ -89,6 +97,46 @@ def test_arvizs_functions_run(results):
     summary = az.summary(idata.posterior_predictive[["probs"]].sel(obs_id=[0, 1]), kind="stats")
     assert len(summary) == 20
     assert {"mean", "sd"} <= set(az.summary(idata.sample_stats, kind="stats").columns)
+
+
+@pytest.mark.skipif(not ARVIZ_1, reason="ArviZ 0.x is installed: the test before is of its functions")
+def test_arviz_1s_functions_run(results):
+    folder, *_ = results
+    tree = az.from_netcdf(folder / "predictive.nc")
+    interval = az.hdi(tree, group="posterior_predictive", var_names=["probs"])["probs"]
+    assert interval.sizes["ci_bound"] == 2
+    one = tree["posterior_predictive"]["probs"].sel(obs_id=0, **{"class": "3"}).drop_vars(["obs_id", "class"])
+    az.plot_dist(az.from_dict({"posterior": {"softmax": one.values}}), kind="kde")
+    az.plot_ppc_dist(tree, var_names=["y"], num_samples=5, kind="ecdf")
+    coords = {"obs_id": [0, 1]}
+    summary = az.summary(tree, var_names=["probs"], group="posterior_predictive", coords=coords, kind="stats")
+    assert len(summary) == 20
+    assert {"mean", "sd"} <= set(az.summary(tree, group="sample_stats", kind="stats").columns)
+
+
+@pytest.mark.parametrize(
+    ("installed", "in_groups"),
+    [("0.22.0", True), ("0.23.4", True), ("1.0.0rc1", False), ("1.3.0", False), ("10.0", False)],
+)
+def test_the_version_decides_what_holds_the_groups(monkeypatch, installed, in_groups):
+    """By the names it has, ArviZ 1.x cannot be told from 0.x."""
+    made = []
+    fake = SimpleNamespace(InferenceData=lambda **given: made.append(given), kde=None)
+    monkeypatch.setattr(importlib.metadata, "version", {"arviz": installed}.__getitem__)
+    monkeypatch.setattr(inference_data, "_arviz", lambda: fake)
+    tree = inference_data.assemble({"observed_data": xr.Dataset({"y": ("obs_id", [1, 2])})}, {"title": "digits"})
+    if in_groups:
+        assert tree is None
+        assert list(made[0]) == ["observed_data", "attrs", "warn_on_custom_groups"]
+    else:
+        assert not made
+        assert tree["observed_data"]["y"].values.tolist() == [1, 2]
+        assert tree.attrs == {"title": "digits"}
+
+
+def test_importing_the_package_and_the_command_line_imports_no_arviz():
+    code = "import sys, ppl_bnn, ppl_bnn.run; assert not [m for m in sys.modules if m.split('_')[0] == 'arviz']"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_sampled_labels_follow_the_probabilities(results):
@@ -108,7 +156,7 @@ def test_sampled_labels_follow_the_probabilities(results):
         }
     )
     some = Images(images.pixels[:1].expand(400, -1, -1, -1), many.labels, ("a", "b", "c"), "x", "test")
-    y = inference_data.to_inference_data(many, some)["posterior_predictive"]["y"].values.ravel()
+    y = to_inference_data(many, some)["posterior_predictive"]["y"].values.ravel()
     share = np.bincount(y, minlength=3) / y.size
     expected = np.array([0.1, 0.2, 0.7])
     assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / y.size)).all()
@@ -159,7 +207,7 @@ def test_figures_say_which_data_they_show(results):
 
 def test_without_a_guide_there_is_less_to_draw(results, tmp_path):
     _, predictive, images, _ = results
-    netcdf.save(inference_data.to_inference_data(predictive, images), tmp_path / "predictive.nc")
+    netcdf.save(to_inference_data(predictive, images), tmp_path / "predictive.nc")
     names = {path.stem for path in draw_figures(tmp_path / "predictive.nc", None, tmp_path)}
     assert names == {"reliability", "certainty"}
 
@@ -186,7 +234,7 @@ def test_a_full_disk_leaves_the_earlier_file(results, tmp_path):
     """A limit on file size is what a full disk is to the writer."""
     _, predictive, images, _ = results
     path = tmp_path / "p.nc"
-    idata = inference_data.to_inference_data(predictive, images)
+    idata = to_inference_data(predictive, images)
     netcdf.save(idata, path)
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -203,7 +251,7 @@ def test_a_full_disk_leaves_the_earlier_file(results, tmp_path):
 def test_images_must_match(results):
     _, predictive, images, _ = results
     with pytest.raises(ValueError, match="is of 40 images, got 7"):
-        inference_data.to_inference_data(predictive, images.first(7))
+        to_inference_data(predictive, images.first(7))
 
 
 def test_one_group_is_read_alone(results, tmp_path):

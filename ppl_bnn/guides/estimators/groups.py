@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators.base import KnowsPosteriors
 from ppl_bnn.guides.estimators.flipout import signs
-from ppl_bnn.native.arithmetic import arithmetic
+from ppl_bnn.native.arithmetic import OPERATIONS
 
 
 class GroupedFlips(KnowsPosteriors):
@@ -61,37 +61,16 @@ class _Flipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, loc: Tensor, *flips: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*flips)
-        found = tuple(torch.empty_like(weight) for _ in range(1 + 2 * len(flips)))
-        arithmetic(_flipped)(*found, weight, loc, *flips)
-        return found
+        opposite, *pairs = (torch.empty_like(weight) for _ in range(1 + 2 * len(flips)))
+        OPERATIONS["flipped"](opposite, weight, loc, pairs[::2], pairs[1::2], flips)
+        return opposite, *pairs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, to_opposite: Tensor, *to_pairs: Tensor) -> tuple[Tensor | None, ...]:
         flips = ctx.saved_tensors
-        to_weight, to_loc = torch.empty_like(gradients[0]), torch.empty_like(gradients[0])
-        arithmetic(_flipped_gradients)(to_weight, to_loc, *gradients, *flips)
+        to_weight, to_loc = torch.empty_like(to_opposite), torch.empty_like(to_opposite)
+        OPERATIONS["flipped_gradients"](to_weight, to_loc, to_opposite, to_pairs[::2], to_pairs[1::2], flips)
         return to_weight, to_loc, *[None] * len(flips)
-
-
-def _flipped(opposite: Tensor, *rest: Tensor) -> None:
-    pairs = (len(rest) - 2) // 3
-    weight, loc, *flips = rest[2 * pairs :]
-    noise = weight - loc
-    torch.sub(loc, noise, out=opposite)
-    for plus, minus, flip in zip(rest[: 2 * pairs : 2], rest[1 : 2 * pairs : 2], flips, strict=True):
-        flipped = noise * flip
-        torch.add(loc, flipped, out=plus)
-        torch.sub(loc, flipped, out=minus)
-
-
-def _flipped_gradients(to_weight: Tensor, to_loc: Tensor, to_opposite: Tensor, *rest: Tensor) -> None:
-    pairs = len(rest) // 3
-    torch.neg(to_opposite, out=to_weight)
-    to_loc.copy_(to_opposite)
-    for plus, minus, flip in zip(rest[: 2 * pairs : 2], rest[1 : 2 * pairs : 2], rest[2 * pairs :], strict=True):
-        to_weight.addcmul_(plus - minus, flip)
-        to_loc.add_(plus).add_(minus)
-    to_loc.sub_(to_weight)
 
 
 def _outer_signs(weight: Tensor) -> Tensor:

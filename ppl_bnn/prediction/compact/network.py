@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized
 from ppl_bnn.native.normals import draw_seed, normals
 from ppl_bnn.prediction.compact.units import Entries, remaining
 from ppl_bnn.prediction.plain import PlainNetwork
@@ -99,7 +99,7 @@ class CompactNetwork:
 
 
 @torch.no_grad()
-def compact(plain: PlainNetwork, guide: MeanFieldNormal) -> CompactNetwork:
+def compact(plain: PlainNetwork, guide: Factorized) -> CompactNetwork:
     """Remove what a pruned posterior does not need, so that shapes shrink and every draw's outputs stay the same.
 
     A unit or filter whose incoming weights are all pruned is the constant relu(bias), which goes into the next layer's

@@ -139,7 +139,7 @@ def sparse_layer(
 ) -> SparseLinear | SparseConv2d | None:
     """The sparse counterpart of a compact layer, or None: another kind, device, stride or dtype, or no C compiler."""
     weight = layer.weight
-    if not weight.is_cpu or weight.dtype != torch.float32 or library(_SOURCE) is None:
+    if not weight.is_cpu or weight.dtype != torch.float32 or _native() is None:
         return None
     if isinstance(layer, nn.Linear):
         return SparseLinear((layer.out_features, layer.in_features), position, values, bias)
@@ -147,6 +147,35 @@ def sparse_layer(
     if layer.stride != (1, 1) or layer.groups > 1 or layer.padding_mode != "zeros":
         return None
     return SparseConv2d(layer, position, values, bias)
+
+
+def _native() -> ctypes.CDLL | None:
+    return library(_SOURCE, _agrees)
+
+
+def _agrees() -> bool:
+    """Whether the products of a small layer of each kind, and draws of outputs, are those of dense ones."""
+    weight = torch.frac(torch.arange(1.0, 109.0) * 0.754877666) - 0.5
+    position, bias = (weight.abs() > 0.1).nonzero().flatten(), torch.tensor([0.3, -0.2])
+    values, dense = weight[position], weight * (weight.abs() > 0.1)
+    x = torch.frac(torch.arange(1.0, 3 * 54 + 1) * 0.569840291) - 0.5
+    linear = SparseLinear((2, 54), position, values, bias)
+    means = F.linear(x.view(3, 54), dense.view(2, 54), bias)
+    convolution = nn.Conv2d(6, 2, 3, device="meta")
+    sparse = SparseConv2d(convolution, position, values, bias)
+    images = x.repeat(8).view(4, 6, 6, 9)
+    deviations = F.linear(x.view(3, 54).square(), dense.view(2, 54).square(), bias.square()).sqrt()
+    variances = SparseLinear((2, 54), position, values.square(), bias.square())
+    noise = draws_noise(2, 5, 1, x)
+    draws = sparse_draws([(linear, variances)], [False])
+    by_draw = noise.transpose(1, 2).flatten(0, 1)[:5, None]
+    pairs = (
+        (linear(x.view(3, 54)), means),
+        (sparse(images), F.conv2d(images, dense.view(2, 6, 3, 3), bias)),
+        (draws(x.view(3, 54), noise, 5), means + deviations * by_draw),
+        (draws(x.view(3, 54), 1, 5), means + deviations * by_draw),
+    )
+    return all(torch.allclose(found, expected, rtol=1e-4, atol=1e-5) for found, expected in pairs)
 
 
 def _blocks(row: Tensor, column: Tensor, shape: Sequence[int], floats: int) -> tuple[int, Tensor]:
@@ -171,5 +200,5 @@ def _call(name: str, *arguments: object) -> None:
             return ctypes.c_void_p(argument.data_ptr())
         return ctypes.c_long(argument) if isinstance(argument, int) else argument
 
-    if getattr(library(_SOURCE), name)(ctypes.c_long(torch.get_num_threads()), *map(given, arguments)):
+    if getattr(_native(), name)(ctypes.c_long(torch.get_num_threads()), *map(given, arguments)):
         raise MemoryError("no memory for a sparse layer's work space")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import Factorized, Posterior
 from ppl_bnn.prediction.plain import PlainNetwork
 
 # What a constant passes through as it is.
@@ -42,7 +42,7 @@ class _Link:
     relu: bool
 
 
-def remaining(plain: PlainNetwork, guide: MeanFieldNormal) -> tuple[dict[str, Entries], Tensor | None]:
+def remaining(plain: PlainNetwork, guide: Factorized) -> tuple[dict[str, Entries], Tensor | None]:
     """The entries left in each layer of random weights, {path: Entries}, and the pixels left, if some can go."""
     layers = _random_layers(plain, guide)
     links, pixels_into = _links(plain.net, layers)
@@ -51,7 +51,8 @@ def remaining(plain: PlainNetwork, guide: MeanFieldNormal) -> tuple[dict[str, En
     factor: dict[str, Tensor] = {}  # [units]: that constant
     constant: dict[str, tuple[Tensor, Tensor]] = {}  # [out] each: is it constant, and what
     for path, module in layers.items():
-        kept = (guide.loc_scale(f"{path}.weight")[1] > 0).flatten(2 if module.weight.dim() > 2 else 1)
+        loc, scale = guide.loc_scale(f"{path}.weight")
+        kept = ((scale > 0) | (loc != 0)).flatten(2 if module.weight.dim() > 2 else 1)
         units = layers[links[path].before].weight.shape[0] if path in links else module.weight.shape[1]
         matrix[path] = kept.reshape(len(kept), units, -1)
         shift[path] = torch.zeros_like(matrix[path])
@@ -102,9 +103,7 @@ def _entries(
     )
 
 
-def _bias(
-    plain: PlainNetwork, guide: MeanFieldNormal, path: str, module: nn.Linear | nn.Conv2d
-) -> tuple[Tensor, Tensor]:
+def _bias(plain: PlainNetwork, guide: Factorized, path: str, module: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
     # Which biases are random, and the value of the others.
     if f"{path}.bias" in guide.sites:
         loc, scale = plain.place(f"{path}.bias", *guide.loc_scale(f"{path}.bias"))
@@ -120,7 +119,7 @@ def _at_least_one(alive: Tensor) -> Tensor:
     return alive
 
 
-def _random_layers(plain: PlainNetwork, guide: MeanFieldNormal) -> dict[str, nn.Linear | nn.Conv2d]:
+def _random_layers(plain: PlainNetwork, guide: Posterior) -> dict[str, nn.Linear | nn.Conv2d]:
     layers: dict[str, nn.Linear | nn.Conv2d] = {}
     for node in plain.net.graph.nodes:
         if node.op == "call_module" and f"{node.target}.weight" in guide.sites:

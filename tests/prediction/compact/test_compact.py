@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
-from ppl_bnn.prediction.compact.fastest import choose_layers
-from ppl_bnn.prediction.compact.layerwise import layerwise
+from ppl_bnn.prediction.compact.forms import choose_layers
+from ppl_bnn.prediction.compact.layerwise import compact_draws
 from ppl_bnn.prediction.compact.network import compact
 from ppl_bnn.prediction.compact.sparse_layers import sparse_layer
 from ppl_bnn.prediction.plain import plain
@@ -164,15 +164,15 @@ def test_either_form_may_be_chosen_and_the_outputs_stay():
     small, x = compact(plain(net), guide), torch.rand(300, 784)
     small.draw(5)
     before = small.net(small.select(x))
-    chosen = choose_layers(small, small.select(x))
+    chosen = choose_layers(small, len(x))
     assert set(chosen.values()) <= {"dense", "sparse"}
     assert list(chosen) == ["1", "3"]
     torch.testing.assert_close(small.net(small.select(x)), before, rtol=1e-4, atol=1e-5)
 
 
 def forced(monkeypatch, sparse):
-    monkeypatch.setattr("ppl_bnn.prediction.compact.fastest.faster", lambda one, other: sparse)
-    monkeypatch.setattr("ppl_bnn.prediction.compact.layerwise.faster", lambda one, other: sparse)
+    monkeypatch.setattr("ppl_bnn.prediction.compact.forms.sparse_pays", lambda *run: sparse)
+    monkeypatch.setattr("ppl_bnn.prediction.compact.layerwise.sparse_pays", lambda *run: sparse)
 
 
 @pytest.mark.parametrize("architecture", [dense, convolutional])
@@ -186,7 +186,7 @@ def test_chains_of_sparse_layers_compute_what_the_dense_ones_do(architecture, mo
         expected, small = compact(plain(net), guide), compact(plain(net), guide)
         x = small.select(torch.rand(int(draws.choice([1, 7, 33, 150])), *shape))
         forced(monkeypatch, True)
-        assert "sparse" in choose_layers(small, x).values()
+        assert "sparse" in choose_layers(small, len(x)).values()
         chained += len(small.net.graph.nodes) < len(expected.net.graph.nodes)
         for index in range(2):
             small.draw(index)
@@ -200,7 +200,7 @@ def test_blocks_of_columns_add_up(monkeypatch):
     guide = prune(guided(net, (900,)), fraction=0.3).guide
     small, expected, x = compact(plain(net), guide), compact(plain(net), guide), torch.randn(70, 900)
     forced(monkeypatch, True)
-    choose_layers(small, small.select(x))
+    choose_layers(small, len(x))
     assert small.net.get_submodule("1").blocks > 2
     torch.testing.assert_close(small.net(small.select(x)), expected.net(expected.select(x)), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"need float32 on a CPU, got torch\.float64"):
@@ -217,7 +217,7 @@ def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkey
         found = []
         for sparse in (True, False):
             forced(monkeypatch, sparse)
-            function = layerwise(small, x)
+            function = compact_draws(small, len(x))
             found.append(function(x, 37, seed=seed))
             # Noise that is kept is the noise that is made on the way.
             assert torch.equal(found[-1], function.logits(x, function.noise(37, seed), 37))
@@ -225,14 +225,14 @@ def test_layerwise_computes_the_same_from_the_same_noise_dense_and_sparse(monkey
 
 
 def test_without_a_compiler_layers_stay_dense(monkeypatch):
-    for module in ("normals", "pruning.sparse_layers"):
-        monkeypatch.setattr(f"ppl_bnn.{module}.library", lambda source: None)
+    for module in ("native.normals", "prediction.compact.sparse_layers"):
+        monkeypatch.setattr(f"ppl_bnn.{module}.library", lambda *of: None)
     forced(monkeypatch, True)
     net = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)))
     small, x = compact(plain(net), prune(guided(net, (9,)), fraction=0.5).guide), torch.rand(5, 9)
     small.draw(0)
-    assert set(choose_layers(small, small.select(x)).values()) == {"dense"}
-    assert layerwise(small, small.select(x))(small.select(x), 6).shape == (6, 5, 3)
+    assert set(choose_layers(small, len(x)).values()) == {"dense"}
+    assert compact_draws(small, len(x))(small.select(x), 6).shape == (6, 5, 3)
 
 
 def test_layerwise_draws_have_the_distribution_of_weight_draws():
@@ -244,7 +244,7 @@ def test_layerwise_draws_have_the_distribution_of_weight_draws():
     small = compact(plain(net), guide.pruned(keep))
     assert len(small.layers[1].entries.shift_row) > 0
     x, draws = torch.rand(3, 6), 20_000
-    function = layerwise(small, small.select(x))
+    function = compact_draws(small, len(x))
     found = function(small.select(x), draws, seed=1)
     assert found.shape == (draws, 3, 2)
     expected = []
@@ -263,4 +263,4 @@ def test_layerwise_refuses_convolutions():
     net = bayesian(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 2)))
     small = compact(plain(net), guided(net, (1, 8, 8)))
     with pytest.raises(ValueError, match="Linear layers and ReLU alone, the network has 0"):
-        layerwise(small, torch.rand(2, 1, 8, 8))
+        compact_draws(small, 2)

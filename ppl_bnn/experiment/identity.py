@@ -1,0 +1,37 @@
+"""Which data a result is of: a title, a split, a count and, for a file of the user's own, a checksum."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from ppl_bnn.data import Images
+
+# Version 0.1.0 wrote a sentence: "10000 test images of MNIST", "8 images of CIFAR-10 (JPEG) (CRC-32 0123abcd)".
+_SENTENCE = re.compile(r"(\d+) (?:(\w+) )?images of (.+?)(?: \(CRC-32 ([0-9a-f]{8})\))?")
+
+Identity = dict[str, Any]
+
+
+def identity(images: Images, *, checksum: bool) -> Identity:
+    """Title, split and count of `images`; with `checksum`, where the title does not tell, the CRC-32 of all values."""
+    crc32 = 0
+    for values in (images.pixels, images.labels) if checksum else ():
+        crc32 = zlib.crc32(memoryview(values.numpy().reshape(-1)), crc32)  # type: ignore[arg-type]
+    return {
+        "title": images.title,
+        "split": images.split,
+        "count": len(images),
+        "checksum": f"{crc32:08x}" if checksum else None,
+    }
+
+
+def read_identity(saved: str | Mapping[str, Any]) -> Identity:
+    """An identity as it was saved, by this version or by version 0.1.0; a sentence without a split was of training."""
+    if not isinstance(saved, str):
+        return dict(saved)
+    match = _SENTENCE.fullmatch(saved)
+    if match is None:
+        return {"title": saved}
+    count, split, title, checksum = match.groups()
+    return {"title": title, "split": split or "train", "count": int(count), "checksum": checksum}
