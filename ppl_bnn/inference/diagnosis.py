@@ -83,7 +83,7 @@ def verdict(layers: Sequence[LayerPosterior]) -> str:
 
 
 def render(layers: Sequence[LayerPosterior]) -> str:
-    """Return the table as text, with the verdict below it."""
+    """The table as text, the verdict under it."""
     header = (
         "site", "weights", "scale", "at start", "moved by", "KL a weight", "at start", "SNR 5%", "50%", "95%",
         "at prior", "nearly det.",

@@ -49,7 +49,7 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
 
 
 def render(rows: list[Row]) -> str:
-    """Return the table as text, with total, trainable and non-trainable counts below it."""
+    """The table as text, with total, trainable and non-trainable counts under it."""
     header = ("Layer", "Type", "Output shape", "Parameters", "Multiply-adds")
     cells = [
         (row.layer, row.kind, " x ".join(map(str, row.output_shape)),

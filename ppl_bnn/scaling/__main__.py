@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments[:at])
         failed = _study(options, arguments[at + 1 :])
     except KeyboardInterrupt:
-        log.error("stopped; run the same command again to resume")
+        log.error("stopped; run the same command again to go on")
         return 75
     except (UserError, ArgumentError) as error:
         log.error("error: %s", " ".join(str(error).split()))
         return 2
     except OSError as error:
-        log.error("error: %s: %s; finished points are unharmed", error.filename or "", error.strerror or error)
+        log.error("error: %s: %s; points that are done are unharmed", error.filename or "", error.strerror or error)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -154,7 +154,7 @@ def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Help with the line breaks of the description, and jsonargparse's types and defaults."""
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
 
 
 def _parser() -> ArgumentParser:
