@@ -46,7 +46,7 @@ def test_the_name_of_a_python_function_decides_nothing(monkeypatch):
 
 def test_arguments_that_are_not_those_of_the_table_do_not_reach_the_c_code():
     x = [torch.ones(5) for _ in range(9)]
-    with pytest.raises(TypeError, match="draw takes 4 tensors, .* in this order; got Tensor, Tensor, Tensor$"):
+    with pytest.raises(TypeError, match=r"draw takes 4 tensors, .* in this order; got Tensor, Tensor, Tensor$"):
         OPERATIONS["draw"](*x[:3])
     with pytest.raises(TypeError, match="scale_gradients takes 5 tensors, 0 lists of one length and 2 scalars"):
         OPERATIONS["scale_gradients"](*x[:5], torch.tensor(1.0))
@@ -56,7 +56,7 @@ def test_arguments_that_are_not_those_of_the_table_do_not_reach_the_c_code():
         OPERATIONS["flipped"](*x[:3], x[3:5], x[5:7], x[7:8])
     with pytest.raises(RuntimeError, match="expanded size"):
         OPERATIONS["draw"](x[0], x[1], torch.ones(6), x[2])
-    with pytest.raises((RuntimeError, ValueError), match="[Ss]calar"):
+    with pytest.raises((RuntimeError, ValueError), match=r"[Ss]calar"):
         OPERATIONS["scale_gradients"](*x[:5], torch.ones(5), torch.tensor(1.0))
 
 
