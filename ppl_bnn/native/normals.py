@@ -38,4 +38,4 @@ def normals(seed: int, count: int, like: Tensor) -> Tensor:
 
 def draw_seed(seed: int, index: int) -> int:
     """The generator seed of draw `index`: well mixed, so that neighbouring seeds and indices are unrelated."""
-    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0] >> 1)
+    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0]) >> 1
