@@ -1,16 +1,31 @@
-# make run: MNIST end to end.  make test: the whole proof.  Each installs what it needs, also on a bare machine.
+# make run: MNIST end to end.  make test: the tests but for the slow ones, which make test-slow runs.
+# make test-newest: what meets ArviZ, result files and the command line, on the newest Python of this machine.
+# Each installs what it needs, also on a bare machine.
 # make horovod: Horovod built for the torch that is installed, for training on several ranks; make test uses it after.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs horovod clean
+.PHONY: run test test-slow test-newest test-any-python lint docs horovod clean
 
 run: $(VENV)/installed data/mnist/t10k-labels-idx1-ubyte
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
 
-test: $(VENV)/installed-test data/mnist/t10k-labels-idx1-ubyte data/fashion-mnist/t10k-labels-idx1-ubyte
-	$(BIN)/python -m pytest --numprocesses 2
+DIGITS := data/mnist/t10k-labels-idx1-ubyte data/fashion-mnist/t10k-labels-idx1-ubyte
+
+test: $(VENV)/installed-test $(DIGITS)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
+
+# pytest ends with 5 where no test is marked slow.
+test-slow: $(VENV)/installed-test $(DIGITS)
+	$(BIN)/python -m pytest --numprocesses 2 -m slow || test $$? -eq 5
+
+test-newest:
+	@if python=$$(tools/newest_python); then $(MAKE) VENV=.venv-newest PYTHON=$$python test-any-python; \
+	else echo 'no CPython 3.12 or newer on PATH or under pyenv: the tests on the newest Python are left out'; fi
+
+test-any-python: $(VENV)/installed-test $(DIGITS)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'any_python and not slow'
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -40,4 +55,4 @@ horovod: $(VENV)/installed
 	$(BIN)/python tools/build_horovod.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-newest

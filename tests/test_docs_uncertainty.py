@@ -30,7 +30,7 @@ assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "obs_id")
 assert tree["uncertainty"]["interval"].dims == ("obs_id", "class", "quantile")
 assert set(tree.children) == {
     "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data", "uncertainty",
-    "layers", "training",
+    "layers", "monte_carlo", "training",
 }
 """
 

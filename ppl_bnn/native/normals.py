@@ -44,4 +44,4 @@ def _agrees() -> bool:
 
 def draw_seed(seed: int, index: int) -> int:
     """The generator seed of draw `index`: well mixed, so that neighbouring seeds and indices are unrelated."""
-    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0] >> 1)
+    return int(SeedSequence([seed, index]).generate_state(1, "uint64")[0]) >> 1

@@ -18,6 +18,8 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 
+pytestmark = pytest.mark.any_python
+
 
 def test_varied_settings_are_combined_and_read_as_yaml():
     assert vary(["train.seed=0,1", "predict.checkpoint=last,step-00000006"]) == [

@@ -17,6 +17,7 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
+pytestmark = pytest.mark.any_python
 ROOT = Path(__file__).parents[2]
 
 

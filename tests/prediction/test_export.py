@@ -14,6 +14,7 @@ from ppl_bnn.prediction.onnx import export
 from ppl_bnn.prediction.predictive import draw_logits
 from ppl_bnn.run import main as run
 
+pytestmark = pytest.mark.any_python
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]

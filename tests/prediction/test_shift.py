@@ -20,6 +20,7 @@ from ppl_bnn.results.figures.shift import draw_shift_figures
 from ppl_bnn.results.shift import shift_to_inference_data
 from ppl_bnn.run import main
 
+pytestmark = pytest.mark.any_python
 SEVERITIES = {"rotation": [90.0], "noise": [0.5], "blur": [1.0, 2.0]}
 
 

@@ -11,6 +11,8 @@ from ppl_bnn.errors import FileError
 from ppl_bnn.pruning.storage import load_pruned, save_pruned
 from ppl_bnn.safe_tensors import read_verified
 
+pytestmark = pytest.mark.any_python
+
 
 def small(hidden=40):
     net = bayesian(nn.Sequential(nn.Linear(60, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 3)))

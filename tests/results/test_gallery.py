@@ -23,6 +23,7 @@ from ppl_bnn.results.figures.densities import (
 from ppl_bnn.results.figures.gallery import _ridge, write_gallery
 from ppl_bnn.results.figures.predictive import draw_figures
 
+pytestmark = pytest.mark.any_python
 CLASSES = ("cat & dog", "<b>bird</b>", "frog", "never seen")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 

@@ -9,6 +9,8 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, sweep, sweep_to_infer
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.pruning import changing_answers, draw_pruning, pruning_curves
 
+pytestmark = pytest.mark.any_python
+
 
 def swept(images, seed=0):
     torch.manual_seed(seed)
