@@ -1,4 +1,7 @@
-"""Training on several processes: who the ranks are, what they say to each other, and their gradients."""
+"""Training on several processes: who the ranks are, what they say to each other, and their gradients.
+
+May import: the ground.
+"""
 
 from ppl_bnn.distributed.buckets import COMPRESSIONS, GradientBuckets, check_buckets
 from ppl_bnn.distributed.communicator import Alone, Calls, Communicator, RankLost, shard
