@@ -3,6 +3,9 @@
 Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`), a *guide* (`MeanFieldNormal`), an
 *estimator* (how a training step uses the random weights), *draws* (`predict`), and *InferenceData*
 (`to_inference_data`).
+
+Each folder is a room, whose docstring says what it may import. The modules beside the rooms are commands and the
+ground: errors, files, metrics and the like, which every room may import.
 """
 
 from importlib import import_module

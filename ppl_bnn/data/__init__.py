@@ -1,6 +1,6 @@
 """Labelled examples in batches: the named data sets and how their images are augmented.
 
-May import: native, registry, errors, files.
+May import: native, the ground.
 """
 
 from ppl_bnn.data.examples import Examples, TensorExamples

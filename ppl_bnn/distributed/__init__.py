@@ -1,6 +1,6 @@
 """The ranks of a training: who they are, what they send each other, and how their gradients are averaged.
 
-May import: errors.
+May import: the ground.
 """
 
 from ppl_bnn.distributed.buckets import GradientBuckets

@@ -1,4 +1,4 @@
 """A run folder: its settings, their checks, the stages, the report, and many runs at once.
 
-May import: all rooms but scaling.
+May import: results, pruning, inference, prediction, data, guides, models, distributed, native, the ground.
 """

@@ -1,6 +1,6 @@
 """q(w): a distribution over a network's random weights that can be drawn by number, and the estimators that train it.
 
-May import: models, native, errors, files.
+May import: models, native, the ground.
 """
 
 from ppl_bnn.guides.estimators import ESTIMATORS, Flipout, GroupedFlips, LocalReparameterization

@@ -1,4 +1,7 @@
-"""Networks, their Bayesian layers and priors."""
+"""p(y, w | x): networks, their Bayesian layers, priors and the likelihood.
+
+May import: distributed, native, the ground.
+"""
 
 from ppl_bnn.models.classifier import Classifier
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, bayesian

@@ -1,4 +1,4 @@
 """Posterior + inputs -> predictive draws and their summaries.
 
-May import: guides, models, distributed, native, errors, metrics, files.
+May import: data, guides, models, distributed, native, the ground.
 """

@@ -1,6 +1,6 @@
 """Posterior -> smaller posterior, and what it costs: which weights go, and the sweep over how many.
 
-May import: prediction, inference, guides, models, errors, files, safe_tensors.
+May import: inference, prediction, data, guides, models, distributed, native, the ground.
 """
 
 from ppl_bnn.pruning.criteria import scores

@@ -1,4 +1,4 @@
 """Predictives as InferenceData, files and figures: the only room that imports ArviZ.
 
-May import: pruning, prediction, inference, data, guides, models, errors, files, metrics.
+May import: pruning, inference, prediction, data, guides, models, distributed, native, the ground.
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from idx_files import md5s, small_idx
-from jpegs import jpegs
+from jpeg_files import jpegs
 
 from ppl_bnn.data import images as data
 from ppl_bnn.data import sources as data_sources

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from jpegs import jpegs
+from jpeg_files import jpegs
 from refusals import assert_refused
 
 from ppl_bnn.export import main as export

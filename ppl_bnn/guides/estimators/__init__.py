@@ -1,7 +1,4 @@
-"""How a training step uses the random weights: Pyro handlers that answer a layer's message.
-
-May import: guides.normal, native, and what guides may.
-"""
+"""How a training step uses the random weights: Pyro handlers that answer a layer's message."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,1 @@
-"""The small, fast form of a pruned network.
-
-May import: prediction.plain, guides, models, native, errors.
-"""
+"""The small, fast form of a pruned network."""

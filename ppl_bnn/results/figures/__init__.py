@@ -1,4 +1,1 @@
-"""Figures, drawn from result files alone.
-
-May import: results and what results may.
-"""
+"""Figures, drawn from result files alone."""

@@ -1,4 +1,4 @@
-"""A small file of images as JPEGs, as `data.file` takes it."""
+"""CIFAR-10 as a file of JPEGs, made for a test."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def jpegs(count=12):
-    """The arrays of the .npz, and the images they were made of."""
+    """The arrays of an .npz of `count` images, the last 4 of them test images, and their pixels."""
     rng = np.random.default_rng(0)
     images, stream, offsets = [], b"", [0]
     for _ in range(count):
