@@ -1,4 +1,4 @@
-"""The settings of a training, each defined once: `fit`, the command line and the comparison of checkpoints read them."""
+"""The settings of a training, each defined once: `fit`, the command line and the check of checkpoints read them."""
 
 import math
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from jpeg_files import jpegs
 
 from ppl_bnn.data import images as data
 from ppl_bnn.data import sources as data_sources
@@ -166,24 +166,6 @@ def test_fashion_mnist_from_debians_files(tmp_path, monkeypatch):
     assert len(train) == 6
     assert train.classes[9] == "ankle boot"
     assert test.title == "Fashion-MNIST"
-
-
-def jpegs(count=12):
-    rng = np.random.default_rng(0)
-    images, stream, offsets = [], b"", [0]
-    for _ in range(count):
-        pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-        stream += buffer.getvalue()
-        offsets.append(len(stream))
-        images.append(pixels)
-    return {
-        "jpeg": np.frombuffer(stream, np.uint8),
-        "offsets": np.array(offsets),
-        "labels": np.arange(count, dtype=np.uint8) % 10,
-        "is_test": np.arange(count) >= count - 4,
-    }, images
 
 
 def test_cifar10_from_jpegs(tmp_path):

@@ -89,7 +89,8 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
     subprocess.run([*base, "train"], cwd=ROOT, check=True, capture_output=True)
     setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
     code = (
-        "import os, signal, sys; from ppl_bnn import predictive, run; real = predictive.drawn_blocks\n"
+        "import os, signal, sys; from ppl_bnn import run; from ppl_bnn.prediction import predictive\n"
+        "real = predictive.drawn_blocks\n"
         "def blocks(*a, **k):\n"
         "    size, logits = real(*a, **k)\n"
         "    def stopped(block, sign):\n"

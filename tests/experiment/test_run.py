@@ -113,7 +113,7 @@ def test_help_teaches_and_print_config_resolves():
 @pytest.mark.parametrize("path", sorted(ROOT.glob("runs/*/config.yaml")), ids=lambda path: path.parent.name)
 def test_every_run_that_is_shipped_is_valid(path, data_dir, tmp_path, capsys):
     import numpy as np
-    from test_data import jpegs
+    from jpeg_files import jpegs
 
     arguments = ["--stages", "summary", "--data.dir", str(data_dir)]
     if path.parent.name.startswith(("cifar10", "study-cifar10")):
