@@ -9,37 +9,28 @@ The file takes `x` [N, channels, height, width], pixels from 0 to 1 as in traini
 
 import logging
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from ppl_bnn.errors import UserError
-from ppl_bnn.experiment.setup import opened
-from ppl_bnn.prediction.onnx import export
-from ppl_bnn.pruning import prune
+from ppl_bnn.experiment.command import command_parser, guarded
 
 log = logging.getLogger("ppl_bnn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 bad command, settings or data."""
-    # The exporter under torch's tells every step of its own.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    log.setLevel(logging.INFO)
-    try:
-        _run(_parser().parse_args(arguments))
-    except (UserError, ArgumentError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 2
-    except (OSError, RuntimeError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _run(_parser().parse_args(arguments)), debug="--debug" in arguments)
 
 
 def _run(options: Namespace) -> None:
+    # Not for --help: what they bring along takes seconds to import.
+    from ppl_bnn.experiment.setup import opened
+    from ppl_bnn.prediction.onnx import export
+    from ppl_bnn.pruning import prune
+
     out = Path(options.out)
     run = opened(out, data_dir=options.data_dir)
     step = run.restored(options.checkpoint).step
@@ -57,21 +48,16 @@ def _run(options: Namespace) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m ppl_bnn.export", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
-        exit_on_error=False, allow_abbrev=False,
-    )  # fmt: skip
+    parser = command_parser("export", __doc__)
     parser.add_argument("out", type=str, help="a run's out folder, with config.yaml and checkpoints/")
     parser.add_argument("--file", type=str | None, default=None, help="what to write (default: <out>/predictive.onnx)")
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")
-    parser.add_argument("--draws", type=int, default=32, help="frozen weight draws (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--draws", type=int, default=32, help="frozen weight draws")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--each_draw", action="store_true", help="a second output, draw_probs [S, N, C]")
-    parser.add_argument(
-        "--fraction", type=float, default=0.0, help="prune this share of the weights first (default: 0)"
-    )
-    parser.add_argument("--checkpoint", type=str, default="last", help="which saved step (default: last)")
-    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer (default: 20)")
+    parser.add_argument("--fraction", type=float, default=0.0, help="prune this share of the weights first")
+    parser.add_argument("--checkpoint", type=str, default="last", help="which saved step")
+    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")
     parser.add_argument(
         "--data_dir", type=str | None, default=None, help="where the data sets are (default: the run's)"
     )

@@ -20,18 +20,17 @@ The run's config.yaml says which network, prior and data set it is; its settings
 and have to be there again.
 """
 
-import glob
 import json
 import logging
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from ppl_bnn.errors import FileError, UserError
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.command import command_parser, guarded, parse_run
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.setup import Experiment, check_out
@@ -45,28 +44,11 @@ log = logging.getLogger("ppl_bnn")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 not written, 2 bad command, file or settings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        _import(list(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, ArgumentError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 2
-    except OSError as error:
-        log.error("error: %s: %s", error.filename or "out folder", error.strerror or error)
-        return 1
-    return 0
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _import(*parse_run(_parser, arguments)), debug="--debug" in arguments)
 
 
-def _import(arguments: list[str]) -> None:
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    path = Path(parsed.run) / "config.yaml"
-    saved_config.read(path)
-    parser = _parser()
-    parser.default_config_files = [glob.escape(str(path))]
-    parsed = parser.parse_args(arguments)
-    settings = parser.instantiate(parsed)
-    config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
+def _import(parsed: Namespace, config: Config) -> None:
     check(config)
     file, out = Path(parsed.file), Path(parsed.out)
     layers = read_layers(file)
@@ -99,18 +81,9 @@ def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None
     log.info("import: %d layers with %d random weights from %s in %s", len(layers), weights, parsed.file, written)
 
 
-class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
-
-
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m ppl_bnn.import_posterior",
-        usage="python -m ppl_bnn.import_posterior FILE --run RUN --out FOLDER --layout tfp|torch [--layers A,B,...]",
-        description=__doc__,
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = command_parser(
+        "import_posterior", __doc__, usage="FILE --run RUN --out FOLDER --layout tfp|torch [--layers A,B,...]"
     )
     parser.add_argument("file", type=str, help="the posterior: .npz, .h5, .safetensors, .pt or .pth")
     parser.add_argument("--run", type=str, required=True, help="run folder whose config.yaml names the network")

@@ -11,14 +11,11 @@ checkpoint saved (run again to go on).
 """
 
 import difflib
-import glob
 import logging
 import os
 import re
 import signal
 import sys
-import traceback
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,55 +27,32 @@ if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.env
     os.environ["GOMP_SPINCOUNT"] = "3000"
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
-from ppl_bnn.errors import Diverged, FileError, Interrupted, UserError
-from ppl_bnn.experiment import saved_config, stages
+from ppl_bnn.errors import Interrupted
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.setup import Experiment, check_out
-from ppl_bnn.experiment.stage_check import check_stages
+from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
 from ppl_bnn.files import alone_in
 from ppl_bnn.native.memory import keep_freed_memory
-
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 log = logging.getLogger("ppl_bnn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
-    try:
+
+    def run() -> None:
         with _StopRequest() as stop:
-            _run(*_parse(arguments), stop)
-    except Interrupted as interruption:
-        log.warning("%s; run the same command again to go on", interruption)
-        return STOPPED
-    except KeyboardInterrupt:
-        log.error("stopped at once; run the same command again to go on from what is saved")
-        return STOPPED
-    except (UserError, ArgumentError) as error:
-        return _fail(error, BAD_INPUT, arguments)
-    except Diverged as error:
-        return _fail(error, FAILED, arguments)
-    except RankLost as error:
-        message = f"another rank is gone ({error}); run the same command again to go on from the last checkpoint"
-        return _fail(RankLost(message).with_traceback(error.__traceback__), FAILED, arguments)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}; results that were there are unharmed, run again to go on"
-        return _fail(OSError(message), FAILED, arguments)
-    except Exception as error:  # noqa: BLE001 -- the boundary: no bare traceback on the command line
-        message = f"{type(error).__name__}: {error} (an error of ppl_bnn's own; --debug shows where)"
-        # On a CPU torch says so by a RuntimeError.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            message = f"out of memory: ask for fewer draws, fewer images or smaller batches ({error})"
-        return _fail(RuntimeError(message).with_traceback(error.__traceback__), FAILED, arguments)
-    return DONE
+            _run(*parse_run(_parser, arguments), stop)
+
+    return guarded(run, debug="--debug" in arguments, explain=lambda text: text + _did_you_mean(text))
 
 
 class _StopRequest:
@@ -108,10 +82,7 @@ class _StopRequest:
 
 
 def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
-    names = _stages(parsed)
-    for name in names:
-        if name not in stages.STAGES:
-            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(stages.STAGES)}")
+    names = stage_names(parsed.stages)
     check(config)
     if parsed.elastic:
         if names := _train_elastically(names, parsed, config, stop):
@@ -123,10 +94,6 @@ def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
         _run_stages(names, parsed, config, stop, ranks)
     finally:
         ranks.shutdown()
-
-
-def _stages(parsed: Namespace) -> list[str]:
-    return [name.strip() for name in parsed.stages.split(",")]
 
 
 def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest) -> list[str]:
@@ -159,11 +126,16 @@ def _set_up(config: Config, ranks: Communicator) -> None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
-    level, format_ = (logging.INFO, "") if ranks.is_main else (logging.ERROR, f"rank {ranks.rank}: ")
-    logging.basicConfig(level=level, format=f"{format_}%(message)s", stream=sys.stderr, force=True)
+    if ranks.is_main:
+        set_log()
+    else:
+        set_log(logging.ERROR, f"rank {ranks.rank}: ")
 
 
 def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest, ranks: Communicator) -> None:
+    # ArviZ and matplotlib are for the stages alone: --help does without.
+    from ppl_bnn.experiment import stages
+
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else folder / "out"
     writes = names != ["summary"] and ranks.is_main
@@ -174,7 +146,7 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
         progress = not parsed.quiet and sys.stderr.isatty()
         run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
         # Of all the stages that the command names: elastic ranks train first, and know of the others here alone.
-        check_stages(run, _stages(parsed))
+        check_stages(run, stage_names(parsed.stages))
         # Only now: settings that cannot be run must not stand in the way of those that can.
         if writes:
             saved_config.save(config, out / "config.yaml")
@@ -187,51 +159,16 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
                 raise Interrupted(f"stopped after the {name} stage")
 
 
-class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
-
-
-def _parse(arguments: list[str]) -> tuple[Namespace, Config]:
-    parser = _parser()
-    # The run folder's config.yaml gives the defaults, so the folder has to be known first.
-    printing = [argument for argument in arguments if argument.startswith("--print_config")]
-    first = parser.parse_args([argument for argument in arguments if argument not in printing])
-    path = Path(first.run) / "config.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
-        raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
-    # Settings that were given in place of a file have no path.
-    for config in (path, *(Path(str(found)) for found in first.config or [] if found is not None)):
-        saved_config.check_sections(config)
-    parser = _parser()
-    parser.default_config_files = [glob.escape(str(path))]
-    try:
-        parsed = parser.parse_args(arguments)
-    except ArgumentError as error:
-        # The same arguments were fine without the file.
-        raise FileError(f"{path}: {error}") from None
-    settings = parser.instantiate(parsed)
-    names = list(Config.__dataclass_fields__)
-    return parsed, Config(**{name: settings[name] for name in names})
-
-
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m ppl_bnn.run",
-        usage="python -m ppl_bnn.run RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]",
-        description=__doc__,
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = command_parser("run", __doc__, usage="RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]")
     parser.add_argument(
         "run", type=str, help="run folder: its config.yaml holds the settings, the options below override it"
     )
     parser.add_argument(
         "--stages",
         type=str,
-        default="train,posterior,predict,prune,report",
-        help="which of summary, train, posterior, predict, shift, prune, report",
+        default="train,diagnose,predict,prune,report",
+        help=f"which of {', '.join(STAGES)}",
     )
     parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
     parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")
@@ -239,17 +176,8 @@ def _parser() -> ArgumentParser:
         "--elastic", action="store_true", help="go on when ranks are lost or come (an elastic horovodrun starts them)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_class_arguments(Config, help="settings")
     return parser
-
-
-def _fail(error: BaseException, code: int, arguments: Sequence[str]) -> int:
-    if "--debug" in arguments:
-        traceback.print_exception(error)
-    message = " ".join(str(error).split())
-    log.error("error: %s", message + _did_you_mean(message))
-    return code
 
 
 def _did_you_mean(message: str) -> str:

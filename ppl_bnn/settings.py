@@ -21,7 +21,7 @@ from ppl_bnn.registry import lookup
 C = TypeVar("C", bound=type)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Range:
     """The numbers that a setting may have; `rule` says which, after the word "must": "be at least 1"."""
 
@@ -40,7 +40,7 @@ class Range:
         return self.rule.removeprefix("be ").removeprefix("lie ")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class OneOf:
     """The names that a setting may have; of a registry (a mapping), an import path of the user's own too."""
 

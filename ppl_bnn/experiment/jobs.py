@@ -26,16 +26,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
 from ppl_bnn.experiment.merging import differing, merge
+from ppl_bnn.experiment.stage_check import stage_names
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 # What a training does not depend on.
 _AFTER_TRAINING = ("predict.", "pruning.")
 
@@ -46,8 +47,19 @@ Settings = Mapping[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    parser = argparse.ArgumentParser(
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _command(*_parser().parse_known_args(arguments)), debug="--debug" in arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's own, which lets unknown options through to the jobs; an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help shows the options)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="python -m ppl_bnn.jobs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,20 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only every N-th job, from the I-th (from 0)")
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time; they share the cores (default: 1)")
     parser.add_argument("--out", help="where results go (default: <run>/out)")
-    parsed, rest = parser.parse_known_args(arguments)
-    try:
-        out = Path(parsed.out or Path(parsed.run) / "out")
-        combinations = vary(parsed.vary)
-        if parsed.workers < 1:
-            raise UserError(f"--workers must be at least 1, got {parsed.workers}")
-        command = [parsed.run, "--quiet", "--threads", str(max(1, len(os.sched_getaffinity(0)) // parsed.workers))]
-        with _Processes(parsed.workers, [*command, *rest]) as processes:
-            return _run(
-                processes, combinations, [name.strip() for name in parsed.stages.split(",")], _shard(parsed.shard), out
-            )
-    except (UserError, OSError) as error:
-        log.error("error: %s", error)
-        return BAD_INPUT if isinstance(error, UserError) else FAILED
+    return parser
+
+
+def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
+    out = Path(parsed.out or Path(parsed.run) / "out")
+    combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
+    if parsed.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {parsed.workers}")
+    command = [parsed.run, "--quiet", "--threads", str(max(1, len(os.sched_getaffinity(0)) // parsed.workers))]
+    with _Processes(parsed.workers, [*command, *rest]) as processes:
+        return _run(processes, combinations, stages, _shard(parsed.shard), out)
 
 
 def vary(options: Iterable[str]) -> list[dict[str, Any]]:

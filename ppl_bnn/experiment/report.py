@@ -174,11 +174,11 @@ def _read_posterior(path: Path, state: Checkpoint) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         step, crc32 = content["step"], content.pop("crc32", None)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise FileError(f"{path} is damaged; delete it, or run the stage posterior again") from None
+        raise FileError(f"{path} is damaged; delete it, or run the stage diagnose again") from None
     if step != state.step or crc32 not in (None, state.meta["crc32"]):
         raise FileError(
             f"{path} is out of date: it is of step {step}, and predictive.nc of step {state.step} (or of another "
-            "training); run the stage posterior again first"
+            "training); run the stage diagnose again first"
         )
     return content  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""The check of a run's stages that needs its data and network, before any work."""
+"""A run's stages: their names, and the check that needs its data and network, before any work."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -6,6 +6,19 @@ from collections.abc import Collection, Mapping
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.pruning.masks import check_patterns
+
+STAGES = ("summary", "train", "diagnose", "predict", "shift", "prune", "report")
+# Names of before, which are still accepted.
+_ALIASES = {"posterior": "diagnose"}
+
+
+def stage_names(text: str) -> list[str]:
+    """The stages in a list by commas. Raises UserError for one that is not in `STAGES`."""
+    names = [_ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
+    for name in names:
+        if name not in STAGES:
+            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+    return names
 
 
 def check_stages(run: Experiment, names: Collection[str]) -> None:

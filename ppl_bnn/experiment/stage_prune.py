@@ -16,8 +16,7 @@ from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Classifier, site_priors
-from ppl_bnn.pruning import Pruned, finetune
-from ppl_bnn.pruning import prune as prune_guide
+from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.results import netcdf
@@ -28,7 +27,7 @@ _FINETUNING = "finetuning"
 log = logging.getLogger(__name__)
 
 
-def prune(run: Experiment) -> None:
+def pruning_study(run: Experiment) -> None:
     """Sweep over the pruning levels and write pruning.nc, and pruned.safetensors if asked for."""
     settings, path = run.config.pruning, run.out / "pruning.nc"
     if not run.guide.sites:
@@ -43,7 +42,7 @@ def prune(run: Experiment) -> None:
 
     def save_untuned() -> None:
         if save is not None and not tune:
-            _save_pruned(run.model, prune_guide(run.guide, fraction=save, **how), saved)
+            _save_pruned(run.model, prune(run.guide, fraction=save, **how), saved)
 
     if (save is None or not tune or saved.exists()) and up_to_date(path, inputs, "prune"):
         save_untuned()

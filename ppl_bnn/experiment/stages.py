@@ -1,4 +1,4 @@
-"""The stages of a run: summary, train, posterior, predict, shift, prune, report; each works in the run's out folder.
+"""The stages of a run: summary, train, diagnose, predict, shift, prune, report; each works in the run's out folder.
 
 What draws or writes a result is imported where that is done: ArviZ and matplotlib take seconds to import, and a stage
 that has nothing to do answers without them.
@@ -20,17 +20,16 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.provenance import inputs_of, read_inputs, up_to_date
 from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.experiment.stage_prune import prune
+from ppl_bnn.experiment.stage_prune import pruning_study
 from ppl_bnn.files import write_text
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
-from ppl_bnn.inference.diagnosis import layer_posteriors, verdict
-from ppl_bnn.inference.diagnosis import render as render_posterior
+from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
 from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
 from ppl_bnn.inference.manifest import manifest
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.models import render
+from ppl_bnn.models import render_table
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
@@ -46,7 +45,7 @@ log = logging.getLogger(__name__)
 def summary(run: Experiment) -> None:
     """Print the layer table with its parameter counts."""
     kind = "deterministic" if run.config.model.deterministic else "Bayesian"
-    print(f"{run.config.model.name} ({kind}) on {run.train_images.title}\n\n{render(run.rows)}")
+    print(f"{run.config.model.name} ({kind}) on {run.train_images.title}\n\n{render_table(run.rows)}")
 
 
 def train(run: Experiment) -> None:
@@ -90,18 +89,18 @@ def _is_trained(run: Experiment) -> bool:
     return False
 
 
-def posterior(run: Experiment) -> None:
+def diagnose(run: Experiment) -> None:
     """Say, layer by layer, how far the posterior has come from its start; write posterior.json and a figure."""
     if not run.guide.sites:
-        log.info("posterior: skipped, a deterministic network has none")
+        log.info("diagnose: skipped, a deterministic network has none")
         return
     if not (run.out / "checkpoints" / "step-00000000.safetensors").exists():
-        log.info("posterior: skipped, there is no step-00000000 to compare with: an imported posterior has none")
+        log.info("diagnose: skipped, there is no step-00000000 to compare with: an imported posterior has none")
         return
     path, figure = run.out / "posterior.json", run.out / "figures" / "posterior.png"
     state = run.saved(run.config.predict.checkpoint)
     if figure.exists() and is_posterior_of(path, state):
-        log.info("posterior: posterior.json is up to date")
+        log.info("diagnose: posterior.json is up to date")
         return
     from ppl_bnn.results.figures.diagnosis import draw_posterior
 
@@ -118,7 +117,7 @@ def posterior(run: Experiment) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
     title = f"{run.config.model.name} on {run.train_images.title}, step {state.step}"
     draw_posterior(layers, title, figure)
-    log.info("posterior: at step %d\n%s", state.step, render_posterior(layers))
+    log.info("diagnose: at step %d\n%s", state.step, render_diagnosis(layers))
 
 
 def predict(run: Experiment) -> None:
@@ -266,9 +265,9 @@ def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
 STAGES: dict[str, Callable[[Experiment], None]] = {
     "summary": summary,
     "train": train,
-    "posterior": posterior,
+    "diagnose": diagnose,
     "predict": predict,
     "shift": shift,
-    "prune": prune,
+    "prune": pruning_study,
     "report": report,
 }

@@ -82,7 +82,7 @@ def verdict(layers: Sequence[LayerPosterior]) -> str:
     return ". ".join(parts) + "."
 
 
-def render(layers: Sequence[LayerPosterior]) -> str:
+def render_diagnosis(layers: Sequence[LayerPosterior]) -> str:
     """The table as text, the verdict under it."""
     header = (
         "site", "weights", "scale", "at start", "moved by", "KL a weight", "at start", "SNR 5%", "50%", "95%",

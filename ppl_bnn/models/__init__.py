@@ -7,7 +7,7 @@ from ppl_bnn.models.classifier import Classifier
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, bayesian
 from ppl_bnn.models.networks import NETWORKS, build
 from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior, site_priors
-from ppl_bnn.models.summary import layer_table, render
+from ppl_bnn.models.summary import layer_table, render_table
 
 __all__ = [
     "NETWORKS",
@@ -19,6 +19,6 @@ __all__ = [
     "build",
     "layer_table",
     "parse_prior",
-    "render",
+    "render_table",
     "site_priors",
 ]

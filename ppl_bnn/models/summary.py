@@ -48,7 +48,7 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     return rows
 
 
-def render(rows: list[Row]) -> str:
+def render_table(rows: list[Row]) -> str:
     """The table as text, with total, trainable and non-trainable counts under it."""
     header = ("Layer", "Type", "Output shape", "Parameters", "Multiply-adds")
     cells = [

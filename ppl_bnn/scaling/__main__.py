@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -25,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
 from ppl_bnn.files import written_atomically
 from ppl_bnn.results import netcdf
 from ppl_bnn.scaling.figures import draw_scaling
@@ -42,25 +42,16 @@ log = logging.getLogger("ppl_bnn")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     try:
-        options = _parser().parse_args(arguments[:at])
-        failed = _study(options, arguments[at + 1 :])
-    except KeyboardInterrupt:
-        log.error("stopped; run the same command again to go on")
-        return 75
-    except (UserError, ArgumentError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 2
-    except OSError as error:
-        log.error("error: %s: %s; points that are done are unharmed", error.filename or "", error.strerror or error)
-        return 1
+        return guarded(
+            lambda: FAILED if _study(_parser().parse_args(arguments[:at]), arguments[at + 1 :]) else DONE,
+            debug="--debug" in arguments[:at],
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 1 if failed else 0
 
 
 def _study(options: Namespace, settings: list[str]) -> bool:
@@ -153,14 +144,8 @@ def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
         log.info(line)
 
 
-class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
-
-
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m ppl_bnn.scaling", description=__doc__, formatter_class=_Formatter, exit_on_error=False
-    )
+    parser = command_parser("scaling", __doc__)
     add = parser.add_argument
     add("runs", type=str, nargs="+", help="run folders, such as a Bayesian network and its deterministic twin")
     add("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks; efficiency compares with 1")

@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from ppl_bnn import Classifier, GaussianScaleMixture, MeanFieldNormal, bayesian
 from ppl_bnn.guides.normal import inverse_scale
-from ppl_bnn.inference.diagnosis import layer_posteriors, render, verdict
+from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
 
 X, Y = torch.rand(4, 30), torch.tensor([0, 1, 0, 1])
 
@@ -74,7 +74,7 @@ def test_the_studys_start_is_called_what_it_is():
     text = verdict(layers)
     assert "The posterior has not moved: in every layer" in text
     assert "100.0% of the weights carry noise below 1%" in text
-    assert text in render(layers)
+    assert text in render_diagnosis(layers)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, bayesian, build, fit
-from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, parse_prior, render
+from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, parse_prior, render_table
 
 DIGITS = torch.zeros(2, 1, 28, 28)
 
@@ -109,7 +109,7 @@ def test_multiply_adds_are_those_of_the_shapes():
 
 
 def test_summary_shows_shapes_and_totals():
-    text = render(layer_table(build("bnn-conv"), DIGITS))
+    text = render_table(layer_table(build("bnn-conv"), DIGITS))
     assert "256 x 10 x 10" in text
     assert "3,802,122" in text
     assert "Non-trainable parameters:" in text

@@ -1,0 +1,137 @@
+"""What all commands share: exit codes, the log on standard error, the parser, and errors in one line."""
+
+import glob
+import logging
+import sys
+import traceback
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from ppl_bnn.errors import Diverged, FileError, Interrupted, UserError
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import Config
+
+# 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped, and the same command resumes.
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+log = logging.getLogger("ppl_bnn")
+
+
+def guarded(run: Callable[[], int | None], *, debug: bool = False, explain: Callable[[str], str] = str) -> int:
+    """Run a command with its log on standard error; return its exit code. An error is one line, never a traceback.
+
+    Args:
+        run: the command; returns an exit code, or None for `DONE`.
+        debug: show the traceback of an error too.
+        explain: adds to the message of a user's mistake.
+    """
+    with log_on_stderr():
+        try:
+            return run() or DONE
+        except Interrupted as interruption:
+            log.warning("%s; run the same command again to go on", interruption)
+            return STOPPED
+        except KeyboardInterrupt:
+            log.error("stopped at once; run the same command again to go on from what is saved")
+            return STOPPED
+        except Exception as error:  # noqa: BLE001 -- the boundary: no bare traceback on the command line
+            if debug:
+                traceback.print_exception(error)
+            mistake = isinstance(error, UserError | ArgumentError)
+            message = " ".join((explain(str(error)) if mistake else _failure(error)).split())
+            log.error("error: %s", message)
+            return BAD_INPUT if mistake else FAILED
+
+
+def _failure(error: Exception) -> str:
+    import torch
+
+    from ppl_bnn.distributed import RankLost
+
+    if isinstance(error, Diverged):
+        return str(error)
+    if isinstance(error, RankLost):
+        return f"another rank is gone ({error}); run the same command again to go on from the last checkpoint"
+    # On a CPU torch says so by a RuntimeError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory: ask for fewer draws, fewer images or smaller batches ({error})"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; results that were there are unharmed, run again to go on"
+    return f"{type(error).__name__}: {error} (an error of ppl_bnn's own; --debug shows where)"
+
+
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """Show the package's log on standard error for a while; a host program's own logging stays as it is."""
+    handler, level = _OnStderr(sys.stderr), log.level
+    # A host program may show it there already, in its own way.
+    if all(getattr(other, "stream", None) is not sys.stderr for other in logging.getLogger().handlers):
+        log.addHandler(handler)
+    set_log()
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def set_log(level: int = logging.INFO, prefix: str = "") -> None:
+    """Which messages the command's log shows, and what each line begins with."""
+    log.setLevel(level)
+    for handler in log.handlers:
+        if isinstance(handler, _OnStderr):
+            handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+
+
+class _OnStderr(logging.StreamHandler):
+    """The handler of a command, told from a host program's."""
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
+
+
+def command_parser(name: str, description: str | None, *, usage: str | None = None) -> ArgumentParser:
+    """The parser of ``python -m ppl_bnn.<name>``; a bad argument raises ArgumentError."""
+    parser = ArgumentParser(
+        prog=f"python -m ppl_bnn.{name}",
+        usage=usage and f"python -m ppl_bnn.{name} {usage}",
+        description=description,
+        formatter_class=_Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str]) -> tuple[Namespace, Config]:
+    """Parse arguments over the settings of the run folder that they name, whose config.yaml gives the defaults.
+
+    Raises:
+        UserError, ArgumentError: a folder without settings, or settings that cannot be read.
+    """
+    # The folder has to be known before its settings are read.
+    printing = [argument for argument in arguments if argument.startswith("--print_config")]
+    first = make_parser().parse_args([argument for argument in arguments if argument not in printing])
+    path = Path(first.run) / "config.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
+        raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
+    # Settings that were given in place of a file have no path.
+    for file in (path, *(Path(str(found)) for found in first.get("config") or [] if found is not None)):
+        saved_config.check_sections(file)
+    parser = make_parser()
+    parser.default_config_files = [glob.escape(str(path))]
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        # The same arguments were fine without the file.
+        raise FileError(f"{path}: {error}") from None
+    settings = parser.instantiate(parsed)
+    return parsed, Config(**{name: settings[name] for name in Config.__dataclass_fields__})
