@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyro
 import torch
 import torch.nn.functional as F
 from pyro import poutine
@@ -193,7 +192,9 @@ class _Model(Replay):
 
     def all_kl(self) -> dict[str, Tensor]:
         """The KL of the model's sites, and the guide's auxiliary sites, in nats."""
-        others = {name: site for name, site in self.sites.items() if name not in self.kl and not site_is_subsample(site)}
+        others = {
+            name: site for name, site in self.sites.items() if name not in self.kl and not site_is_subsample(site)
+        }
         return self.kl | {name: auxiliary_kl(site) for name, site in others.items()}
 
 

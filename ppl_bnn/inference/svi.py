@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
@@ -160,7 +160,9 @@ def fit(
     written, cost = time.monotonic(), 0.0
 
     def compare_ranks() -> None:
-        if compare_every and (found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters(), *params.items()])):
+        if compare_every and (
+            found := first_unequal(ranks, [*model.named_parameters(), *guide.named_parameters(), *params.items()])
+        ):
             raise Diverged(f"the ranks are no longer the same at step {step}: {found}. The last checkpoint is good")
 
     def write_checkpoint() -> None:

@@ -26,7 +26,7 @@ def own_parameters() -> Iterator[None]:
 
 @contextmanager
 def trained_store(state: dict[str, Any], params: Mapping[str, Tensor]) -> Iterator[None]:
-    """A store that starts from `state`; of it, `params` (unconstrained, by name) are in the caller's store afterwards."""
+    """A store that starts from `state`; its `params` (unconstrained values by name) go into the caller's at the end."""
     store = pyro.get_param_store()
     try:
         with store.scope(state):  # type: ignore[arg-type]
@@ -57,4 +57,8 @@ def given_parameter(msg: dict[str, Any]) -> Tensor | None:
     """The module's parameter that a ``param`` message brings, if it brings one."""
     given = dict(zip(("name", "init_tensor", "constraint"), msg["args"], strict=False)) | msg["kwargs"]
     found = given.get("init_tensor")
-    return found if isinstance(found, nn.Parameter) and given.get("constraint", constraints.real) is constraints.real else None
+    return (
+        found
+        if isinstance(found, nn.Parameter) and given.get("constraint", constraints.real) is constraints.real
+        else None
+    )
