@@ -143,7 +143,7 @@ def share_state(
     state: Checkpoint | None,
     model: nn.Module,
     guide: nn.Module,
-    params: Mapping[str, Tensor],
+    params: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint | None:
     """Rank 0's checkpoint, to restore on every rank; without one, model and guide become rank 0's and None comes back.
 
@@ -151,7 +151,7 @@ def share_state(
     """
     content = communicator.share(None if state is None else _described(state))
     if content is None:
-        own = (value.detach() for value in params.values())
+        own = (value.detach() for value in (params or {}).values())
         communicator.broadcast([*model.state_dict().values(), *guide.state_dict().values(), *own])
         return None
     if state is None:

@@ -136,12 +136,27 @@ def _look(
         set_mode(True)
         with GuideSites() as sampled:
             guide(*few)
-        with Replay(sampled.sites):
-            trace = poutine.trace(model).get_trace(*few)
+        # As a context, it adds no lines to a message.
+        with _SameShapes(sampled.sites), poutine.trace() as recorded:
+            model(*few)
         store: dict[str, Any] = pyro.get_param_store().get_state()  # type: ignore[assignment]
         own = {id(parameter) for part in (model, guide) for parameter in part.parameters()}
         params = {name: value for name, value in store["params"].items() if id(value) not in own}
-        yield _Seen(sampled.sites, trace, few[1], norms, params, store)
+        yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store)
+
+
+class _SameShapes(Replay):
+    """Gives the model the guide's values, unless they have other shapes."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.sites and msg["done"] and not site_is_subsample(msg):
+            shapes = list(msg["value"].shape), list(msg["fn"].shape())
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"the guide's site {msg['name']!r} has shape {shapes[0]} and the model's has {shapes[1]}: "
+                    "build the guide from this model"
+                )
 
 
 @contextmanager
@@ -207,11 +222,6 @@ def _check_sites(model: nn.Module, seen: _Seen) -> None:
             raise UserError(
                 f"the guide samples {name!r} from a {kind}, which is not reparameterized, so its gradient would be "
                 "wrong: use a distribution that has_rsample, such as Normal"
-            )
-        if name in latent and site["value"].shape != latent[name]["fn"].shape():
-            shapes = list(site["value"].shape), list(latent[name]["fn"].shape())
-            raise UserError(
-                f"the guide's site {name!r} has shape {shapes[0]}, the model's {shapes[1]}: build it from this model"
             )
     for path, module in model.named_modules():
         for attribute in getattr(module, "_pyro_samples", ()):

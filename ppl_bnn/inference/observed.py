@@ -1,7 +1,9 @@
 """What the model observes: its shape, its values and how often it counts, as the check at the door sees them."""
 
+import inspect
+
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import MaskedDistribution, Unit
 from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, constraints
@@ -57,8 +59,8 @@ def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_b
 
 def _base(fn: Distribution) -> Distribution:
     fn = elementwise(fn)
-    while isinstance(fn, Independent) or (hasattr(fn, "base_dist") and type(fn).__name__ == "MaskedDistribution"):
-        fn = elementwise(fn.base_dist)  # type: ignore[union-attr]
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = elementwise(fn.base_dist)
     return fn
 
 
@@ -81,12 +83,12 @@ def _check_num_data(site: dict, rows: int, n: int, whole_batch: bool) -> None:
 
 def _check_arguments(name: str, fn: Distribution) -> None:
     for argument, constraint in fn.arg_constraints.items():
-        value = getattr(fn, argument, None)
-        lazy = argument not in vars(fn) or constraints.is_dependent(constraint)
-        # What is not finite is named by the step that meets it.
-        if lazy or not isinstance(value, Tensor) or not torch.isfinite(value).all():
+        value = vars(fn).get(argument)
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
             continue
-        if not constraint.check(value).all():
+        value = value.detach()
+        # What is not finite is named by the step that meets it.
+        if torch.isfinite(value).all() and not constraint.check(value).all():
             raise UserError(
                 f"site {name!r}: {type(fn).__name__} needs {argument} to satisfy {constraint}, and the outputs give "
                 f"{float(value.min()):g} to {float(value.max()):g}: transform them, by softplus or exp, say"
@@ -95,7 +97,7 @@ def _check_arguments(name: str, fn: Distribution) -> None:
 
 def _check_support(name: str, fn: Distribution, support: object, value: Tensor, y: Tensor) -> None:
     # Where it depends on no argument, of all examples; else of those the model ran with.
-    own = vars(type(fn)).get("support")
+    own = inspect.getattr_static(type(fn), "support", None)
     everywhere = isinstance(own, constraints.Constraint) and not isinstance(own, property)
     constraint, checked = (own, y) if everywhere else (support, value)
     if not isinstance(constraint, constraints.Constraint) or constraints.is_dependent(constraint):

@@ -59,7 +59,8 @@ def build_optimizer(
             raise UserError("ivon learns a mean-field guide's loc and scale; this guide has none: use adam")
         if half := [key for key in named if key[:4] == "loc." and _half_frozen(named, key[4:])]:
             raise UserError(
-                f"ivon learns loc and scale together, and one alone of {half[0][4:]!r} is frozen: freeze both"
+                f"ivon learns loc and scale together, and one alone of {half[0][4:]!r} is frozen: "
+                "freeze both or neither"
             )
         points = [*model.parameters(), *params]
         optimizer: torch.optim.Optimizer = IVON(

@@ -26,7 +26,7 @@ def own_parameters() -> Iterator[None]:
 
 @contextmanager
 def trained_store(state: dict[str, Any], params: Mapping[str, Tensor]) -> Iterator[None]:
-    """A store that starts from `state`. Of it, the caller's store has `params` (unconstrained, by name) afterwards."""
+    """A store that starts from `state`; its `params` (unconstrained values by name) go into the caller's at the end."""
     store = pyro.get_param_store()
     try:
         with store.scope(state):  # type: ignore[arg-type]

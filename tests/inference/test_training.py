@@ -168,10 +168,14 @@ def test_a_layer_whose_output_overflows_is_named():
 
 def test_a_parameter_that_is_not_finite_is_named():
     model, guide = small()
-    with torch.no_grad():
-        guide.unconstrained_scale.get_parameter("2.weight")[0, 0] = math.nan
+
+    def spoil():
+        with torch.no_grad():
+            guide.unconstrained_scale.get_parameter("2.weight")[0, 0] = math.nan
+        return False
+
     with pytest.raises(Diverged, match=r"unconstrained_scale.2.weight of the guide is not finite"):
-        fit(model, guide, X, Y, **settings())
+        fit(model, guide, X, Y, **settings(), should_stop=spoil)
 
 
 @pytest.mark.parametrize(
