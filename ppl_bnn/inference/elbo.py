@@ -145,11 +145,18 @@ class _Model(Messenger):
     def __enter__(self) -> "_Model":
         self.log_likelihood: Tensor | float = 0.0
         self.kl: dict[str, Tensor] = {}
+        self.with_grad = torch.is_grad_enabled()
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.sites and not msg["is_observed"]:
             sampled = self.sites[msg["name"]]
+            if self.with_grad and sampled["value"].requires_grad and not torch.is_grad_enabled():
+                raise UserError(
+                    f"the model uses {msg['name']!r} without gradients (torch.no_grad, or activation checkpointing with "
+                    "use_reentrant=True), so the data would not train its posterior; call that part with gradients, or "
+                    "freeze the site's parameters in the guide"
+                )
             msg["value"], msg["infer"], msg["done"] = sampled["value"], sampled["infer"], True
 
     def _pyro_post_sample(self, msg: dict) -> None:
