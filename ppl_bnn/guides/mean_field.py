@@ -3,19 +3,18 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
-from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.listeners import attribute
+from ppl_bnn.models.sites import element_support, latent_sites
 from ppl_bnn.native.normals import draw_seed
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
@@ -28,7 +27,8 @@ class MeanFieldNormal(PyroModule):
     float32, where |loc| / scale would be infinite.
 
     Every parameter exists once the guide is built, so ``state_dict``, optimizers and broadcasts work before the
-    first step.
+    first step. Building it runs the model once, with all weights 0, so that no draw of the prior can overflow in the
+    network. Frozen parameters of the model stay frozen.
 
     Args:
         model: any Pyro model whose latent sites are real-valued.
@@ -100,6 +100,16 @@ class MeanFieldNormal(PyroModule):
         pruned = masks._modules or masks._buffers
         return FactorizedNormal(loc, unconstrained_scale, _get(masks, site) if pruned else None)
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the masks of a pruned guide's state, and drop them for the state of a guide that is not pruned."""
+        names = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+        if any(name.startswith("keep.") for name in names):
+            if not any(True for _ in self.keep.buffers()):
+                self._set_masks({site: torch.ones(shape, dtype=torch.bool) for site, shape in self._sites.items()})
+        elif names.issuperset(f"{part}.{site}" for site in self._sites for part in ("loc", "unconstrained_scale")):
+            self.keep = PyroModule()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site. `infer` carries the distribution to the estimators, which decide how it is used."""
         draw = {}
@@ -140,29 +150,24 @@ class MeanFieldNormal(PyroModule):
                 found = list(keep[site].shape) if site in keep else "none"
                 raise UserError(f"site {site!r} needs a mask of shape {list(shape)}, got {found}")
         other = copy.deepcopy(self)
-        other.keep = PyroModule()
-        for site in self._sites:
-            _set(other.keep, site, keep[site].to(_get(other.loc, site).device, torch.bool))
+        other._set_masks(keep)
         return other
+
+    def _set_masks(self, keep: Mapping[str, Tensor]) -> None:
+        self.keep = PyroModule()
+        for site in self._sites:
+            _set(self.keep, site, keep[site].to(_get(self.loc, site).device, torch.bool))
 
 
 def _latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, Tensor]:
-    # The forked generators keep the run's random numbers the same whatever the prior draws here.
-    with evaluating(model), forked_random(*args, *kwargs.values()), poutine.block(), pyro.get_param_store().scope():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites = {}
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
-            continue
-        support = node["fn"].support
-        support = support.base_constraint if isinstance(support, constraints.independent) else support
-        if support is not constraints.real:
+    sites = latent_sites(model, *args, **kwargs)
+    for name, site in sites.items():
+        if (support := element_support(site["fn"])) is not constraints.real:
             raise UserError(
                 f"site {name!r} has support {support}, and the mean-field Normal guide needs real-valued sites; "
                 "if it is the observed variable, pass its values too: MeanFieldNormal(model, x[:1], y[:1])"
             )
-        sites[name] = node["value"]
-    return sites
+    return {name: site["value"] for name, site in sites.items()}
 
 
 def _initial_loc(init_loc: InitLoc, site: str, example: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -177,9 +178,19 @@ class Replay(Messenger):
         super().__init__()
         self.sites = sites
 
+    def __enter__(self) -> Self:
+        self.with_grad = torch.is_grad_enabled()
+        return super().__enter__()
+
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.sites and not msg["is_observed"]:
             sampled = self.sites[msg["name"]]
+            if self.with_grad and sampled["value"].requires_grad and not torch.is_grad_enabled():
+                raise UserError(
+                    f"the model uses {msg['name']!r} without gradients (torch.no_grad, or checkpointing with "
+                    "use_reentrant=True), so the data would not train its posterior; call that part with gradients, or "
+                    "freeze the site's parameters in the guide"
+                )
             msg["value"], msg["infer"], msg["done"] = sampled["value"], sampled["infer"], True
 
 
@@ -190,7 +201,7 @@ class _Model(Replay):
         super().__init__(sites)
         self.with_kl = with_kl
 
-    def __enter__(self) -> "_Model":
+    def __enter__(self) -> Self:
         self.log_likelihood: Tensor | float = 0.0
         self.kl: dict[str, Tensor] = {}
         return super().__enter__()

@@ -4,7 +4,8 @@ May import: distributed, native, the ground.
 """
 
 from ppl_bnn.models.classifier import Classifier
-from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, bayesian
+from ppl_bnn.models.conversion import bayesian
+from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.networks import NETWORKS, build
 from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior, site_priors
 from ppl_bnn.models.summary import layer_table, render_table

@@ -1,4 +1,4 @@
-"""A network looked at without changing it."""
+"""A model that runs without being changed."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Without gradients and, if `model` is a module, in evaluation mode: batch norm's statistics stay as they are."""
+    """Context manager without gradients and, if `model` is a module, in evaluation mode.
+
+    Batch norm's statistics stay as they are. Each module's mode is restored on exit.
+    """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]
     for module in modules:
@@ -23,7 +26,10 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 def forked_random(*args: object) -> AbstractContextManager[None]:
-    """The random generators, of the CPU and of the device that tensors among `args` are on, as they were afterwards."""
+    """Context manager that restores the random state on exit.
+
+    It restores the CPU's state, and that of the device on which the tensors among `args` are.
+    """
     devices = {value.device for value in args if isinstance(value, Tensor) and not value.is_cpu}
     kind = next(iter(devices)).type if devices else "cuda"
     return torch.random.fork_rng(devices, device_type=kind)

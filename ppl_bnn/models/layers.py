@@ -1,65 +1,23 @@
-"""Bayesian layers: torch's own Linear and Conv2d with a random weight, and the call that makes any network Bayesian."""
+"""Bayesian layers: torch's own Linear and Conv2d with a random weight."""
 
 import copy
+from typing import Any
 
 import pyro.distributions as dist
+import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
-from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.listeners import attribute, heard
-from ppl_bnn.models.priors import Prior, check_patterns_used, map_tensors, prior_for, prior_text
+from ppl_bnn.models.priors import Prior, map_tensors, prior_for, prior_text
 
 # An estimator is a Pyro handler that answers these two messages; without one they are torch's own functions.
 # The message's name is the weight's site, its arguments are (input, weight, bias[, convolution settings]).
 bayes_linear = effectful(F.linear, type="bayes_linear")
 bayes_conv2d = effectful(F.conv2d, type="bayes_conv2d")
-
-
-def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool = False) -> nn.Module:
-    """Return a copy of a torch network whose Linear and Conv2d weights are random, with a prior.
-
-    Sites are named by module path (``fc1.weight``). Everything else, batch norm included, stays a point estimate.
-
-    Args:
-        net: any network with ``nn.Linear`` or ``nn.Conv2d`` layers.
-        prior: see `ppl_bnn.models.priors`; Normal(0, 1) for every weight unless said.
-        bayesian_bias: give the biases the prior too (a site named ``fc1.bias``).
-
-    Raises:
-        UserError: no such layer; a layer that has weights and cannot be converted, or that is used at two paths;
-            a prior that does not fit.
-    """
-    prior = dist.Normal(0.0, 1.0) if prior is None else prior
-    net = copy.deepcopy(net)
-    converted: list[str] = []
-    seen: dict[int, str] = {}
-    for path, module in list(net.named_modules(remove_duplicate=False)):
-        if seen.setdefault(id(module), path) != path and next(module.parameters(), None) is not None:
-            raise UserError(
-                f"{path!r} is the same module as {seen[id(module)]!r}; a shared layer cannot be made Bayesian"
-            )
-        if type(module) in (nn.Linear, nn.Conv2d):
-            layer = _convert(module, path, prior, bayesian_bias)
-            converted += [f"{path}.{name}" if path else name for name in layer._pyro_samples]
-            if not path:
-                net = layer
-            else:
-                parent, _, name = path.rpartition(".")
-                setattr(net.get_submodule(parent), name, layer)
-        elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.modules.rnn.RNNBase)):
-            raise UserError(
-                f"layer {path!r} is a {type(module).__name__}, which cannot be made Bayesian; "
-                "nn.Linear and nn.Conv2d can"
-            )
-    if not converted:
-        raise UserError(f"{type(net).__name__} has no nn.Linear or nn.Conv2d layer to make Bayesian")
-    check_patterns_used(prior, converted)
-    to_pyro_module_(net)
-    return net
 
 
 def priors_of(model: nn.Module) -> dict[str, str]:
@@ -72,7 +30,17 @@ def priors_of(model: nn.Module) -> dict[str, str]:
     }
 
 
-class _BayesianLayer(PyroModule):
+class ConstantIfFrozen(PyroModule):
+    """A Pyro module whose frozen parameters are constants: Pyro's parameter store would set their `requires_grad`."""
+
+    def __getattr__(self, name: str) -> Any:
+        parameter = self.__dict__.get("_parameters", {}).get(name)
+        if parameter is not None and not parameter.requires_grad:
+            return parameter
+        return super().__getattr__(name)
+
+
+class _BayesianLayer(ConstantIfFrozen):
     """What the two layers share: their random attributes, and priors that follow the layer's device and dtype."""
 
     def make_random(self, attribute: str, prior: Prior, path: str = "") -> None:
@@ -82,6 +50,15 @@ class _BayesianLayer(PyroModule):
         found = copy.deepcopy(prior_for(prior, site, weight.shape))
         map_tensors(found, lambda tensor: tensor.to(weight))
         setattr(self, attribute, PyroSample(found))
+
+    def random_weight(self) -> tuple[Tensor, str]:
+        """The weight's value in this forward pass, and the name of its site."""
+        if torch._C._current_graph_task_id() != -1:
+            raise UserError(
+                f"layer {self._pyro_name!r} runs again during back-propagation (torch.utils.checkpoint does this), "
+                "where its weight is no longer the draw of the forward pass; call it without activation checkpointing"
+            )
+        return self.weight, self._pyro_get_fullname("weight")
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         for found in self._pyro_samples.values():
@@ -102,9 +79,10 @@ class BayesianLinear(nn.Linear, _BayesianLayer):
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_features] -> [N, out_features]."""
         bias = attribute(self, "bias")
+        weight, site = self.random_weight()
         if not heard("bayes_linear"):
-            return F.linear(input, self.weight, bias)
-        return bayes_linear(input, self.weight, bias, name=self._pyro_get_fullname("weight"))  # type: ignore[operator]
+            return F.linear(input, weight, bias)
+        return bayes_linear(input, weight, bias, name=site)
 
 
 class BayesianConv2d(nn.Conv2d, _BayesianLayer):
@@ -119,34 +97,5 @@ class BayesianConv2d(nn.Conv2d, _BayesianLayer):
     def forward(self, input: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H', W']."""
         bias = attribute(self, "bias")
-        site = self._pyro_get_fullname("weight")  # type: ignore[operator]
-        return bayes_conv2d(input, self.weight, bias, self.stride, self.padding, self.dilation, self.groups, name=site)
-
-
-def _convert(module: nn.Module, path: str, prior: Prior, bayesian_bias: bool) -> _BayesianLayer:
-    layer: _BayesianLayer
-    # A placeholder prior: the real one is chosen by the layer's path, which its constructor does not know.
-    if isinstance(module, nn.Conv2d):
-        layer = BayesianConv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            bias=module.bias is not None,
-            padding_mode=module.padding_mode,
-        )
-    else:
-        assert isinstance(module, nn.Linear)
-        layer = BayesianLinear(module.in_features, module.out_features, module.bias is not None)
-    layer.to(module.weight)
-    layer.weight = module.weight
-    if module.bias is not None:
-        layer.bias = nn.Parameter(module.bias.detach().clone())
-    layer.make_random("weight", prior, path)
-    if bayesian_bias and module.bias is not None:
-        layer.make_random("bias", prior, path)
-    layer.train(module.training)
-    return layer
+        weight, site = self.random_weight()
+        return bayes_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups, name=site)

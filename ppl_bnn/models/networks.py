@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.layers import bayesian
+from ppl_bnn.models.conversion import bayesian
 from ppl_bnn.models.priors import Prior
 from ppl_bnn.models.resnet import resnet18
 from ppl_bnn.models.vgg import vgg16

@@ -8,6 +8,7 @@ A prior is given in one of three forms, from the shortest to the fullest:
 * a function of (site name, shape) that returns a distribution.
 """
 
+import copy
 import math
 import re
 import zlib
@@ -16,16 +17,15 @@ from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution, TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints, kl_divergence, register_kl
+from torch.distributions.utils import broadcast_all
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.sites import element_support, latent_sites
 
 Prior: TypeAlias = (
     TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, Size], TorchDistributionMixin]
@@ -61,7 +61,7 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
     events = found.event_dim
     try:
         # Broadcast, not expanded: a scalar prior's constants (a log-gamma, say) are then computed once, not per weight.
-        base = _Broadcast(found, shape[: len(shape) - events])
+        base = _Broadcast(found, found.batch_shape).expand(shape[: len(shape) - events])
     except ValueError:
         base = None
     if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
@@ -69,7 +69,7 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
             f"the prior of site {site!r} has shape {list(found.shape())}, which does not fit {list(shape)}: "
             "give a scalar distribution or one of the weight's shape"
         )
-    support = base.support.base_constraint if isinstance(base.support, constraints.independent) else base.support
+    support = element_support(base)
     if support is not constraints.real:
         raise UserError(
             f"the prior of site {site!r} is {type(found).__name__}, whose support is {support}; "
@@ -79,15 +79,12 @@ def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
 
 
 class _Broadcast(ExpandedDistribution):
-    """Pyro's own `expand` changes the distribution in place: a vectorized call would change the prior for good."""
-
-    def __init__(self, base_dist: TorchDistribution, batch_shape: Size) -> None:
-        self.base_dist = base_dist
-        TorchDistribution.__init__(self, base_dist.batch_shape, base_dist.event_shape)
-        super().expand(batch_shape)
+    """A distribution repeated to a batch shape, which Pyro's own `expand` would change in place."""
 
     def expand(self, batch_shape: Size, _instance: None = None) -> "_Broadcast":
-        return _Broadcast(self, batch_shape)
+        new = copy.copy(self)
+        ExpandedDistribution.expand(new, batch_shape)
+        return new
 
 
 def _learns(distribution: torch.distributions.Distribution) -> bool:
@@ -136,9 +133,8 @@ class GaussianScaleMixture(TorchDistribution):
         scale2: float | Tensor,
         validate_args: bool | None = None,
     ) -> None:
-        self.weight, self.scale1, self.scale2 = torch.broadcast_tensors(
-            *(torch.as_tensor(value, dtype=torch.get_default_dtype()) for value in (weight, scale1, scale2))
-        )
+        # Numbers take the default dtype, or that of the tensors beside them.
+        self.weight, self.scale1, self.scale2 = broadcast_all(weight, scale1, scale2)
         super().__init__(self.weight.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Size, _instance: None = None) -> "GaussianScaleMixture":
@@ -148,7 +144,7 @@ class GaussianScaleMixture(TorchDistribution):
     def sample(self, sample_shape: Size | None = None) -> Tensor:
         shape = self._extended_shape(Size(sample_shape or ()))
         with torch.no_grad():
-            first = torch.rand(shape, device=self.weight.device) < self.weight
+            first = torch.rand(shape, dtype=self.weight.dtype, device=self.weight.device) < self.weight
             scale = torch.where(first, self.scale1, self.scale2)
             return torch.randn(shape, dtype=scale.dtype, device=scale.device) * scale
 
@@ -213,9 +209,7 @@ def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.
 
 def site_priors(model: Callable[..., object], *args: object) -> dict[str, torch.distributions.Distribution]:
     """The prior of each latent site of a Pyro model; `args` are what the model runs with (one example)."""
-    with evaluating(model), poutine.block(), forked_random(*args), pyro.get_param_store().scope():
-        trace = poutine.trace(model).get_trace(*args)
-    return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+    return {name: site["fn"] for name, site in latent_sites(model, *args).items()}
 
 
 def kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribution) -> Tensor:

@@ -23,22 +23,28 @@ class Row:
 
 
 def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
-    """Run `net` on `x` [N, ...] and list its layers in the order they ran.
+    """Run `net` on `x` [N, ...] and list its layers, and every other module with parameters, in the order they ran.
 
     A random weight counts twice (loc and scale), and a point estimate once. The running mean and variance of batch norm
-    count as non-trainable.
+    and frozen parameters count as non-trainable. The weights of ``BayesianLinear`` and ``BayesianConv2d`` are random;
+    every other row's parameters are point estimates. The output shape of a module whose output is no tensor is empty.
     """
     rows: list[Row] = []
 
     def record(path: str, module: nn.Module):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            kind, shape = type(module).__name__.removeprefix("Pyro"), tuple(output.shape[1:])
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            kind = type(module).__name__.removeprefix("Pyro")
+            shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
             rows.append(Row(path, kind, shape, *_count(module), _multiply_adds(module, math.prod(shape))))
 
         return module.register_forward_hook(hook)
 
-    leaves = [(path, module) for path, module in net.named_modules() if not list(module.children())]
-    hooks = [record(path or type(net).__name__, module) for path, module in leaves]
+    listed = [
+        (path, module)
+        for path, module in net.named_modules()
+        if next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
+    ]
+    hooks = [record(path or type(net).__name__.removeprefix("Pyro"), module) for path, module in listed]
     try:
         with evaluating(net), poutine.block(), pyro.get_param_store().scope():
             net(x)

@@ -66,9 +66,11 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     Weights of random sites are zero until they are set. `net` is not changed. Without `fold` batch norm is left.
 
     Raises:
-        NotTraceable: torch.fx cannot write its forward pass down as a graph. An error of another kind than torch.fx
-            raises is the forward pass's own, and is raised as it is.
+        NotTraceable: torch.fx cannot write its forward pass down as a graph, or a module has a forward hook. An error
+            of another kind than torch.fx raises is the forward pass's own, and is raised as it is.
     """
+    if hooked := [path for path, module in net.named_modules() if module._forward_hooks or module._forward_pre_hooks]:
+        raise NotTraceable(f"{type(net).__name__} has a forward hook on {hooked[0]!r}, which its graph would leave out")
     tracer = _LayersAsLeaves()
     try:
         # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
@@ -79,6 +81,9 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     leaves: dict[str, nn.Module] = {}
     for node in graph.nodes:
         if node.op == "call_module":
+            if "input" in node.kwargs:
+                rest = {name: value for name, value in node.kwargs.items() if name != "input"}
+                node.args, node.kwargs = (node.kwargs["input"], *node.args), rest
             leaves[node.target] = _plain_layer(net.get_submodule(node.target))
         elif node.op == "get_attr":
             raise NotTraceable(f"{type(net).__name__} uses {node.target!r} outside of a layer")

@@ -1,14 +1,19 @@
 """The guide: its sites, where it starts, what it refuses, and its draws."""
 
+import copy
+import io
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
+from ppl_bnn.models import site_priors
 
 X, Y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
 
@@ -115,3 +120,112 @@ def test_building_a_guide_leaves_batch_norm_alone():
     MeanFieldNormal(net, torch.ones(1, 3))
     assert net[1].num_batches_tracked == 0
     assert net[1].training
+
+
+def test_a_deep_network_has_a_guide_though_its_priors_draws_overflow():
+    net = bayesian(nn.Sequential(*[nn.Linear(64, 64) for _ in range(60)]))
+    x, y = torch.randn(2, 64), torch.tensor([0, 63])
+    with poutine.block():
+        assert not torch.isfinite(net(x)).all()
+    assert len(MeanFieldNormal(Classifier(net, 2), x, y).sites) == 60
+    assert len(site_priors(Classifier(net, 2), x, y)) == 60
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121"])
+def test_torchvisions_deep_networks_have_a_guide_at_the_default_prior(name):
+    import torchvision
+
+    net = bayesian(getattr(torchvision.models, name)(num_classes=10))
+    x, y = torch.rand(1, 3, 32, 32), torch.tensor([3])
+    guide = MeanFieldNormal(Classifier(net, 1), x, y)
+    layers = [path for path, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    assert sorted(guide.sites) == sorted(f"{path}.weight" for path in layers)
+    assert all(torch.isfinite(loc).all() for loc in guide.parameters())
+
+
+def test_building_a_guide_changes_neither_the_random_state_nor_the_parameter_store():
+    model = Classifier(bayesian(nn.Sequential(nn.Linear(3, 2))), 2)
+    before = torch.get_rng_state()
+    MeanFieldNormal(model, torch.zeros(1, 3), torch.tensor([0]), init_loc=lambda site, shape: torch.zeros(shape))
+    jitter = torch.get_rng_state()
+    torch.set_rng_state(before)
+    torch.randn(2, 3)
+    assert torch.equal(torch.get_rng_state(), jitter)
+    assert not list(pyro.get_param_store())
+
+
+def test_building_a_guide_unfreezes_nothing():
+    class Scaled(PyroModule):
+        """A user's own Pyro module, which `bayesian` did not make."""
+
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(2), requires_grad=False)
+            self.weight = PyroSample(dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+
+        def forward(self, x):
+            return x @ self.weight.T * self.factor
+
+    net = bayesian(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
+    net.requires_grad_(False)
+    for model in (Scaled(), net):
+        MeanFieldNormal(Classifier(model, 2), torch.zeros(2, 3), torch.tensor([0, 1]))
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_frozen_part_of_a_guide_stays_frozen():
+    guide = MeanFieldNormal(bayesian(nn.Linear(3, 2)), torch.zeros(1, 3))
+    guide.loc.requires_grad_(False)
+    guide()
+    with poutine.trace():
+        guide()
+    assert [name for name, value in guide.named_parameters() if value.requires_grad] == ["unconstrained_scale.weight"]
+
+
+def test_a_model_that_samples_a_site_twice_is_refused():
+    def model():
+        return pyro.sample("w", dist.Normal(0.0, 1.0)) + pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="samples site 'w' twice"):
+        MeanFieldNormal(model)
+
+
+def test_a_pruned_state_loads_into_a_fresh_guide_and_back():
+    net = bayesian(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)))
+    whole, x = MeanFieldNormal(net, torch.zeros(1, 5)), torch.zeros(1, 5)
+    pruned = prune(whole, fraction=0.5).guide
+    buffer = io.BytesIO()
+    torch.save(pruned.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    fresh = MeanFieldNormal(net, x)
+    fresh.load_state_dict(state)
+    assert fresh.is_pruned
+    torch.testing.assert_close(fresh.state_dict(), pruned.state_dict())
+    for other in (
+        fresh,
+        copy.deepcopy(fresh),
+        nn.ModuleDict({"guide": copy.deepcopy(fresh)})["guide"].double().float(),
+    ):
+        torch.testing.assert_close(other.draw(3), pruned.draw(3))
+    # The state of a guide that is not pruned has no masks, and is restored without.
+    fresh.load_state_dict(whole.state_dict())
+    assert not fresh.is_pruned
+    torch.testing.assert_close(fresh.draw(3), whole.draw(3))
+    # A part of a state leaves the rest, masks too, as it is.
+    again = copy.deepcopy(pruned)
+    again.load_state_dict({"loc.0.weight": torch.ones(4, 5)}, strict=False)
+    assert torch.equal(again.loc_scale("0.weight")[0], pruned.keep.get_buffer("0.weight").float())
+    holder = nn.ModuleDict({"guide": MeanFieldNormal(net, x)})
+    holder.load_state_dict(nn.ModuleDict({"guide": pruned}).state_dict())
+    torch.testing.assert_close(holder["guide"].draw(3), pruned.draw(3))
+    with pytest.raises(RuntimeError, match=r"Missing key.*keep.1.weight"):
+        MeanFieldNormal(net, x).load_state_dict({k: v for k, v in state.items() if k != "keep.1.weight"})
+
+
+def test_a_pruned_guide_is_saved_whole():
+    pruned = prune(MeanFieldNormal(bayesian(nn.Linear(5, 4)), torch.zeros(1, 5)), fraction=0.5).guide
+    buffer = io.BytesIO()
+    torch.save(pruned, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.load(buffer, weights_only=False).draw(1), pruned.draw(1))
