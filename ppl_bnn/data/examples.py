@@ -85,4 +85,4 @@ def batches(
         skip: number of examples of this epoch that are done.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(draw_seed(seed, epoch))).to(device)
-    yield from order[skip:].split(size)
+    yield from order[skip:].split(size) if skip < count else ()

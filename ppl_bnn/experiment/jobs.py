@@ -32,10 +32,7 @@ import yaml
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
-from ppl_bnn.experiment.merging import differing, merge
 from ppl_bnn.experiment.stage_check import stage_names
-from ppl_bnn.results import idata as inference_data
-from ppl_bnn.results import netcdf
 
 # What a training does not depend on.
 _AFTER_TRAINING = ("predict.", "pruning.")
@@ -199,6 +196,11 @@ class _Processes:
 
 
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
+    # Not for --help: ArviZ takes seconds to import.
+    from ppl_bnn.experiment.merging import differing, merge
+    from ppl_bnn.results import idata as inference_data
+    from ppl_bnn.results import netcdf
+
     for name in names:
         groups: dict[str, list[Settings]] = {}
         for job in combinations:

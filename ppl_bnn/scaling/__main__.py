@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
@@ -31,11 +30,11 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
 from ppl_bnn.files import written_atomically
-from ppl_bnn.results import netcdf
-from ppl_bnn.scaling.figures import draw_scaling
 from ppl_bnn.scaling.hosts import NotPermitted
 from ppl_bnn.scaling.point import PointFailed, Setting, check_launcher, measure
-from ppl_bnn.scaling.table import PUBLISHED, held_out, predictions, table
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 log = logging.getLogger("ppl_bnn")
 
@@ -55,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _study(options: Namespace, settings: list[str]) -> bool:
+    # Not for --help: xarray and matplotlib take seconds to import.
+    import xarray as xr
+
+    from ppl_bnn.results import netcdf
+    from ppl_bnn.scaling.figures import draw_scaling
+    from ppl_bnn.scaling.table import held_out, predictions, table
+
     out = Path(options.out)
     for run in options.runs:
         saved_config.read(Path(run) / "config.yaml")
@@ -115,7 +121,7 @@ def _points(options: Namespace) -> Iterator[Setting]:
             yield Setting(run, device, batch, ranks, mbit, delay, repeat)
 
 
-def _flat(rows: xr.Dataset) -> Any:
+def _flat(rows: "xr.Dataset") -> Any:
     """Return one row a point, with columns for each kind of call and without the single steps."""
     frame = rows.drop_dims(["kind", "step", "quantile"]).to_dataframe().reset_index(drop=True)
     for kind in rows["kind"].values:
@@ -127,7 +133,9 @@ def _flat(rows: xr.Dataset) -> Any:
     return frame
 
 
-def _report(rows: xr.Dataset, predicted: xr.Dataset) -> None:
+def _report(rows: "xr.Dataset", predicted: "xr.Dataset") -> None:
+    from ppl_bnn.scaling.table import PUBLISHED
+
     for point in rows["point"].values:
         row = rows.sel(point=point)
         log.info(
