@@ -94,7 +94,7 @@ def _multiply_adds(module: nn.Module, outputs: int) -> int:
 
 def _count(module: nn.Module) -> tuple[int, int]:
     random = getattr(module, "_pyro_samples", {})
-    trainable = sum(2 * prior.event_shape.numel() for prior in random.values())
+    trainable = sum(2 * math.prod(prior.event_shape) for prior in random.values())
     trainable += sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.requires_grad)
     fixed = sum(parameter.numel() for parameter in module.parameters(recurse=False) if not parameter.requires_grad)
     # num_batches_tracked is a counter, not a parameter.

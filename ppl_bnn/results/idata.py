@@ -4,6 +4,7 @@ ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same group
 """
 
 import importlib.metadata
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -130,8 +131,15 @@ def _arviz_version() -> tuple[int, ...]:
 @cache
 def _arviz() -> ModuleType:
     """ArviZ, imported at first use: it takes seconds, and training needs none of it."""
-    with warnings.catch_warnings():
-        # ArviZ 0.23 announces its own refactoring once a day.
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
+    # ArviZ 1.x logs the packages that it is made of.
+    logger = logging.getLogger("arviz")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # ArviZ 0.23 announces its own refactoring once a day.
+            warnings.simplefilter("ignore", FutureWarning)
+            import arviz
+    finally:
+        logger.setLevel(before)
     return arviz

@@ -134,6 +134,16 @@ def test_the_version_decides_what_holds_the_groups(monkeypatch, installed, in_gr
         assert tree.attrs == {"title": "digits"}
 
 
+def test_arviz_says_nothing_when_it_is_imported():
+    code = (
+        "import logging, sys, warnings; logging.basicConfig(level=logging.INFO); warnings.simplefilter('always'); "
+        "import numpy, ppl_bnn; from ppl_bnn.results.idata import density; density(numpy.linspace(0, 1, 50)); "
+        "assert 'arviz' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "arviz" not in done.stderr.lower(), done.stderr
+
+
 def test_importing_the_package_and_the_command_line_imports_no_arviz():
     code = "import sys, ppl_bnn, ppl_bnn.run; assert not [m for m in sys.modules if m.split('_')[0] == 'arviz']"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
