@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from torchmetrics.functional.classification import binary_auroc
 
-from ppl_bnn import load, predict, prune
+from ppl_bnn import load, metrics, predict, prune
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.models import site_priors
 
@@ -63,9 +62,7 @@ def main(
             net, posterior, strange.inputs(), strange.labels, num_samples=num_samples, keep=torch.tensor([0]),
             progress=False,
         )  # fmt: skip
-        totals = torch.cat([known.uncertainties()[0], unknown.uncertainties()[0]])
-        is_strange = torch.cat([torch.zeros(len(x)), torch.ones(len(strange))]).long()
-        auroc = float(binary_auroc((totals / totals.max()).clamp(0, 1), is_strange))
+        auroc = metrics.auroc(known.uncertainties()[0], unknown.uncertainties()[0])
         found, epistemic = known.summary(), float(known.uncertainties()[2].mean())
         return (
             f"| {name} | {100 * fraction:.2f}% | {nonzero:,} | {100 * found['accuracy']:.2f}% | {found['nll']:.4f} | "
