@@ -187,7 +187,7 @@ class Replay(Messenger):
             sampled = self.sites[msg["name"]]
             if self.with_grad and sampled["value"].requires_grad and not torch.is_grad_enabled():
                 raise UserError(
-                    f"the model uses {msg['name']!r} without gradients (torch.no_grad, or checkpointing with "
+                    f"the model uses {msg['name']!r} without gradients (torch.no_grad, or torch.utils.checkpoint with "
                     "use_reentrant=True), so the data would not train its posterior; call that part with gradients, or "
                     "freeze the site's parameters in the guide"
                 )

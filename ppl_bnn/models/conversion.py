@@ -57,9 +57,10 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
         net = copy.deepcopy(net)
     except RuntimeError as error:
         raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
+    layers = {net.get_submodule(path) for path in random}
     # Children first: a parent gives its children their names.
     for module in reversed(list(net.modules())):
-        _change_class(module)
+        _change_class(module, becomes_random=module in layers)
     for path, names in random.items():
         layer = net.get_submodule(path)
         # Version 0.1.0 drew a layer's initial values here. With the same draws a seed gives the same training.
@@ -123,18 +124,15 @@ def _check_tensor_hooks(net: nn.Module) -> None:
             raise UserError(f"parameter {path!r} has a hook, which conversion would drop; register it afterwards")
 
 
-def _change_class(module: nn.Module) -> None:
+def _change_class(module: nn.Module, *, becomes_random: bool) -> None:
     # The object stays, so that lists, hooks and attributes that hold it hold the converted layer.
     plain = type(module)
     to_pyro_module_(module, recurse=False)
-    module.__class__ = _pyro_class(plain)  # type: ignore[arg-type]
+    module.__class__ = _BAYESIAN[plain] if becomes_random else _pyro_class(plain)  # type: ignore[arg-type]
 
 
 @cache
 def _pyro_class(plain: type[nn.Module]) -> type[nn.Module]:
-    if plain in _BAYESIAN:
-        return _BAYESIAN[plain]
-
     class Converted(ConstantIfFrozen, PyroModule[plain]):  # type: ignore[misc,valid-type]
         def __reduce__(self) -> tuple[Any, ...]:
             return _new, (plain,), self.__getstate__()

@@ -196,6 +196,18 @@ def frozen(net):
     return {name: value.clone() for name, value in net.named_parameters() if not value.requires_grad}
 
 
+@pytest.mark.parametrize("method", ["draws", "layerwise", "moments"])
+def test_a_frozen_layer_predicts_with_its_own_weights(method):
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    net[0].requires_grad_(False)
+    bnn = bayesian(net)
+    assert sites(bnn) == ["2.weight"]
+    assert [row.kind for row in layer_table(bnn, X)] == ["Linear", "ReLU", "BayesianLinear"]
+    guide = MeanFieldNormal(bnn, X, init_loc=net.state_dict(), init_scale=1e-6, init_jitter=0.0)
+    found = predict(bnn, guide, X, Y, num_samples=3, method=method, progress=False)
+    torch.testing.assert_close(torch.as_tensor(found.probs)[0], net(X).softmax(-1), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_what_is_frozen_stays_frozen(optimizer):
     original = backbone_and_head()
