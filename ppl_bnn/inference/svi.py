@@ -77,8 +77,9 @@ def fit(
     Args:
         model: a Pyro model called as model(x, y), such as `Classifier`; a deterministic network in it is trained by
             maximum likelihood (its guide then has no sites).
-        guide: a `MeanFieldNormal` of that model, or another mean-field guide that is an ``nn.Module``.
-        x, y: training inputs [N, ...] and labels [N]; N is the ELBO's num_data.
+        guide: a `MeanFieldNormal` of that model, or another guide that `KLScaledELBO` takes, such as one of Pyro's
+            autoguides or a function. `estimator` has no effect on these: their draws are used as they are.
+        x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; N is the ELBO's num_data.
         batch_size: examples a step, on each rank.
         lr: learning rate; ivon's is on SGD's scale, about 0.1.
         optimizer: ``adam``, ``rmsprop`` or ``ivon`` (`ppl_bnn.inference.ivon`).
@@ -111,13 +112,18 @@ def fit(
         compare_every: after so many steps, and before each checkpoint, the ranks' parameters must be the same to the
             last bit; None never compares.
 
+    Before the first step model and guide are called once with two examples; what would not train is refused
+    (`ppl_bnn.inference.door`). Modules that were put in evaluation mode stay in it (`ppl_bnn.models.modes`). Values of
+    ``pyro.param`` statements are trained too, and are in the caller's parameter store afterwards.
+
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
         single draws used in training, for categorical labels), lr, samples_per_second.
 
     Raises:
-        UserError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
-            or ranks with other settings, inputs or labels than rank 0.
+        UserError: settings out of range; labels, outputs, sites, parameters or `num_data` that do not fit; `folder`
+            holds a training with other settings; fewer examples than ranks, or ranks with other settings, inputs or
+            labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` said so, on any rank.
@@ -241,7 +247,7 @@ def fit(
                         raise NonFiniteGradient
                     descend(torch_optimizer, clip_norm)
                 except NonFiniteGradient:
-                    terms, where = elbo.terms, first_gone_bad(model, guide, batch)
+                    terms, where = elbo.terms, first_gone_bad(model, guide, batch, y[mine])
                     found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
                     raise Diverged(
                         f"training went bad at step {step + 1} {data_parallel.report(ranks, found, terms.loss)}. "
