@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.listeners import heard
 from ppl_bnn.models.param_store import given_parameter, own_parameters
 from ppl_bnn.models.priors import elementwise
 
@@ -67,7 +69,6 @@ class KLScaledELBO(ELBO):
         self.kl_weight = kl_weight
         self.likelihood_weight = 1.0
         self._last: list[Tensor] | Terms = Terms(math.nan, math.nan, math.nan)
-        self._store_is_checked = False
 
     @property
     def terms(self) -> Terms:
@@ -84,10 +85,11 @@ class KLScaledELBO(ELBO):
                 entropy nor a log-probability; or Pyro's parameter store holds another tensor under the name of a
                 module's parameter, which `pyro.infer.SVI` would then train instead of it.
         """
-        if not self._store_is_checked:
-            with _StoreCheck():
-                self._store_is_checked = True
-                return self.differentiable_loss(model, guide, *args, **kwargs)
+        # Only `pyro.infer.SVI`, or who else looks for parameters in messages, takes them from the store.
+        with _StoreCheck() if heard("param") else nullcontext():
+            return self._differentiable_loss(model, guide, *args, **kwargs)
+
+    def _differentiable_loss(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Tensor:
         log_likelihood: Tensor | float = 0.0
         kl: Tensor | float = 0.0
         for particle in range(self.num_particles):
