@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.listeners import heard
 from ppl_bnn.models.param_store import given_parameter, own_parameters
 from ppl_bnn.models.priors import elementwise
 
@@ -63,7 +65,6 @@ class KLScaledELBO(ELBO):
         self.num_data = num_data
         self.kl_weight = kl_weight
         self._last: list[Tensor] | Terms = Terms(math.nan, math.nan, math.nan)
-        self._store_is_checked = False
 
     @property
     def terms(self) -> Terms:
@@ -80,11 +81,9 @@ class KLScaledELBO(ELBO):
                 entropy nor a log-probability; or Pyro's parameter store holds another tensor under the name of a
                 module's parameter, which `pyro.infer.SVI` would then train instead of it.
         """
-        if not self._store_is_checked:
-            with _StoreCheck():
-                self._store_is_checked = True
-                return self.differentiable_loss(model, guide, *args, **kwargs)
-        return self._weighted(model, guide, args, kwargs, self.kl_weight, 1.0)
+        # Only `pyro.infer.SVI`, or who else looks for parameters in messages, takes them from the store.
+        with _StoreCheck() if heard("param") else nullcontext():
+            return self._weighted(model, guide, args, kwargs, self.kl_weight, 1.0)
 
     def terms_and_grads(
         self, model: Callable, guide: Callable, *args: object, kl_weight: float, likelihood_weight: float = 1.0

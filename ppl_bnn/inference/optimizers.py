@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -118,8 +119,10 @@ def descend(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) ->
         parameter.grad = None
 
 
-def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:
+def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tensor) -> str:
     """Name what is not finite: the inputs [B, ...], a parameter, a layer's output, or a gradient.
+
+    Model and guide are called with (x, *labels).
 
     For a step whose gradients are still in place. Gradients are looked through from the output to the input, the way
     they go bad.
@@ -127,10 +130,12 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:
     if not torch.isfinite(x).all():
         return "the inputs hold NaN or infinite values"
     named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters()), *model.named_parameters()]
+    own = {id(value) for _, value in named}
+    named += [(key, value) for key, value in pyro.get_param_store().named_parameters() if id(value) not in own]
     for name, value in named:
         if not torch.isfinite(value).all():
             return f"the parameter {name} is not finite"
-    if layer := _first_bad_output(model, guide, x):
+    if layer := _first_bad_output(model, guide, x, *labels):
         return f"the output of layer {layer} is the first that is not finite"
     for name, value in reversed(named):
         if value.grad is not None and not torch.isfinite(value.grad).all():
@@ -138,7 +143,7 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor) -> str:
     return "every parameter and gradient is finite"
 
 
-def _first_bad_output(model: nn.Module, guide: nn.Module, x: Tensor) -> str | None:
+def _first_bad_output(model: nn.Module, guide: nn.Module, *args: Tensor) -> str | None:
     found: list[str] = []
 
     def record(path: str) -> Any:
@@ -153,7 +158,7 @@ def _first_bad_output(model: nn.Module, guide: nn.Module, x: Tensor) -> str | No
     try:
         # In training mode, where it happened: batch norm's statistics of a step that failed do not matter any more.
         with torch.no_grad(), poutine.block():
-            poutine.replay(model, trace=poutine.trace(guide).get_trace(x))(x)
+            poutine.replay(model, trace=poutine.trace(guide).get_trace(*args))(*args)
     except (RuntimeError, ValueError):
         # The layer before the one that failed is what counts.
         pass

@@ -81,7 +81,7 @@ class Step:
                 raise NonFiniteGradient
             descend(self.optimizer, settings.clip_norm)
         except NonFiniteGradient:
-            raise Diverged(self._what_went_bad(number, x)) from None
+            raise Diverged(self._what_went_bad(number, x, y)) from None
         return agreed
 
     @property
@@ -102,8 +102,8 @@ class Step:
         x = lookup(AUGMENTATIONS, self.settings.augment)(x)
         return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous(), y
 
-    def _what_went_bad(self, number: int, x: Tensor) -> str:
-        terms, where = self.elbo.terms, first_gone_bad(self.model, self.guide, x)
+    def _what_went_bad(self, number: int, x: Tensor, y: Tensor) -> str:
+        terms, where = self.elbo.terms, first_gone_bad(self.model, self.guide, x, y)
         found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
         return (
             f"training went bad at step {number} {data_parallel.report(self.ranks, found, terms.loss)}. "

@@ -81,8 +81,10 @@ def fit(
     Args:
         model: a Pyro model called as model(x, y), such as `Classifier`; a deterministic network in it is trained by
             maximum likelihood (its guide then has no sites).
-        guide: a `MeanFieldNormal` of that model, or another mean-field guide that is an ``nn.Module``.
-        x, y: training inputs [N, ...] and labels [N]; or, as `x` alone, an `Examples` of length N.
+        guide: a `MeanFieldNormal` of that model, or another guide that `KLScaledELBO` takes, such as one of Pyro's
+            autoguides or a function. `estimator` has no effect on these: their draws are used as they are.
+        x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; or, as `x` alone, an
+            `Examples` of length N.
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
             (`ppl_bnn.inference.elbo.kl_schedule`): 0 would drop the prior from the model.
         progress: show a progress bar; without one, the log tells of each epoch.
@@ -96,13 +98,18 @@ def fit(
             alone reads and writes `folder` and shows progress.
         {settings}
 
+    Before the first step model and guide are called once with two examples; what would not train is refused
+    (`ppl_bnn.inference.door`). Modules that were put in evaluation mode stay in it (`ppl_bnn.models.modes`). Values of
+    ``pyro.param`` statements are trained too, and are in the caller's parameter store afterwards.
+
     Returns:
         One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight, accuracy (of the
         single draws used in training, for categorical labels), lr, samples_per_second.
 
     Raises:
-        UserError: settings out of range, `folder` holds a training with other settings, fewer examples than ranks,
-            or ranks with other settings, inputs or labels than rank 0.
+        UserError: settings out of range; labels, outputs, sites, parameters or `num_data` that do not fit; `folder`
+            holds a training with other settings; fewer examples than ranks, or ranks with other settings, inputs or
+            labels than rank 0.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` returned True, on any rank.

@@ -5,11 +5,14 @@ import math
 import time
 from collections import Counter
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from ranks import Ranks
 from small_training import state, timeless
 from torch import nn
+from torch.distributions import constraints
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit
 from ppl_bnn.data.examples import batches
@@ -111,6 +114,36 @@ def test_ranks_draw_their_own_noise_and_stay_equal(tmp_path):
     assert not torch.allclose(found[0]["draw"], found[1]["draw"])
     # Batch norm's running mean after one step: a tenth of the mean over both halves of the data.
     torch.testing.assert_close(found[0]["state"]["m.net.0.running_mean"], 0.1 * X[:48].mean(0))
+
+
+class Noisy(nn.Module):
+    """A regression whose noise is a pyro.param, which no module holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = bayesian(nn.Linear(6, 1)).double()
+
+    def forward(self, x, y=None):
+        # Each rank starts from its own.
+        scale = pyro.param("noise", lambda: 2 + torch.rand(()).double(), constraint=constraints.positive)
+        mean = self.net(x).squeeze(1)
+        with pyro.plate("data", 50, subsample=x):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+def train_a_pyro_param(communicator, folder):
+    torch.manual_seed(communicator.rank)
+    model = Noisy()
+    guide = MeanFieldNormal(model, X[:1], X[:1, 0]).double()
+    fit(model, guide, X, X[:, 0], **settings(), communicator=communicator, folder=folder)
+    return {**state(model, guide), "noise": pyro.param("noise").detach()}
+
+
+def test_pyro_params_stay_equal_on_all_ranks(tmp_path):
+    found = Ranks(tmp_path / "ranks", 2, train_a_pyro_param, tmp_path / "out").results()
+    assert_same(found)
+    start = checkpoint.load(checkpoint.find(tmp_path / "out" / "checkpoints", "0")).tensors["params.noise"].exp()
+    assert found[0]["noise"] < start - 0.05
 
 
 # -- stopping together -------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
 from pyro.optim import Adam
 
 from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, build, kl_by_site, kl_schedule
@@ -235,3 +236,74 @@ def test_a_site_that_only_the_guide_has_is_named():
 
     with pytest.raises(ValueError, match="the guide samples 'w', which is no latent site of the model"):
         KLScaledELBO(1).loss(model, guide, torch.zeros(2), torch.zeros(2))
+
+
+def regression_of_positive_rates(x, y):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0).expand([3]).to_event(1))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ (rate * w), 1.0), obs=y)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoLowRankMultivariateNormal, AutoDelta])
+def test_auxiliary_sites_count_as_in_pyros_elbo(kind):
+    """On average: where a KL or an entropy has a closed form, ours has less noise. Densities of transforms count."""
+    x, y = torch.randn(20, 3), torch.randn(20)
+    guide = kind(regression_of_positive_rates)
+    guide(x, y)
+    elbo = KLScaledELBO(20)
+    ours = torch.tensor([elbo.loss(regression_of_positive_rates, guide, x, y) for _ in range(1000)])
+    theirs = torch.tensor([Trace_ELBO().loss(regression_of_positive_rates, guide, x, y) / 20 for _ in range(1000)])
+    tolerance = 4 * math.hypot(ours.std().item(), theirs.std().item()) / math.sqrt(1000)
+    assert ours.mean().item() == pytest.approx(theirs.mean().item(), abs=max(tolerance, 1e-5))
+    parts = kl_by_site(regression_of_positive_rates, guide, x, y)
+    assert {"rate", "w"} <= parts.keys()
+
+
+def test_a_site_that_is_an_auxiliary_draw_as_it_is_has_the_closed_form():
+    model = weights_model(PRIORS["normal"])
+    theirs, ours = AutoNormal(model, init_scale=0.2), MeanFieldNormal(model, init_scale=0.2, init_jitter=0.0)
+    theirs()
+    with torch.no_grad():
+        theirs.locs.w.copy_(ours.loc_scale("w")[0])
+    elbo, found = KLScaledELBO(7), []
+    for guide in (theirs, theirs, ours):
+        elbo.loss(model, guide)
+        found.append(elbo.terms.kl)
+    assert found[0] == found[1] == pytest.approx(found[2], rel=1e-5)
+    assert kl_by_site(model, theirs).keys() == {"w"}
+
+
+def test_a_guides_plates_scale_its_sites():
+    def model(x, y):
+        with pyro.plate("data", 20, subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(x, y):
+        with pyro.plate("data", 20, subsample=x):
+            pyro.sample("z", dist.Normal(0.3, 0.5))
+
+    elbo, x = KLScaledELBO(20), torch.randn(4)
+    elbo.loss(model, guide, x, x)
+    one = torch.distributions.kl_divergence(dist.Normal(0.3, 0.5), dist.Normal(0.0, 1.0)).item()
+    assert elbo.terms.kl == pytest.approx(one, rel=1e-5)
+
+
+def test_svi_over_a_store_that_holds_another_modules_parameters_is_refused():
+    """The second run of a notebook's cell: the optimizer would be given the tensors of the first."""
+    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 3])
+    for run in range(2):
+        model = Classifier(build("bnn-fc"), 4)
+        guide = MeanFieldNormal(model, x, y)
+        svi = SVI(model, guide, Adam({"lr": 0.01}), KLScaledELBO(4))
+        before = guide.loc_scale("fc1.weight")[0].detach().clone()
+        if run == 0:
+            svi.step(x, y)
+            assert not torch.equal(before, guide.loc_scale("fc1.weight")[0])
+            continue
+        with pytest.raises(ValueError, match=r"another tensor than the module's under .* pyro.clear_param_store\(\)"):
+            svi.step(x, y)
+    pyro.clear_param_store()
+    svi.step(x, y)
+    assert not torch.equal(before, guide.loc_scale("fc1.weight")[0])
