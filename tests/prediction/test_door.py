@@ -13,6 +13,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, predictor
 from ppl_bnn.errors import UserError
 from ppl_bnn.prediction import predictive
 from ppl_bnn.prediction.onnx import export
+from ppl_bnn.prediction.plain import plain
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_mistake_in_the_users_forward_pass_is_raised_as_it_is():
     net = bayesian(nn.Sequential(nn.Linear(5, 5), nn.ReLU()))
     guide = MeanFieldNormal(net, X[:1])
     net.add_module("wrong", Wrong())
-    for call in (lambda: predict(net, guide, X, Y, progress=False), lambda: predictive.plain(net)):
+    for call in (lambda: predict(net, guide, X, Y, progress=False), lambda: plain(net)):
         with pytest.raises(AttributeError, match="leyer"):
             call()
 
