@@ -18,7 +18,9 @@ from ppl_bnn.run import main
 DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
 
 # What a failed assert compared is shown for those of the helpers too.
-pytest.register_assert_rewrite("ranks", "refusals", "small_posteriors", "small_training")
+pytest.register_assert_rewrite(
+    "likelihood_conformance", "posterior_conformance", "ranks", "refusals", "small_posteriors", "small_training"
+)
 
 
 @pytest.fixture(autouse=True)

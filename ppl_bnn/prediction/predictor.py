@@ -15,8 +15,8 @@ from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
 from ppl_bnn.prediction.compact.network import compact as compact_form
 from ppl_bnn.prediction.door import check_inputs, check_prediction, network_of
 from ppl_bnn.prediction.layerwise import Layerwise, Numbers
+from ppl_bnn.prediction.methods import check_draws, drawn_blocks, mirrored, prepared_network
 from ppl_bnn.prediction.plain import PlainNetwork
-from ppl_bnn.prediction.predictive import check_draws, drawn_blocks, mirrored, prepared_network
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000

@@ -9,8 +9,9 @@ from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
 from ppl_bnn.prediction.layerwise import layerwise
+from ppl_bnn.prediction.methods import Prepared, cheapest, prepared_network
 from ppl_bnn.prediction.plain import plain
-from ppl_bnn.prediction.predictive import Prepared, cheapest, draw_logits, prepared_network
+from ppl_bnn.prediction.predictive import draw_logits
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.errors import Interrupted
-from ppl_bnn.prediction.predictive import draw_logits, drawn_blocks
+from ppl_bnn.prediction.methods import drawn_blocks
+from ppl_bnn.prediction.predictive import draw_logits
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(1))

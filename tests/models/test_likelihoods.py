@@ -1,0 +1,109 @@
+"""Likelihoods run through the contract: Categorical, and a Normal in thirty lines."""
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from likelihood_conformance import check_likelihood
+
+from ppl_bnn import Classifier, metrics
+from ppl_bnn.errors import UserError
+from ppl_bnn.models.likelihoods import Categorical, DrawStatistics, Likelihood
+
+OUTPUTS = 1.5 * torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 2, 1, 1, 0])
+
+
+class Normal(Likelihood):
+    """y ~ Normal(outputs[:, 0], softplus(outputs[:, 1])): a mean and a scale that the network predicts."""
+
+    def distribution(self, outputs):
+        return dist.Normal(outputs[..., 0], torch.nn.functional.softplus(outputs[..., 1]))
+
+    def check(self, outputs):
+        if outputs.dim() != 2 or outputs.shape[1] != 2:
+            raise UserError(f"a Normal likelihood needs 2 outputs, got {list(outputs.shape)}")
+
+    def observed(self, y, outputs):
+        y = torch.as_tensor(y)
+        if y.dim() != 1 or not y.is_floating_point() or not y.isfinite().all():
+            raise UserError("a Normal likelihood needs finite numbers [N]")
+        return y
+
+    def mean(self, outputs):
+        return outputs[..., 0]
+
+    def statistics(self, outputs, y):
+        q = self.distribution(outputs.cpu())
+        others = {"variance": q.scale.square(), "square": q.loc.square()}
+        return DrawStatistics(q.loc, q.log_prob(y), -(q.loc - y).square().mean(1), others)
+
+    def decompose(self, averages):
+        epistemic = (averages["square"] - averages["mean"].square()).clamp_min(0)
+        return averages["variance"] + epistemic, averages["variance"], epistemic
+
+    def scores(self, averages, log_likelihood, y):
+        return {"rmse": float((averages["mean"] - y).square().mean().sqrt()), "nll": metrics.nll(log_likelihood)}
+
+
+def test_categorical_keeps_the_contract():
+    refused = [(OUTPUTS[0], y) for y in (LABELS.float(), LABELS + 1, LABELS[:, None], -100 * LABELS, ["a"])]
+
+    def entropy_of_classes(samples):
+        shares = torch.nn.functional.one_hot(samples, 3).double().mean(0)
+        return metrics.entropy(shares)
+
+    check_likelihood(Categorical(), OUTPUTS, LABELS.int().numpy(), refused, total_of_draws=entropy_of_classes)
+
+
+def test_a_normal_of_thirty_lines_keeps_the_contract():
+    y = torch.linspace(-1, 1, 5)
+    outputs = OUTPUTS[..., :2]
+    refused = [(outputs[0], values) for values in (y.long(), y[:, None], y * float("nan"))]
+    check_likelihood(Normal(), outputs, y, refused, total_of_draws=lambda samples: samples.double().var(0))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS.int(), LABELS.to(torch.uint8), LABELS.numpy(), LABELS.numpy().astype(np.int16), LABELS.tolist()],
+    ids=["int32", "uint8", "numpy", "int16", "list"],
+)
+def test_labels_that_are_unambiguous_are_converted(labels):
+    found = Categorical().observed(labels, OUTPUTS[0])
+    assert found.dtype == torch.int64
+    assert torch.equal(found, LABELS)
+
+
+class Series:
+    """What pandas calls a column."""
+
+    def to_numpy(self):
+        return LABELS.numpy()
+
+
+Series.__module__ = "pandas.core.series"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS.float(), r"needs class labels 0\.\.2.*values from 0 to 2 of torch.float32: cast labels"),
+        (torch.linspace(-3, 5, 5), r"class labels 0\.\.2.*\(3 outputs here\); got values from -3 to 5"),
+        (torch.eye(3)[LABELS].long(), r"labels of shape \[5, 3\]: one-hot rows become labels with y.argmax\(1\)"),
+        (LABELS + 1, r"labels must be from 0 to 2, got 1 to 3: labels that start at 1 become y - 1"),
+        (LABELS.index_fill(0, torch.tensor([1]), -100), r"labels must be from 0 to 2, got -100 to 1.*unknown"),
+        (Series(), r"needs class labels.*got pandas.Series: pass y.to_numpy\(\)"),
+        ({"y": LABELS}, r"needs class labels.*got builtins.dict"),
+        (["cat", "dog"], r"needs class labels.*no numbers"),
+    ],
+)
+def test_what_is_no_class_label_is_refused_by_name(labels, message):
+    with pytest.raises(UserError, match=message):
+        Categorical().observed(labels, OUTPUTS[0])
+
+
+def test_a_softmax_over_one_column_is_refused():
+    for outputs in (torch.zeros(2, 1), torch.zeros(2), torch.zeros(2, 3, 4)):
+        with pytest.raises(UserError, match="needs at least 2 outputs, one for each class"):
+            Categorical().check(outputs)
+    assert isinstance(Classifier(torch.nn.Linear(2, 3), 5).likelihood, Categorical)

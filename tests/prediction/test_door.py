@@ -1,0 +1,192 @@
+"""What predict and predictor refuse before the first draw, by name and in one line."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_posteriors import X, Y, dense
+from torch import nn
+
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, predictor
+from ppl_bnn.errors import UserError
+from ppl_bnn.prediction import predictive
+from ppl_bnn.prediction.onnx import export
+from ppl_bnn.prediction.plain import plain
+
+
+@pytest.fixture
+def no_draws(monkeypatch):
+    def drawn(*arguments):
+        pytest.fail("a draw was made")
+
+    monkeypatch.setattr(predictive, "drawn_blocks", drawn)
+    monkeypatch.setattr(predictive, "moment_predictive", drawn)
+
+
+def other(**changes):
+    """The small network with one thing changed."""
+    net, guide = dense()
+    for name, value in changes.items():
+        part, path = name.split("__")
+        parameter = {"net": net, "guide": guide}[part].get_parameter(path)
+        with torch.no_grad():
+            parameter.view(-1)[0] = value
+    return net, guide
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["guide__loc.0.weight", "guide__unconstrained_scale.2.weight", "net__2.bias"])
+@pytest.mark.usefixtures("no_draws")
+def test_values_that_are_not_finite_are_refused(name, value, tmp_path):
+    """The predictive of NaN probabilities had an ECE of 0."""
+    net, guide = other(**{name: value})
+    path = name.partition("__")[2]
+    for method in ("draws", "layerwise", "moments"):
+        with pytest.raises(UserError, match=f"'{path}' of the (posterior|network) has NaN or infinite values"):
+            predict(net, guide, X, Y, method=method, progress=False)
+    with pytest.raises(UserError, match="has NaN or infinite values"):
+        predictor(net, guide, X)
+    with pytest.raises(UserError, match="has NaN or infinite values"):
+        export(tmp_path / "x.onnx", net, guide, X)
+
+
+def test_a_draw_that_overflows_is_refused_when_it_is_made():
+    net, guide = dense()
+    with torch.no_grad():
+        guide.get_parameter("loc.0.weight").fill_(1e38)
+        guide.get_parameter("loc.2.weight").fill_(1e38)
+    with pytest.raises(UserError, match="draw 0 gives NaN"):
+        predict(net, guide, X, Y, num_samples=2, method="draws", progress=False)
+
+
+@pytest.mark.usefixtures("no_draws")
+def test_a_guide_of_another_model_is_refused_by_its_sites():
+    net, guide = dense()
+    with_biases, guide_with_biases = dense(bayesian_bias=True)
+    wider = bayesian(nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)))
+    for answer in (lambda *pair: predict(*pair, X, Y, progress=False), lambda *pair: predictor(*pair, X)):
+        with pytest.raises(UserError, match=r"no draws for the network's random sites '0.bias', '2.bias'; build"):
+            answer(with_biases, guide)
+        with pytest.raises(UserError, match=r"has sites that the network lacks, '0.bias', '2.bias'; build"):
+            answer(net, guide_with_biases)
+        with pytest.raises(
+            UserError, match=r"site '0.weight' is \[9, 5\] in the network and \[8, 5\] in the posterior"
+        ):
+            answer(wider, guide)
+        with pytest.raises(UserError, match=r"no draws for the network's random sites '0.weight', '2.weight'"):
+            answer(net, MeanFieldNormal(Classifier(nn.Linear(5, 3), 30), X[:1], Y[:1]))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"x": X}, r"x must be one tensor \[N, ...\], got a dict"),
+        ((X, X), r"x must be one tensor \[N, ...\], got a tuple"),
+        (X.numpy(), r"x must be one tensor.*got a numpy.ndarray: pass torch.as_tensor\(x\)"),
+        (X[0, 0], r"x must be a tensor of at least 1 example"),
+        (X[:0], "at least 1 example"),
+        (X.index_fill(0, torch.tensor([4, 7]), -math.inf), "2 examples have NaN or infinite values, the first is 4"),
+    ],
+)
+@pytest.mark.usefixtures("no_draws")
+def test_inputs_that_are_no_tensor_of_finite_numbers_are_refused(x, message):
+    net, guide = dense()
+    with pytest.raises(UserError, match=message):
+        predict(net, guide, x, Y, progress=False)
+    with pytest.raises(UserError, match=message):
+        predictor(net, guide, x)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (Y.float(), "class labels 0..2.*values from 0 to 2 of torch.float32"),
+        (torch.eye(3)[Y], "class labels"),
+        (Y + 1, "labels must be from 0 to 2, got 1 to 3"),
+        (Y.index_fill(0, torch.tensor([1]), -100), "labels must be from 0 to 2, got -100 to 2"),
+        (Y[:-1], "x and y need the same number of examples.*got 30 and 29"),
+        (None, "predict needs the labels y.*use predictor"),
+    ],
+)
+@pytest.mark.parametrize("method", ["draws", "moments"])
+@pytest.mark.usefixtures("no_draws")
+def test_what_is_no_label_is_refused(y, message, method):
+    with pytest.raises(UserError, match=message):
+        predict(*dense(), X, y, method=method, progress=False)
+
+
+def test_labels_of_numpy_and_int32_predict_as_torchs_do():
+    net, guide = dense()
+    expected = predict(net, guide, X, Y, num_samples=3, progress=False)
+    for labels in (Y.int(), Y.numpy(), Y.numpy().astype(np.uint8)):
+        found = predict(net, guide, X, labels, num_samples=3, progress=False)
+        assert torch.equal(found.log_likelihood, expected.log_likelihood)
+        assert found.labels.dtype == torch.int64
+
+
+@pytest.mark.usefixtures("no_draws")
+def test_a_regression_network_is_told_that_class_labels_are_needed():
+    net = bayesian(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)))
+    guide = MeanFieldNormal(net, X[:1])
+    with pytest.raises(UserError, match=r"Categorical likelihood needs at least 2 outputs.*regression network"):
+        predict(net, guide, X, X[:, 0], progress=False)
+    with pytest.raises(UserError, match="Categorical likelihood needs at least 2 outputs"):
+        predictor(net, guide, X)
+
+
+@pytest.mark.usefixtures("no_draws")
+def test_outputs_of_another_kind_are_refused():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    for net, message in ((Pair(), "one tensor.*got a tuple"), (nn.Flatten(0), "one row an example")):
+        with pytest.raises(UserError, match=message):
+            predict(net, MeanFieldNormal(net, X[:1]), X, Y, progress=False)
+
+
+@pytest.mark.usefixtures("no_draws")
+def test_parameters_on_the_meta_device_are_refused():
+    net, guide = dense()
+    away = copy.deepcopy(net).to("meta")
+    with pytest.raises(UserError, match=r"'0.bias' of the network is on the meta device and has no values"):
+        predict(away, guide, X, Y, progress=False)
+
+
+def test_a_mistake_in_the_users_forward_pass_is_raised_as_it_is():
+    """It was taken for a network without a fixed graph, and the slow way met it once more."""
+
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.leyer(x)
+
+    net = bayesian(nn.Sequential(nn.Linear(5, 5), nn.ReLU()))
+    guide = MeanFieldNormal(net, X[:1])
+    net.add_module("wrong", Wrong())
+    for call in (lambda: predict(net, guide, X, Y, progress=False), lambda: plain(net)):
+        with pytest.raises(AttributeError, match="leyer"):
+            call()
+
+
+def test_the_slow_way_says_so(caplog):
+    from small_posteriors import Branches
+
+    net = bayesian(Branches())
+    predict(net, MeanFieldNormal(net, X[:1]), X, Y, num_samples=1, progress=False)
+    assert "draws go through Pyro, several times slower: " in caplog.text
+
+
+def test_a_classifier_predicts_as_its_network_does():
+    net, guide = dense()
+    by_net = predict(net, guide, X, Y, num_samples=4, progress=False)
+    by_model = predict(Classifier(net, 30), guide, X, Y, num_samples=4, progress=False)
+    assert torch.equal(by_net.probs, by_model.probs)
+    assert by_net.summary()["nll"] == by_model.summary()["nll"]
+    answers = [predictor(one, guide, X, num_samples=4)(X)[0] for one in (net, Classifier(net, 30))]
+    assert torch.equal(*answers)
