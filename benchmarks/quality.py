@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ppl_bnn import Classifier, MeanFieldNormal, build, fit, load, predict
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import GuideConfig, TrainConfig
-from ppl_bnn.inference.elbo import kl_schedule
+from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.metrics import accuracy, ece, entropy, uncertainties
 from ppl_bnn.models import parse_prior

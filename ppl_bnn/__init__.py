@@ -16,8 +16,9 @@ from ppl_bnn.version import __version__
 if TYPE_CHECKING:
     from ppl_bnn.data import Images, load
     from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
-    from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site, kl_schedule
+    from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
+    from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
     from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
     from ppl_bnn.prediction.predictive import predict
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "ppl_bnn.data": ("Images", "load"),
     "ppl_bnn.guides": ("Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"),
-    "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site", "kl_schedule"),
+    "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
+    "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
     "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "bayesian", "build"),
     "ppl_bnn.prediction.predictive": ("predict",),

@@ -19,7 +19,15 @@ DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"
 
 # What a failed assert compared is shown for those of the helpers too.
 pytest.register_assert_rewrite(
-    "likelihood_conformance", "posterior_conformance", "ranks", "refusals", "small_posteriors", "small_training"
+    "door_models",
+    "examples_conformance",
+    "likelihood_conformance",
+    "posterior_conformance",
+    "ranks",
+    "refusals",
+    "small_posteriors",
+    "small_ranks",
+    "small_training",
 )
 
 

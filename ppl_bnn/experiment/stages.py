@@ -25,8 +25,9 @@ from ppl_bnn.files import write_text
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
 from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
-from ppl_bnn.inference.elbo import kl_by_site, kl_schedule
+from ppl_bnn.inference.elbo import kl_by_site
 from ppl_bnn.inference.manifest import manifest
+from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render_table

@@ -86,7 +86,7 @@ def fit(
         x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; or, as `x` alone, an
             `Examples` of length N.
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
-            (`ppl_bnn.inference.elbo.kl_schedule`): 0 would drop the prior from the model.
+            (`ppl_bnn.inference.schedules.kl_schedule`): 0 would drop the prior from the model.
         progress: show a progress bar; without one, the log tells of each epoch.
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
             (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, by `checkpoint_every` and

@@ -55,7 +55,12 @@ def class_labels(y: Any, num_classes: int, name: str = "y", *, example_shape: Si
             raise UserError(f"{got}: pass {name}.squeeze(-1)")
         raise UserError(f"{got}: reshape them")
     if y.is_floating_point() or y.is_complex():
-        raise UserError(f"{got}: pass {name}.long() if they are whole numbers")
+        span = (
+            f" Their values are from {float(y.min()):g} to {float(y.max()):g}"
+            if y.numel() and not y.is_complex()
+            else ""
+        )
+        raise UserError(f"{got}.{span}: pass {name}.long() if they are labels")
     y = y.long()
     low, high = (int(bound) for bound in torch.aminmax(y)) if y.numel() else (0, 0)
     if low < 0 or high >= num_classes:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_bnn import metrics
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.labels import class_labels
 
 Averages = Mapping[str, Tensor]
 
@@ -106,28 +107,9 @@ class Categorical(Likelihood):
 
     def observed(self, y: object, outputs: Tensor) -> Tensor:
         """Class labels [N] as int64. Integers of any width and booleans are converted, of numpy and lists too."""
-        classes = outputs.shape[-1]
-        needs = (
-            f"a Categorical likelihood needs class labels 0..{classes - 1}, integers [N] "
-            f"({classes} output{'s' * (classes > 1)} here)"
-        )
-        if not isinstance(y, Tensor | np.ndarray | list | tuple):
-            kind = f"{type(y).__module__.partition('.')[0]}.{type(y).__name__}"
-            advice = ": pass y.to_numpy()" if hasattr(y, "to_numpy") else ""
-            raise UserError(f"{needs}; got {'None' if y is None else kind}{advice}")
-        try:
-            labels = torch.as_tensor(y)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{needs}; got values that are no numbers ({error})") from None
-        if labels.is_floating_point() or labels.is_complex():
-            span = f"values from {float(labels.min()):.4g} to {float(labels.max()):.4g}" if labels.numel() else "none"
-            raise UserError(f"{needs}; got {span} of {labels.dtype}: cast labels with y.long()")
-        if labels.dim() != 1:
-            advice = "one-hot rows become labels with y.argmax(1)" if labels.shape[-1:] == (classes,) else "flatten y"
-            raise UserError(f"{needs}; got labels of shape {list(labels.shape)}: {advice}")
-        labels = labels.long()
-        check_labels(labels, classes)
-        return labels
+        if isinstance(y, list | tuple):
+            y = np.asarray(y)
+        return class_labels(y, outputs.shape[-1])
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Class probabilities [..., N, C]."""
@@ -157,16 +139,3 @@ class Categorical(Likelihood):
             "ece": metrics.ece(probs, y),
             "brier": metrics.brier(probs, y),
         }
-
-
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise UserError for labels outside 0 .. classes - 1."""
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        advice = ""
-        if int(labels.min()) < 0:
-            advice = ": leave out the examples whose label is unknown"
-        elif int(labels.min()) == 1 and int(labels.max()) == classes:
-            advice = ": labels that start at 1 become y - 1"
-        raise UserError(
-            f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}{advice}"
-        )

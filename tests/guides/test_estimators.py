@@ -7,39 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from estimator_outputs import CONV, GROUPED, LINEAR, layer_and_guide, outputs
 from pyro import poutine
 from torch import nn
 
 from ppl_bnn import Flipout, LocalReparameterization, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
-
-
-def layer_and_guide(layer, x, *, scale=0.3):
-    net = bayesian(nn.Sequential(layer)).double()
-    guide = MeanFieldNormal(net, x, init_loc=0.5, init_scale=scale, init_jitter=0.5)
-    return net, guide
-
-
-def outputs(net, guide, x, estimator, draws):
-    """One training-style forward pass a draw: the guide is sampled and the network replays it."""
-    found = []
-    with torch.no_grad():
-        for _ in range(draws):
-            with ESTIMATORS[estimator]():
-                trace = poutine.trace(guide).get_trace(x)
-                found.append(poutine.replay(net, trace=trace)(x))
-    return torch.stack(found)
-
-
-LINEAR = (nn.Linear(5, 4), torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double())
-CONV = (
-    nn.Conv2d(2, 3, 3, padding=1),
-    torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(2)).double(),
-)
-GROUPED = (
-    nn.Conv2d(4, 6, 3, padding=1, groups=2),
-    torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(3)).double(),
-)
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
@@ -230,57 +203,6 @@ def test_a_random_bias_is_sampled_under_every_estimator():
     for estimator in ESTIMATORS:
         found = outputs(net, guide, x, estimator, 50)
         assert found.std(0).min() > 0
-
-
-TOKENS = torch.randn(3, 16, 5, generator=torch.Generator().manual_seed(7)).double()
-
-
-def noise_of_the_mean_over_positions(estimator, x, draws=1500):
-    """Standard deviation over draws of each output's mean over positions, [N, out], and the closed form of plain's."""
-    net, guide = layer_and_guide(nn.Linear(5, 4), x)
-    found = outputs(net, guide, x, estimator, draws).flatten(2, -2).mean(2).std(0)
-    scale = guide.loc_scale("0.weight")[1].detach()
-    mean, each = x.flatten(1, -2).mean(1), x.flatten(1, -2)
-    return found, (mean.square() @ scale.T.square()).sqrt(), (each.square() @ scale.T.square()).sqrt().mean(1)
-
-
-@pytest.mark.parametrize("x", [TOKENS, TOKENS.view(3, 4, 4, 5)], ids=["tokens", "grid"])
-@pytest.mark.parametrize("estimator", ["plain", "groups", "flipout", "flipout-bfloat16"])
-def test_one_noise_an_example_is_shared_by_its_positions(estimator, x):
-    found, exact, _ = noise_of_the_mean_over_positions(estimator, x)
-    # A standard deviation of 1500 draws has a relative error of 1 / sqrt(3000); bfloat16 adds a hundredth.
-    assert (found / exact - 1).abs().max() < 5 / math.sqrt(3000) + 0.01 * estimator.endswith("16")
-
-
-@pytest.mark.parametrize("x", [TOKENS, TOKENS.view(3, 4, 4, 5)], ids=["tokens", "grid"])
-def test_local_has_correlation_one_between_positions_and_says_so(x, caplog):
-    found, exact, documented = noise_of_the_mean_over_positions("local", x)
-    assert (found / documented - 1).abs().max() < 5 / math.sqrt(3000)
-    assert (documented > exact).all()
-    assert "local is biased for layer 0, whose input is [3, " in caplog.text
-    # Equal positions have equal noise: there it is right.
-    found, exact, _ = noise_of_the_mean_over_positions("local", TOKENS[:, :1].expand(3, 6, 5))
-    assert (found / exact - 1).abs().max() < 5 / math.sqrt(3000)
-
-
-def test_local_warns_once_and_only_about_positions(caplog):
-    net, guide = layer_and_guide(nn.Linear(5, 4), LINEAR[1])
-    outputs(net, guide, LINEAR[1], "local", 1)
-    outputs(*layer_and_guide(*CONV), CONV[1], "local", 1)
-    assert not caplog.records
-    with torch.no_grad(), LocalReparameterization():
-        for _ in range(3):
-            poutine.replay(net, trace=poutine.trace(guide).get_trace(TOKENS))(TOKENS)
-    assert len(caplog.records) == 1
-
-
-@pytest.mark.parametrize("estimator", ["flipout", "local"])
-def test_one_example_without_a_batch_dimension_has_the_right_variance(estimator):
-    x = LINEAR[1][0]
-    net, guide = layer_and_guide(nn.Linear(5, 4), x)
-    scale = guide.loc_scale("0.weight")[1].detach()
-    found = outputs(net, guide, x, estimator, 4000).var(0)
-    assert (found / (scale.square() @ x.square()) - 1).abs().max() < 5 * math.sqrt(2 / 4000)
 
 
 def test_flipout_gives_a_layer_that_is_used_twice_one_weight():

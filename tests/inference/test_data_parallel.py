@@ -10,36 +10,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from ranks import Ranks
+from small_ranks import X, Y, assert_same, settings, small
 from small_training import state, timeless
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit
+from ppl_bnn import MeanFieldNormal, bayesian, fit
 from ppl_bnn.data.examples import batches
 from ppl_bnn.distributed import shard
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.inference import checkpoint, data_parallel
-
-X = torch.rand(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-Y = (X[:, 0] > X[:, 1]).long()
-
-
-def small(net=None, seed=0, num_data=50):
-    torch.manual_seed(seed)
-    net = net or nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    model = Classifier(bayesian(net), num_data).double()
-    return model, MeanFieldNormal(model, X[:1], Y[:1]).double()
-
-
-def settings(**changes):
-    return {"epochs": 3, "batch_size": 8, "lr": 0.01, "estimator": "plain", "progress": False, **changes}
-
-
-def assert_same(states, tolerance=0.0):
-    for other in states[1:]:
-        for name, value in states[0].items():
-            torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=name)
-
 
 # -- what each rank works on -------------------------------------------------------------------------------------
 
@@ -264,22 +244,6 @@ def test_a_parameter_that_changes_on_one_rank_is_found_and_named(tmp_path):
     assert checkpoint.step_of(checkpoint.find(tmp_path / "out" / "checkpoints")) == 3
 
 
-def start_unlike(communicator):
-    messages = []
-    rank = communicator.rank
-    for changes, inputs, labels in (
-        ({"lr": 0.01 + rank}, X, Y),
-        ({"bucket_mb": 1.0 + rank}, X, Y),
-        ({}, X.roll(rank), Y),
-        ({}, X, Y.roll(rank)),
-        ({}, X[:1], Y[:1]),
-    ):
-        with pytest.raises(ValueError) as error:
-            fit(*small(), inputs, labels, **settings(**changes), communicator=communicator)
-        messages.append(str(error.value))
-    return messages
-
-
 def stop_while_rank_0_writes_slowly(communicator, folder):
     save, ended = checkpoint.save, 0.0
 
@@ -300,9 +264,3 @@ def stop_while_rank_0_writes_slowly(communicator, folder):
 def test_no_rank_ends_while_rank_0_writes_the_checkpoint(tmp_path):
     (written, _), (_, over) = Ranks(tmp_path, 2, stop_while_rank_0_writes_slowly, tmp_path / "out").results()
     assert 0 < written <= over
-
-
-def test_ranks_that_cannot_train_together_say_so(tmp_path):
-    for messages in Ranks(tmp_path, 2, start_unlike).results():
-        unlike = "the ranks were not started alike: settings, inputs or labels of rank 1 differ from rank 0's"
-        assert messages == [*[unlike] * 4, "1 examples are too few for 2 ranks: start fewer"]

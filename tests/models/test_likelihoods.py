@@ -87,14 +87,20 @@ Series.__module__ = "pandas.core.series"
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS.float(), r"needs class labels 0\.\.2.*values from 0 to 2 of torch.float32: cast labels"),
-        (torch.linspace(-3, 5, 5), r"class labels 0\.\.2.*\(3 outputs here\); got values from -3 to 5"),
-        (torch.eye(3)[LABELS].long(), r"labels of shape \[5, 3\]: one-hot rows become labels with y.argmax\(1\)"),
-        (LABELS + 1, r"labels must be from 0 to 2, got 1 to 3: labels that start at 1 become y - 1"),
-        (LABELS.index_fill(0, torch.tensor([1]), -100), r"labels must be from 0 to 2, got -100 to 1.*unknown"),
-        (Series(), r"needs class labels.*got pandas.Series: pass y.to_numpy\(\)"),
-        ({"y": LABELS}, r"needs class labels.*got builtins.dict"),
-        (["cat", "dog"], r"needs class labels.*no numbers"),
+        (
+            LABELS.float(),
+            r"dtype float32; expected integer class labels 0\.\.2.*values are from 0 to 2: pass y.long\(\)",
+        ),
+        (torch.linspace(-3, 5, 5), r"class labels 0\.\.2 of shape \[N\]. Their values are from -3 to 5"),
+        (torch.eye(3)[LABELS].long(), r"labels y have shape \[5, 3\].*They look one-hot: pass y.argmax\(-1\)"),
+        (LABELS + 1, r"labels y are from 1 to 3; expected integer class labels 0\.\.2 .*: subtract 1"),
+        (
+            LABELS.index_fill(0, torch.tensor([1]), -100),
+            r"labels y are from -100 to 1; expected .* 0\.\.2 .*: drop the examples without a label",
+        ),
+        (Series(), r"the labels y must be one tensor or numpy array .*got a Series: pass .*y.to_numpy\(\)"),
+        ({"y": LABELS}, r"the labels y must be one tensor or numpy array .*got a dict"),
+        (["cat", "dog"], r"the labels y is a numpy array of dtype <U3; torch needs numbers"),
     ],
 )
 def test_what_is_no_class_label_is_refused_by_name(labels, message):

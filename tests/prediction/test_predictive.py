@@ -102,7 +102,7 @@ def test_seconds_count_what_is_computed_before_the_first_draw(monkeypatch):
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"y": Y[:3]}, "got 30 and 3"),
         ({"x": X[:0], "y": Y[:0]}, "at least 1"),
-        ({"y": Y + 2}, "labels must be from 0 to 2"),
+        ({"y": Y + 2}, "labels y are from 2 to 4; expected integer class labels 0..2"),
     ],
 )
 def test_refusals(changes, message):

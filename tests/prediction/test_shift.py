@@ -155,7 +155,7 @@ def test_shifted_predictions_are_those_of_the_shifted_images():
             "2 of 2 images of dim have others, the first is image",
         ),
         ({"outside": {"raw": torch.full((2, 1, 8, 8), 255.0)}}, r"image 0 \(255 to 255\)"),
-        ({"y": torch.full((40,), 9)}, "labels must be from 0 to 2"),
+        ({"y": torch.full((40,), 9)}, "labels y are from 9 to 9; expected integer class labels 0..2"),
     ],
 )
 def test_refusals(changes, message):

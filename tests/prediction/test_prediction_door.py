@@ -102,10 +102,10 @@ def test_inputs_that_are_no_tensor_of_finite_numbers_are_refused(x, message):
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (Y.float(), "class labels 0..2.*values from 0 to 2 of torch.float32"),
+        (Y.float(), "class labels 0..2.*values are from 0 to 2"),
         (torch.eye(3)[Y], "class labels"),
-        (Y + 1, "labels must be from 0 to 2, got 1 to 3"),
-        (Y.index_fill(0, torch.tensor([1]), -100), "labels must be from 0 to 2, got -100 to 2"),
+        (Y + 1, "labels y are from 1 to 3; expected integer class labels 0..2"),
+        (Y.index_fill(0, torch.tensor([1]), -100), "labels y are from -100 to 2; expected integer class labels 0..2"),
         (Y[:-1], "x and y need the same number of examples.*got 30 and 29"),
         (None, "predict needs the labels y.*use predictor"),
     ],
