@@ -222,5 +222,5 @@ def test_moments_are_a_predictive_without_draws():
     assert found.draws.tolist() == [0] * len(X)
     assert found.mc_error.isnan().all()
     assert found.summary()["nll"] == pytest.approx(-probs[range(len(X)), Y].log().mean().item(), rel=1e-5)
-    with pytest.raises(ValueError, match="labels y are from 3 to 5; expected integer class labels 0..2"):
+    with pytest.raises(ValueError, match=r"labels y are from 3 to 5; expected integer class labels 0..2"):
         predict(net, guide, X, Y + 3, method="moments", progress=False)
