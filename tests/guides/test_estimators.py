@@ -258,8 +258,7 @@ def test_local_has_correlation_one_between_positions_and_says_so(x, caplog):
     assert (found / documented - 1).abs().max() < 5 / math.sqrt(3000)
     assert (documented > exact).all()
     assert "local is biased for layer 0, whose input is [3, " in caplog.text
-    # Equal positions have equal noise: there it is right.
-    found, exact, _ = noise_of_the_mean_over_positions("local", TOKENS[:, :1].expand(3, 6, 5))
+    found, exact, _ = noise_of_the_mean_over_positions("local", TOKENS[:, :1].expand(3, 6, 5))  # right
     assert (found / exact - 1).abs().max() < 5 / math.sqrt(3000)
 
 
