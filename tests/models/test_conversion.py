@@ -3,16 +3,61 @@
 import copy
 import io
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from converted_networks import Keywords, Listed, Recomputed, X, Y, sites, trained
 from pyro import poutine
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, predict
-from ppl_bnn.models import BayesianLinear
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, site_priors
 from ppl_bnn.prediction.plain import NotTraceable, plain
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+def sites(net, x=X):
+    return poutine.trace(net).get_trace(x).stochastic_nodes
+
+
+def trained(net, x=X, **settings):
+    model = Classifier(net, len(x))
+    guide = MeanFieldNormal(model, x[:1], Y[:1])
+    fit(model, guide, x, Y, epochs=2, batch_size=6, lr=1e-2, progress=False, **settings)
+    return guide
+
+
+class Listed(nn.Module):
+    """Layers that the forward pass reaches through a Python list and a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.first, self.rest = [self.a], {"head": self.b}
+
+    def forward(self, x):
+        return self.rest["head"](self.first[0](x).relu())
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(input=self.norm(input=self.a(input=x)).relu())
+
+
+class Recomputed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.a, self.b, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 3), reentrant
+
+    def forward(self, x):
+        return checkpoint(self.b, self.a(x).relu(), use_reentrant=self.reentrant)
 
 
 def test_layers_in_lists_and_dicts_are_the_converted_ones():
@@ -207,3 +252,37 @@ def test_layers_without_gradients_are_refused_where_the_data_should_train_them()
     for part in (guide.loc.a, guide.unconstrained_scale.a):
         part.requires_grad_(False)
     KLScaledELBO(12).loss_and_grads(model, guide, X, Y)
+
+
+def test_a_failed_vectorized_call_leaves_the_prior_as_it_was():
+    model = Classifier(bayesian(nn.Sequential(nn.Linear(4, 3))), 12)
+    with pytest.raises(RuntimeError, match="dimensions"):
+        pyro.infer.Predictive(model, num_samples=7, parallel=True)(X)
+    assert site_priors(model, X, Y)["0.weight"].sample().shape == (3, 4)
+    assert MeanFieldNormal(model, X, Y).loc_scale("0.weight")[0].shape == (3, 4)
+
+
+def test_the_layer_table_counts_parameters_of_the_networks_own_modules():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.lin = nn.Parameter(torch.zeros(4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.lin(x + self.token)
+
+    rows = {row.layer: row for row in layer_table(bayesian(Scaled()), X)}
+    assert rows["Scaled"].trainable == 4
+    assert rows["lin"].kind == "BayesianLinear"
+    assert sum(row.trainable for row in rows.values()) == 4 + 3 + 2 * 12
+
+
+def test_convolutions_convert_in_place_too():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2))
+    seen = []
+    net[0].register_forward_hook(lambda *_: seen.append(1))
+    bnn = bayesian(net, dist.Normal(0.0, 0.1))
+    assert type(bnn[0]) is BayesianConv2d
+    with poutine.condition(data={"0.weight": net[0].weight}):
+        torch.testing.assert_close(bnn(torch.ones(1, 2, 5, 5)), net(torch.ones(1, 2, 5, 5)))
+    assert len(seen) == 2
