@@ -93,8 +93,9 @@ def prune(
             masks, own_cut = _keep_largest([groups[site] for site in together], sizes, fraction)
             kept |= dict(zip(together, masks, strict=True))
             cut = max(cut, own_cut)
+    # Contiguous: an expanded mask shares memory among its weights, and could not be written to.
     keep = {
-        site: kept[site].expand_as(score) if site in kept else torch.ones_like(score, dtype=torch.bool)
+        site: kept[site].expand_as(score).contiguous() if site in kept else torch.ones_like(score, dtype=torch.bool)
         for site, score in weight_scores.items()
     }
     nonzero = {site: int(mask.sum()) for site, mask in keep.items()}

@@ -197,3 +197,11 @@ def test_masks_that_do_not_fit():
     _, guide = small()
     with pytest.raises(ValueError, match=r"'0.weight' needs a mask of shape \[10, 6\], got none"):
         guide.pruned({})
+
+
+@pytest.mark.parametrize("structure", ["units", "inputs"])
+def test_a_guide_pruned_by_groups_can_be_loaded_into(structure):
+    """Its masks were views that repeat one number for a whole group, which no checkpoint could be read into."""
+    guide = prune(small()[1], fraction=0.5, structure=structure).guide
+    guide.load_state_dict({name: value.clone() for name, value in guide.state_dict().items()})
+    assert all(mask.is_contiguous() for mask in guide.keep.buffers())

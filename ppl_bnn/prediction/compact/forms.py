@@ -19,8 +19,9 @@ from ppl_bnn.prediction.compact.sparse_layers import SparseConv2d, SparseLinear,
 # A multiplication in sparse form by the time of one in dense form: of a dense layer this much and so much more for each
 # row of a smaller batch, of a convolution.
 _LINEAR, _FEW_ROWS, _CONVOLUTION = 2.5, 17.0, 5.0
-# Writing a weight that is left into the compact network, in the same unit; and how much less a draw must cost.
-_WRITE, _GAIN = 50.0, 0.8
+# In the same unit: writing a weight that is left into the compact network, an output of a sparse convolution, and a
+# layer's share of a draw; and how much less a draw must cost.
+_WRITE, _OUTPUT, _LAYER, _GAIN = 50.0, 180.0, 1e6, 0.8
 
 
 @torch.no_grad()
@@ -77,11 +78,12 @@ def compact_pays(
         dense: number of weights of each layer in the plain network.
         examples, rows: examples of the request, and of a forward pass.
     """
-    cost = _WRITE * len(network.loc)
+    cost = _WRITE * len(network.loc) + _LAYER * len(network.layers)
     for layer in network.layers:
         module = network.net.get_submodule(layer.path)
         if chosen[layer.path] == "sparse":
             each = len(layer.entries.position) * sparse_cost(module, rows)
+            each += _OUTPUT * len(layer.entries.rows) * isinstance(module, SparseConv2d)
         else:
             each = module.get_parameter("weight").numel()
         cost += examples * uses[layer.path] * each
