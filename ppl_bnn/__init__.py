@@ -1,8 +1,8 @@
 """ppl_bnn: Bayesian neural networks as Pyro models -- trained, predicted with, and pruned.
 
-Five ideas: a *model* (`Classifier` around a network from `build` or `bayesian`), a *guide* (`MeanFieldNormal`), an
-*estimator* (how a training step uses the random weights), *draws* (`predict`), and *InferenceData*
-(`to_inference_data`).
+Six ideas: a *model* (`Classifier` around a network from `build` or `bayesian`), its *likelihood* (`Categorical`), a
+*posterior* (`MeanFieldNormal`, the guide), an *estimator* (how a training step uses the random weights), *draws*
+(`predict`), and *InferenceData* (`to_inference_data`).
 
 Each folder is a room, whose docstring says what it may import. The modules beside the rooms are commands and the
 ground: errors, files, metrics and the like, which every room may import.
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from ppl_bnn.version import __version__
 
 if TYPE_CHECKING:
-    from ppl_bnn.data import Images, load
+    from ppl_bnn.data import Examples, Images, load
+    from ppl_bnn.errors import UserError
     from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
+    from ppl_bnn.guides.posterior import Posterior
     from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
     from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
+    from ppl_bnn.models.likelihoods import Categorical, Likelihood
     from ppl_bnn.prediction.predictive import predict
     from ppl_bnn.prediction.predictor import predictor
     from ppl_bnn.prediction.tally import Predictive
@@ -31,13 +34,16 @@ if TYPE_CHECKING:
 
 # The imports above, made when a name is first used: `import ppl_bnn` loads no torch, and training loads no ArviZ.
 _HOMES = {
-    "ppl_bnn.data": ("Images", "load"),
+    "ppl_bnn.data": ("Examples", "Images", "load"),
+    "ppl_bnn.errors": ("UserError",),
     "ppl_bnn.guides": ("Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"),
+    "ppl_bnn.guides.posterior": ("Posterior",),
     "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
     "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "bayesian", "build"),
+    "ppl_bnn.models.likelihoods": ("Categorical", "Likelihood"),
     "ppl_bnn.prediction.predictive": ("predict",),
     "ppl_bnn.prediction.predictor": ("predictor",),
     "ppl_bnn.prediction.tally": ("Predictive",),
@@ -49,15 +55,20 @@ _HOMES = {
 
 __all__ = [
     "IVON",
+    "Categorical",
     "Classifier",
+    "Examples",
     "Flipout",
     "GaussianScaleMixture",
     "GroupedFlips",
     "Images",
     "KLScaledELBO",
+    "Likelihood",
     "LocalReparameterization",
     "MeanFieldNormal",
+    "Posterior",
     "Predictive",
+    "UserError",
     "__version__",
     "bayesian",
     "build",
