@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ppl_bnn.data.sources import IDX_NAMES, idx_files, keep_digits_subset, keep_idx
 from ppl_bnn.errors import FileError
+from ppl_bnn.experiment.command import log_on_stderr
 
 NAMES = ("mnist", "fashion-mnist")
 _DEBIANS_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -29,24 +30,24 @@ _FAILURES = (
     OSError, FileError, LookupError, StopIteration, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
-log = logging.getLogger("fetch_data")
+log = logging.getLogger("ppl_bnn.fetch_data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the data sets that the command line names; 0 if all are there, 1 if one could not be fetched."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(NAMES)} (default: both)")
     parser.add_argument("--dir", type=Path, default=Path("data"), help="the data folder (default: data)")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no data set {min(unknown)!r} to fetch, but {' and '.join(NAMES)}")
-    try:
-        for name in options.names or NAMES:
-            log.info("%s: %s", name, fetch(name, options.dir / name))
-    except (FileError, OSError) as error:
-        log.error("error: %s", error)
-        return 1
+    with log_on_stderr():
+        try:
+            for name in options.names or NAMES:
+                log.info("%s: %s", name, fetch(name, options.dir / name))
+        except (FileError, OSError) as error:
+            log.error("error: %s", error)
+            return 1
     return 0
 
 

@@ -60,7 +60,7 @@ def test_a_training_on_examples_is_the_training_on_their_tensors_and_resumes(exa
 def test_labels_beside_examples_and_tensors_without_labels_are_refused():
     with pytest.raises(ValueError, match="x is a MapStyle, which has its labels"):
         fit(*small(), MapStyle(), Y, **settings())
-    with pytest.raises(ValueError, match="needs labels y beside the inputs x, got None"):
+    with pytest.raises(ValueError, match="needs the labels or targets y beside the tensor x, got None"):
         fit(*small(), X, **settings())
     with pytest.raises(ValueError, match="the same number of examples, at least 1; got 0 and 0"):
         fit(*small(), X[:0], Y[:0], **settings())
