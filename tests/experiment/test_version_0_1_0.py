@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_trained_again_and_its_report_is_the_same(copied, 
         assert f"{name} is up to date" in lines
     assert all(path.read_bytes() == content for path, content in before.items())
     assert without_times(json.loads((run / "out" / "metrics.json").read_text())) == without_times(report)
-    assert len(list((run / "out" / "figures").glob("*.png"))) == 12
+    assert len(list((run / "out" / "figures").glob("*.png"))) == 13
 
 
 def test_its_settings_are_accepted_as_a_run_of_today(copied):
