@@ -9,12 +9,15 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.checkpoint import Checkpoint
+from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.results import netcdf
 
 Settings = PredictConfig | ShiftConfig | PruningConfig
 
 # Of a sweep: whether the images whose draws it keeps were chosen by their uncertainty.
 RANKED = "images ranked by predictive.nc"
+# What made the random numbers of the draws.
+DRAWN_BY = "generator"
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ def inputs_of(
         "checkpoint": state.step,
         "crc32": state.meta["crc32"],
         "settings": dataclasses.asdict(settings),
+        DRAWN_BY: GENERATOR,
         "data": f"{len(run.test_images)} {run.test_images.split} {run.named(run.test_images)}",
     }
     if isinstance(settings, PredictConfig):

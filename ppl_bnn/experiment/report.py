@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ppl_bnn.errors import FileError
-from ppl_bnn.experiment.provenance import RANKED, Settings, difference_from, inputs_of
+from ppl_bnn.experiment.provenance import DRAWN_BY, RANKED, Settings, difference_from, inputs_of
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.files import write_text
 from ppl_bnn.inference.checkpoint import Checkpoint
@@ -100,6 +100,8 @@ def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> d
             inputs = inputs_of(run, saved(settings.checkpoint), settings)
             # It was so when the sweep began, and the same command may have predicted since.
             inputs.pop(RANKED, None)
+            # Draws of an older version are not added to, but may be reported.
+            inputs.pop(DRAWN_BY)
             if difference := difference_from(path, inputs):
                 raise FileError(f"{path} is out of date: {difference}; run its stage again first")
     path = run.out / "posterior.json"

@@ -27,6 +27,7 @@ from ppl_bnn.inference.manifest import manifest
 from ppl_bnn.inference.settings import SETTINGS
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render
+from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
@@ -179,6 +180,9 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
     for path in (path for path in paths if path.exists()):
         there = netcdf.read_attrs(path)
         if "method" not in there or "inputs" not in there:
+            continue
+        if there.get("generator") != GENERATOR:
+            log.info("predict: the draws in %s are of another generator than %s; drawing anew", path.name, GENERATOR)
             continue
         count, of = there["num_samples"], there["inputs"]
         alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.native.normals import draw_seed
+from ppl_bnn.native.normals import GENERATOR, draw_seed
 from ppl_bnn.prediction.draws import Blocks, coherent, normalized
 from ppl_bnn.prediction.layerwise import fewer_numbers, layerwise
 from ppl_bnn.prediction.moments import moment_predictive
@@ -77,7 +77,8 @@ def predict(
 
     Raises:
         UserError: S < 1 or odd for antithetic draws, no examples, values that are not finite, labels that do not
-            fit, a method that the network does not allow, or `norm_inputs` for one without batch norm.
+            fit, a method that the network does not allow, `norm_inputs` for one without batch norm, or `so_far` of
+            more draws or another generator.
         Interrupted: `should_stop` said so on some rank.
     """
     _check(x, y, num_samples, method, sampling, tolerance)
@@ -85,6 +86,11 @@ def predict(
     network, method = prepared_network(net, guide, x, method, sampling, norm_inputs)
     if so_far is not None and len(so_far.log_likelihood) > num_samples:
         raise UserError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
+    if so_far is not None and so_far.generator != GENERATOR:
+        raise UserError(
+            f"so_far was drawn by the generator {so_far.generator}, and this version draws by {GENERATOR}; the draws "
+            "would not fit together: leave out so_far"
+        )
     kept = torch.arange(len(x)) if keep is None else keep.cpu()
     if method == "moments":
         return _without_draws(net, guide, x, y, kept)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_bnn import metrics
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
+from ppl_bnn.native.normals import GENERATOR
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Predictive:
         method: ``draws``: draw s is one network, the same for every example; ``layerwise``: examples are drawn
             independently of each other.
         sampling: ``independent``, ``antithetic``: draws 2k and 2k + 1 are mirror images, or ``sobol``.
+        generator: what made the draws' random numbers; a seed means other draws for another generator.
     """
 
     probs: Tensor
@@ -48,6 +50,7 @@ class Predictive:
     draws: Tensor
     method: str = "draws"
     sampling: str = "independent"
+    generator: str = GENERATOR
 
     @property
     def mc_error(self) -> Tensor:

@@ -36,13 +36,14 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
 def how_drawn(predictive: Predictive) -> dict[str, str | float]:
     """How the draws were made, how many the images have, and how far the averages may be off.
 
-    method, sampling, mean_draws, median_draws and max_draws over images; mc_error, the mean standard error of the top
+    method, sampling, generator, mean_draws, median_draws and max_draws over images; mc_error, the mean standard error of the top
     probability, and max_mc_error, the largest of any class and image; NaN where the draws do not tell it.
     """
     top = predictive.mc_error.gather(1, predictive.mean_probs.argmax(1, keepdim=True))
     return {
         "method": predictive.method,
         "sampling": predictive.sampling,
+        "generator": predictive.generator,
         "mean_draws": float(predictive.draws.double().mean()),
         "median_draws": float(predictive.draws.double().median()),
         "max_draws": int(predictive.draws.max()),
@@ -82,4 +83,6 @@ def read_predictive(path: Path) -> Predictive:
         draws=tensor("monte_carlo", "draws"),
         method=attrs["method"],
         sampling=attrs["sampling"],
+        # Files of version 0.1.0 do not name it.
+        generator=attrs.get("generator", "of version 0.1.0"),
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.native.library import library
-from ppl_bnn.native.normals import NUMBERS, normals
+from ppl_bnn.native.normals import GROUP, normals
 
 _SOURCE = Path(__file__).with_name("sparse.c")
 # Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.
@@ -62,7 +62,7 @@ class SparseLinear(nn.Module):
 def draws_noise(units: int, num_samples: int, seed: int, like: Tensor) -> Tensor:
     """The normal numbers of `sparse_draws` with this seed: [panels, units of all layers, DRAWS]."""
     panels, numbers = -(-num_samples // DRAWS), units * DRAWS
-    flat = normals(seed, panels * -(-numbers // NUMBERS) * NUMBERS, like)
+    flat = normals(seed, panels * -(-numbers // GROUP) * GROUP, like)
     return flat.view(panels, -1)[:, :numbers].unflatten(1, (units, DRAWS))
 
 
