@@ -36,8 +36,9 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
 def how_drawn(predictive: Predictive) -> dict[str, str | float]:
     """How the draws were made, how many the images have, and how far the averages may be off.
 
-    method, sampling, generator, mean_draws, median_draws and max_draws over images; mc_error, the mean standard error of the top
-    probability, and max_mc_error, the largest of any class and image; NaN where the draws do not tell it.
+    method, sampling, generator (of their random numbers), mean_draws, median_draws and max_draws over images; mc_error,
+    the mean standard error of the top probability, and max_mc_error, the largest of any class and image; NaN where the
+    draws do not tell it.
     """
     top = predictive.mc_error.gather(1, predictive.mean_probs.argmax(1, keepdim=True))
     return {
