@@ -10,8 +10,10 @@ from scipy import stats
 
 from ppl_bnn.native import library as native
 from ppl_bnn.native import normals as module
+from ppl_bnn.native.arithmetic import OPERATIONS
 from ppl_bnn.native.library import library
 from ppl_bnn.native.normals import GENERATOR, GROUP, draw_seed, normals, philox, reference, stream_of
+from ppl_bnn.prediction.compact import sparse_layers
 
 LIKE = torch.empty(0)
 COUNT = 4_000_000
@@ -59,9 +61,7 @@ def test_the_numbers_of_a_seed_stay_what_they_are():
     assert GENERATOR == "philox4x32-10/1"
     # Where these change, results made of the numbers before must not be added to: GENERATOR must change too.
     expected = [-1.3546753432613838, 0.019224575001980625, 0.9600668184780301]
-    torch.testing.assert_close(
-        normals(0, 3, LIKE.double()), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
-    )
+    assert reference(0, 3, LIKE.double()).tolist() == pytest.approx(expected, rel=1e-12)
     assert draw_seed(3, 5) == 4895867234429419378
     assert stream_of("0.weight") == 14291418057784981734
 
@@ -72,12 +72,13 @@ def test_c_and_torch_agree_in_single_and_double(seed, stream):
     count = 300_003
     native = normals(seed, count, LIKE, stream=stream)
     single = reference(seed, count, LIKE, stream=stream)
-    double = normals(seed, count, LIKE.double(), stream=stream)
+    double = reference(seed, count, LIKE.double(), stream=stream)
     assert (native.dtype, single.dtype, double.dtype) == (torch.float32, torch.float32, torch.float64)
     for one, other in ((native, double), (single, double), (native, single)):
         assert float(((one - other).abs() / (1 + other.abs())).max()) < 1e-6
     assert not torch.equal(native.double(), double)
-    torch.testing.assert_close(normals(seed, 100, LIKE.bfloat16(), stream=stream), single[:100].bfloat16())
+    for dtype in (torch.float64, torch.bfloat16):
+        assert torch.equal(normals(seed, 100, LIKE.to(dtype), stream=stream), native[:100].to(dtype))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
@@ -89,6 +90,19 @@ def test_processors_with_shorter_vectors_make_the_same_numbers(without, monkeypa
     monkeypatch.setenv("PPL_BNN_CACHE", str(tmp_path))
     torch.testing.assert_close(normals(5, 1001, LIKE), expected, rtol=1e-6, atol=1e-6)
     assert native._libraries[module._SOURCE] is not None
+
+
+def test_another_default_dtype_changes_nothing(monkeypatch):
+    expected = normals(3, 100, LIKE)
+    monkeypatch.setattr(native, "_libraries", {})
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(normals(3, 100, LIKE), expected)
+        assert sparse_layers._native() is not None
+        assert OPERATIONS["scale"](LIKE.new_empty(9), LIKE.new_ones(9), LIKE.new_ones(9)).dtype == torch.float32
+        assert None not in native._libraries.values()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_counter_has_more_than_32_bits():
