@@ -63,35 +63,35 @@ def reference(seed: int, count: int, like: Tensor, *, stream: int = 0) -> Tensor
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     groups, block = -(-count // GROUP), (_BLOCK_ON_CPU if like.is_cpu else _BLOCK) // _COUNTERS
-    found = torch.empty(groups, 4, _COUNTERS, dtype=dtype, device=like.device)
+    # [groups, pair of words, one of the pair, counters]
+    found = torch.empty(groups, 2, 2, _COUNTERS, dtype=dtype, device=like.device)
     for first in range(0, groups, block):
         part = found[first : first + block]
         counter = torch.arange(first * _COUNTERS, (first + len(part)) * _COUNTERS, device=like.device)
-        streams = (torch.full_like(counter, word) for word in _words(stream))
-        words = philox([counter & _MASK, counter >> 32, *streams], _words(seed))
-        for w in (0, 2):
-            pair = _pair(words[w].view(-1, _COUNTERS), words[w + 1].view(-1, _COUNTERS), dtype)
-            for own, other in zip((part[:, w], part[:, w + 1]), pair, strict=True):
-                own.copy_(other)
+        low, high = (torch.full_like(counter, word) for word in _words(stream))
+        a, b = philox(torch.stack((counter & _MASK, low)), torch.stack((counter >> 32, high)), _words(seed))
+        for at, numbers in enumerate(_pair(a, b, dtype)):
+            part[:, :, at].copy_(numbers.view(2, -1, _COUNTERS).transpose(0, 1))
     return found.view(-1)[:count].to(like.dtype)
 
 
-def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """The four words, int64 in [0, 2^32), that Philox 4x32-10 makes of a counter of four such words and a key of two.
+def philox(even: Tensor, odd: Tensor, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four words that Philox 4x32-10 makes of a counter of four words and a key of two: of each of n counters.
 
-    The words of the counter are of one shape.
+    Words are int64 in [0, 2^32): words 0 and 2 are `even` [2, n], words 1 and 3 are `odd` [2, n].
     """
-    x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(10):
         # 64 bits of each product: int64 wraps, which leaves every bit what it is in an unsigned number.
-        p, q = x0 * 0xD2511F53, x2 * 0xCD9E8D57
-        x0, x2 = q >> 32, p >> 32
-        for word, other, by in ((x0, x1, k0), (x2, x3, k1)):
-            word.bitwise_xor_(other).bitwise_xor_(by).bitwise_and_(_MASK)
-        x1, x3 = q, p
+        products = torch.empty_like(even)
+        torch.mul(even[1], 0xCD9E8D57, out=products[0])
+        torch.mul(even[0], 0xD2511F53, out=products[1])
+        even = (products >> 32).bitwise_xor_(odd)
+        even[0].bitwise_xor_(k0)
+        even[1].bitwise_xor_(k1)
+        even, odd = even.bitwise_and_(_MASK), products
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return [x0, x1 & _MASK, x2, x3 & _MASK]
+    return even, odd & _MASK
 
 
 def draw_seed(seed: int, index: int) -> int:
