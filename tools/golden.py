@@ -17,7 +17,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, __version__, bayesian, fit, pre
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "golden.json"
 # Which definition of a seed's noise the numbers are of.
-GENERATOR = "0.1.0"
+GENERATOR = "philox4x32-10/1"
 NUM_DATA, CLASSES = 60, 3
 NETWORKS = ("dense", "convolutional")
 TRAININGS = {

@@ -16,6 +16,7 @@ from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Classifier, site_priors
+from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
@@ -71,7 +72,7 @@ def pruning_study(run: Experiment) -> None:
     if tune and save is not None:
         level = next(level for level in levels if level.fraction == save)
         _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR}
     idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
     # Not before: stopped in the sweep, it would lie beside the levels of another one.

@@ -31,6 +31,7 @@ from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models import render_table
+from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
@@ -190,8 +191,12 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
             continue
         count, of = there["num_samples"], read_inputs(there["inputs"])
         alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
-        if count < wanted and saved_config.first_difference(inputs, alike) is None:
+        if count >= wanted or saved_config.first_difference(inputs, alike) is not None:
+            continue
+        if there.get("generator") == GENERATOR:
             most = max(most or (0, path), (count, path))
+        else:
+            log.info("predict: the draws in %s are of another generator than %s; drawing anew", path.name, GENERATOR)
     if most is None:
         return None
     from ppl_bnn.results.saved_draws import read_predictive
@@ -212,7 +217,13 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
         num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(), progress=run.progress,
         should_stop=run.should_stop,
     )  # fmt: skip
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "kl_weight": run.config.train.kl_weight}
+    attrs = {
+        "run": run.name,
+        "inputs": inputs,
+        "step": state.step,
+        "generator": GENERATOR,
+        "kl_weight": run.config.train.kl_weight,
+    }
     netcdf.save(train_to_inference_data(found, run.train_images, attrs=attrs), path)
     log.info("predict: log likelihood of %d training images under %d draws", *reversed(found.log_likelihood.shape))
 
@@ -239,7 +250,7 @@ def shift(run: Experiment) -> None:
         temperature = temperature_metrics(
             clean.probs, clean.log_likelihood, clean.labels, num_held_out=settings.temperature_on
         )
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step}
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR}
     idata = shift_to_inference_data(shifted, outside, run.test_images, temperature=temperature, attrs=attrs)
     netcdf.save(idata, path)
     found = read_shift(path)

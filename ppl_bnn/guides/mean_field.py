@@ -15,7 +15,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
 from ppl_bnn.models.listeners import attribute
 from ppl_bnn.models.sites import element_support, latent_sites
-from ppl_bnn.native.normals import draw_seed
+from ppl_bnn.native.normals import draw_seed, normals, stream_of
 
 InitLoc = float | str | Mapping[str, Tensor] | Callable[[str, torch.Size], Tensor]
 
@@ -125,12 +125,15 @@ class MeanFieldNormal(PyroModule):
 
     @torch.no_grad()
     def noise(self, index: int, *, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-        """Draw number `index` site by site as the standard normal numbers [*shape] it is made of."""
-        generator: torch.Generator | None = None
+        """Draw number `index` site by site as the standard normal numbers [*shape] it is made of.
+
+        A number depends on seed, index, the site's name and its position in the contiguous site: not on dtype, device,
+        memory layout or other sites.
+        """
+        key = draw_seed(seed, index)
         for site, shape in self._sites.items():
-            like = _get(self.loc, site)
-            generator = generator or torch.Generator(like.device).manual_seed(draw_seed(seed, index))
-            yield site, torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+            noise = normals(key, shape.numel(), _get(self.loc, site), stream=stream_of(site))
+            yield site, noise.view(shape)
 
     @torch.no_grad()
     def log_prob(self, draw: Mapping[str, Tensor]) -> Tensor:

@@ -138,18 +138,22 @@ def _varies(parameter: Tensor) -> bool:
 
 
 def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-    """Independent Normal(0, 1) numbers [*sample_shape, *like.shape], from torch's global generator.
+    """Independent Normal(0, 1) numbers [*sample_shape, *like.shape], of like's dtype and device.
 
-    One draw in float32 on a CPU takes its seed from there, and is the same for any number of threads.
+    On a CPU they are `normals` of a seed from torch's global generator. One draw has `like`'s memory layout, and its
+    numbers are in the order of the memory; several draws are contiguous. Another device takes them from its own global
+    generator: one kernel, where `normals` is a hundred.
     """
-    if sample_shape:
-        return torch.randn(sample_shape + like.shape, dtype=like.dtype, device=like.device)
-    if not like.is_cpu or like.dtype != torch.float32:
-        # In like's memory format, too.
-        return torch.empty_like(like).normal_()
-    noise = normals(int(torch.randint(2**63 - 1, ())), like.numel(), like)
+    shape = sample_shape + like.shape
+    if not like.is_cpu:
+        return (
+            torch.randn(shape, dtype=like.dtype, device=like.device)
+            if sample_shape
+            else torch.empty_like(like).normal_()
+        )
+    noise = normals(int(torch.randint(2**63 - 1, ())), math.prod(shape), like)
     # The strides may be those of channels_last; the memory is dense in any case.
-    return noise.as_strided(like.shape, torch.empty_like(like).stride())
+    return noise.view(shape) if sample_shape else noise.as_strided(shape, torch.empty_like(like).stride())
 
 
 class _Draw(torch.autograd.Function):

@@ -131,7 +131,7 @@ def difference(operation: Operation, count: int) -> float:
     # Numbers in [-3, 3] without a pattern, that no generator is asked for.
     numbers = torch.frac(torch.arange(1.0, count * parts + 1, dtype=torch.float64) * 0.754877666) * 6 - 3
     drawn = numbers.float().view(count, parts).T.contiguous().unbind()
-    scalars = [torch.tensor(value) for value in (0.3, 0.2, 0.9)[: operation.scalars]]
+    scalars = [torch.tensor(value, dtype=torch.float32) for value in (0.3, 0.2, 0.9)[: operation.scalars]]
     found, expected = ([*(part.clone() for part in drawn)] for _ in range(2))
     exact = [part.double() for part in expected]
     sums = operation(*operation._grouped(found, 2), *scalars)

@@ -1,63 +1,101 @@
-/* Normal numbers by Box and Muller (1958) from xoshiro128++ (Blackman and Vigna 2021), GENERATORS of it side by side. */
+/* Normal numbers by Box and Muller (1958) from Philox 4x32-10 (Salmon, Moraes, Dror and Shaw 2011). normals.py defines
+   them: a number depends on key, stream and position alone. Here COUNTERS counters are worked on side by side. */
 
 #include <math.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include "elementary.h"
 
-#define GENERATORS 16
-#define NUMBERS 4096 /* of one generator: enough to make the seeding cheap, few enough to share among threads */
+#define COUNTERS 16
+#define GROUP (4 * COUNTERS) /* their numbers, of which w * COUNTERS + i is of word w of counter i */
+#define SETS 4 /* independent chains, for the processor to have something to do while it waits for one */
+#ifdef __AVX512F__
+#define WIDTH 8
+#define STEPS (wide){0, 2, 4, 6, 8, 10, 12, 14}
+#else
+#define WIDTH 4
+#define STEPS (wide){0, 2, 4, 6}
+#endif
+#define GROUPS (SETS * WIDTH / COUNTERS)
 
-/* splitmix64: what xoshiro's authors seed it with. */
-static uint64_t mixed(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+/* A word of WIDTH counters, in the lower halves; what is in the upper halves does not matter. */
+typedef uint64_t wide __attribute__((vector_size(8 * WIDTH)));
+
+static inline wide times(wide x, uint32_t by) {
+#if defined __AVX512F__
+    return (wide)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(by));
+#elif defined __AVX2__
+    return (wide)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(by));
+#else
+    return (x & 0xffffffff) * by;
+#endif
 }
 
-static inline uint32_t turned(uint32_t x, int by) { return x << by | x >> (32 - by); }
-
-static void next(uint32_t s[4][GENERATORS], uint32_t *found) {
-    for (int i = 0; i < GENERATORS; i++) {
-        found[i] = turned(s[0][i] + s[3][i], 7) + s[0][i];
-        const uint32_t shifted = s[1][i] << 9;
-        s[2][i] ^= s[0][i];
-        s[3][i] ^= s[1][i];
-        s[1][i] ^= s[2][i];
-        s[0][i] ^= s[3][i];
-        s[2][i] ^= shifted;
-        s[3][i] = turned(s[3][i], 11);
+static inline __attribute__((always_inline)) void philox(uint64_t key, wide x[4][SETS]) {
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; round++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < SETS; i++) {
+            const wide p = times(x[0][i], 0xd2511f53u), q = times(x[2][i], 0xcd9e8d57u);
+            x[0][i] = (q >> 32) ^ x[1][i] ^ k0;
+            x[2][i] = (p >> 32) ^ x[3][i] ^ k1;
+            x[1][i] = q;
+            x[3][i] = p;
+        }
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
     }
 }
 
-/* Two normal numbers from two words. The polynomials, Chebyshev's, are exact to a float's rounding. */
-static inline void pair(uint32_t a, uint32_t b, float *one, float *other) {
-    /* 31 bits in (0, 1], of which small ones keep all their digits: the numbers reach 6.7. */
-    const float u = (float)(int32_t)(a >> 1) * 0x1p-31f + 0x1p-32f;
-    const float square = -2 * logarithm(u), radius = sqrtf(square > 0 ? square : 0);
-    /* The angle is b / 2^32 turns: a quarter, and at most an eighth to either side of it. */
-    const uint32_t quarter = (b + (1u << 29)) >> 30;
-    const float turns = (float)(int32_t)(b - (quarter << 30)) * 0x1p-32f, z = turns * turns;
-    const float sine = (((-75.4018403f * z + 81.5925482f) * z - 41.3416626f) * z + 6.28318529f) * turns;
-    const float cosine = ((-83.5922144f * z + 64.9212436f) * z - 19.7391522f) * z + 0.999999972f;
-    const float x = quarter & 1 ? sine : cosine, y = quarter & 1 ? cosine : sine;
-    *one = number(bits(radius * x) ^ ((quarter + 1) & 2) << 30);
-    *other = number(bits(radius * y) ^ (quarter & 2) << 30);
+/* The words of counters at * COUNTERS and on. Even counters are in the sets 0 and 2, odd ones in those behind them. */
+static inline __attribute__((always_inline)) void counted(uint64_t key, uint64_t stream, uint64_t at,
+                                                          uint32_t words[GROUPS][4][COUNTERS]) {
+    wide x[4][SETS];
+#pragma GCC unroll 4
+    for (int i = 0; i < SETS; i++) {
+        x[0][i] = STEPS + (at * COUNTERS + i / 2 * 2 * WIDTH + i % 2);
+        x[1][i] = x[0][i] >> 32;
+        x[2][i] = (wide){0} + (uint32_t)stream;
+        x[3][i] = (wide){0} + (stream >> 32);
+    }
+    philox(key, x);
+#pragma GCC unroll 2
+    for (int i = 0; i < SETS; i += 2)
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            const wide both = (x[w][i] & 0xffffffff) | x[w][i + 1] << 32;
+            memcpy(words[i * WIDTH / COUNTERS][w] + i * WIDTH % COUNTERS, &both, sizeof both);
+        }
 }
 
-/* Numbers `chunk` * NUMBERS and on of a seed, at most NUMBERS of them. */
-static void fill_chunk(uint64_t seed, long chunk, long count, float *y) {
-    uint64_t state = seed;
-    state = mixed(&state) + (uint64_t)chunk;
-    state = mixed(&state);
-    uint32_t s[4][GENERATORS], a[GENERATORS], b[GENERATORS];
-    for (int word = 0; word < 4; word++)
-        for (int i = 0; i < GENERATORS; i++) s[word][i] = (uint32_t)(mixed(&state) >> 32);
-    for (long at = 0; at < count; at += 2 * GENERATORS) {
-        float z[2 * GENERATORS];
-        next(s, a);
-        next(s, b);
-        for (int i = 0; i < GENERATORS; i++) pair(a[i], b[i], z + i, z + GENERATORS + i);
-        memcpy(y + at, z, sizeof(float) * (count - at < 2 * GENERATORS ? count - at : 2 * GENERATORS));
+/* Two normal numbers from two words. u has 31 bits in (0, 1], of which small ones keep all their digits: the numbers
+   reach 6.7. Two bits of b are the numbers' signs, the rest is an angle in the first quarter, (1 + t) pi / 4. The
+   polynomials, Chebyshev's, are cos and sin of t pi / 4, by the root of 1/2, to a float's rounding. */
+static inline void pair(uint32_t a, uint32_t b, float *one, float *other) {
+    const float u = (float)(int32_t)(a >> 1) * 0x1p-31f + 0x1p-32f, radius = sqrtf(-2 * logarithm(u));
+    const float t = (float)(int32_t)(b << 2) * 0x1p-31f, z = t * t;
+    const float cosine = ((-0.000225481497f * z + 0.011207581f) * z - 0.218088881f) * z + 0.707106762f;
+    const float sine = (((-2.54235995e-05f * z + 0.00176070081f) * z - 0.0570956445f) * z + 0.555360366f) * t;
+    *one = number(bits(radius * (cosine - sine)) ^ (b & 0x80000000u));
+    *other = number(bits(radius * (cosine + sine)) ^ (b << 1 & 0x80000000u));
+}
+
+/* `count` numbers of a (key, stream), from number `group` * GROUP on. */
+static void fill(uint64_t key, uint64_t stream, long group, long count, float *y) {
+    for (long at = 0; at < count; at += GROUPS * GROUP) {
+        uint32_t words[GROUPS][4][COUNTERS] __attribute__((aligned(64)));
+        float z[GROUPS * GROUP], *to = count - at < GROUPS * GROUP ? z : y + at;
+        counted(key, stream, group + at / GROUP, words);
+        for (int g = 0; g < GROUPS; g++)
+            for (int w = 0; w < 4; w += 2) {
+                float *found = to + g * GROUP + w * COUNTERS;
+#pragma omp simd
+                for (int i = 0; i < COUNTERS; i++)
+                    pair(words[g][w][i], words[g][w + 1][i], found + i, found + COUNTERS + i);
+            }
+        if (to == z) memcpy(y + at, z, sizeof(float) * (count - at));
     }
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
+from ppl_bnn.native.normals import GENERATOR
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Predictive:
         sampling: ``independent``, ``antithetic``: draws 2k and 2k + 1 are mirror images, or ``sobol``.
         compact: whether the draws were computed in the compact network of a pruned posterior.
         likelihood: of y; it decomposes and scores the averages.
+        generator: what made the draws' random numbers; a seed means other draws for another generator.
     """
 
     probs: Tensor
@@ -51,6 +53,7 @@ class Predictive:
     sampling: str = "independent"
     compact: bool = False
     likelihood: Likelihood = field(default_factory=Categorical, repr=False, compare=False)
+    generator: str = GENERATOR
 
     @property
     def averages(self) -> dict[str, Tensor]:

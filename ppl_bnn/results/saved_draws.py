@@ -36,15 +36,16 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
 def how_drawn(predictive: Predictive) -> dict[str, str | float]:
     """How the draws were made, how many the images have, and how far the averages may be off.
 
-    method, sampling, compact (yes or no), mean_draws, median_draws and max_draws over images; mc_error, the mean
-    standard error of the top probability, and max_mc_error, the largest of any class and image; NaN where the draws do
-    not tell it.
+    method, sampling, compact (yes or no), generator (of their random numbers), mean_draws, median_draws and max_draws
+    over images; mc_error, the mean standard error of the top probability, and max_mc_error, the largest of any class
+    and image; NaN where the draws do not tell it.
     """
     top = predictive.mc_error.gather(1, predictive.mean_probs.argmax(1, keepdim=True))
     return {
         "method": predictive.method,
         "sampling": predictive.sampling,
         "compact": "yes" if predictive.compact else "no",
+        "generator": predictive.generator,
         "mean_draws": float(predictive.draws.double().mean()),
         "median_draws": float(predictive.draws.double().median()),
         "max_draws": int(predictive.draws.max()),
@@ -86,4 +87,5 @@ def read_predictive(path: Path) -> Predictive:
         sampling=attrs["sampling"],
         # Results of version 0.1.0 do not say.
         compact=attrs.get("compact", "no") == "yes",
+        generator=attrs.get("generator", "of version 0.1.0"),
     )

@@ -139,7 +139,7 @@ static void sample(const layer *l, const float *noise, float *y) {
 }
 
 /* Draws of layer outputs of x [n, columns] -> y [draws, n, rows]. A panel is of one example, with h and h^2 of 16 draws.
-   noise is [panels of draws, chunks * NUMBERS], of which each begins with [rows of all layers, 16]; without it they are
+   noise is [panels of draws, groups * GROUP], of which each begins with [rows of all layers, 16]; without it they are
    made of the seed. */
 int sparse_draws(long threads, long count, const layer *l, long n, long draws, const float *x, const float *noise,
                  uint64_t seed, float *y) {
@@ -148,7 +148,7 @@ int sparse_draws(long threads, long count, const layer *l, long n, long draws, c
     int failed = !moments;
     long units = 0;
     for (long at = 0; at < count; at++) units += l[at].rows;
-    const long numbers = units * DRAWS, chunks = (numbers + NUMBERS - 1) / NUMBERS;
+    const long numbers = units * DRAWS, groups = (numbers + GROUP - 1) / GROUP;
 #pragma omp parallel num_threads(threads)
     {
         float *space = malloc((2 * size + numbers) * sizeof(float)), *in = space, *out = space + size;
@@ -161,11 +161,8 @@ int sparse_draws(long threads, long count, const layer *l, long n, long draws, c
             if (!space || !moments) continue;
             const long i = panel / panels, first = panel % panels * DRAWS;
             const long m = draws - first < DRAWS ? draws - first : DRAWS;
-            const float *eps = noise ? noise + panel % panels * chunks * NUMBERS : space + 2 * size;
-            for (long chunk = 0; chunk < (noise ? 0 : chunks); chunk++) {
-                const long at = chunk * NUMBERS, part = numbers - at < NUMBERS ? numbers - at : NUMBERS;
-                fill_chunk(seed, panel % panels * chunks + chunk, part, space + 2 * size + at);
-            }
+            const float *eps = noise ? noise + panel % panels * groups * GROUP : space + 2 * size;
+            if (!noise) fill(seed, 0, panel % panels * groups, numbers, space + 2 * size);
             for (long r = 0; r < l->rows; r++)
                 for (int t = 0; t < PANEL; t++) in[r * PANEL + t] = moments[(2 * r + t / DRAWS) * n + i];
             sample(l, eps, in);

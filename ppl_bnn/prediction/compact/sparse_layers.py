@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.native.library import library
-from ppl_bnn.native.normals import NUMBERS, normals
+from ppl_bnn.native.normals import GROUP, normals
 
 _SOURCE = Path(__file__).with_name("sparse.c")
 # Of sparse.c: rows of a batch that are worked on together, and the most numbers in a row that are.
@@ -62,7 +62,7 @@ class SparseLinear(nn.Module):
 def draws_noise(units: int, num_samples: int, seed: int, like: Tensor) -> Tensor:
     """The normal numbers of `sparse_draws` with this seed: [panels, units of all layers, DRAWS]."""
     panels, numbers = -(-num_samples // DRAWS), units * DRAWS
-    flat = normals(seed, panels * -(-numbers // NUMBERS) * NUMBERS, like)
+    flat = normals(seed, panels * -(-numbers // GROUP) * GROUP, like)
     return flat.view(panels, -1)[:, :numbers].unflatten(1, (units, DRAWS))
 
 
@@ -155,10 +155,10 @@ def _native() -> ctypes.CDLL | None:
 
 def _agrees() -> bool:
     """Whether the products of a small layer of each kind, and draws of outputs, are those of dense ones."""
-    weight = torch.frac(torch.arange(1.0, 109.0) * 0.754877666) - 0.5
-    position, bias = (weight.abs() > 0.1).nonzero().flatten(), torch.tensor([0.3, -0.2])
+    weight, x = (torch.frac(torch.arange(1, 163).double() * step).float() - 0.5 for step in (0.754877666, 0.569840291))
+    weight, bias = weight[:108], weight[:2]
+    position = (weight.abs() > 0.1).nonzero().flatten()
     values, dense = weight[position], weight * (weight.abs() > 0.1)
-    x = torch.frac(torch.arange(1.0, 3 * 54 + 1) * 0.569840291) - 0.5
     linear = SparseLinear((2, 54), position, values, bias)
     means = F.linear(x.view(3, 54), dense.view(2, 54), bias)
     convolution = nn.Conv2d(6, 2, 3, device="meta")
