@@ -157,9 +157,11 @@ def test_a_training_that_was_cut_off_is_resumed(copied, name):
     after = rows(run)
     assert [row["epoch"] for row in after] == [str(epoch) for epoch in range(1, 21)]
     assert after[:10] == before[:10]
-    # Its noise may be of another generator, so the loss is near that of 0.1.0, not the same.
+    # Its noise may be of another generator, so losses are near those of 0.1.0, not the same: those of single epochs, of
+    # three steps each, scatter by 4%.
     for name in ("loss", "kl"):
-        assert float(after[-1][name]) == pytest.approx(float(before[-1][name]), rel=0.05)
+        means = [sum(float(row[name]) for row in of[-5:]) / 5 for of in (before, after)]
+        assert means[1] == pytest.approx(means[0], rel=0.05)
     state = checkpoint.load(checkpoint.saved(run / "out" / "checkpoints")[-1])
     assert state.step == 60
 
