@@ -131,7 +131,8 @@ def _look(
         scopes.enter_context(_unchanged(model, guide))
         for path, module in model.named_modules():
             if isinstance(module, _BatchNorm):
-                hook = module.register_forward_pre_hook(_note_single_values(path, len(few[0]), norms))
+                note = _note_single_values(path, len(few[0]), norms)
+                hook = module.register_forward_pre_hook(note, with_kwargs=True)
                 scopes.callback(hook.remove)
         set_mode(True)
         with GuideSites() as sampled:
@@ -204,7 +205,7 @@ def _check_sites(model: nn.Module, seen: _Seen) -> None:
         for name, site in seen.model.nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     }
-    for name in latent.keys() - seen.guide.keys():
+    for name in (name for name in latent if name not in seen.guide):
         raise UserError(
             f"the guide has no site {name!r}, which the model samples in training mode, so it would stay at its prior: "
             "build the guide from this model (in the same mode)"
@@ -234,8 +235,9 @@ def _check_sites(model: nn.Module, seen: _Seen) -> None:
 
 
 def _note_single_values(path: str, rows: int, norms: list[str]) -> Callable:
-    def hook(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].numel() // max(1, inputs[0].shape[1]) <= rows and (module.training or module.running_mean is None):
+    def hook(module: _BatchNorm, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        x = inputs[0] if inputs else keywords["input"]
+        if x.numel() // max(1, x.shape[1]) <= rows and (module.training or module.running_mean is None):
             norms.append(path)
             if rows == 1:
                 raise UserError(_one_example(path, 1, "N"))

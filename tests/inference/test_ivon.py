@@ -57,7 +57,7 @@ def test_it_is_the_reference_implementations(data, beta1, tolerance, monkeypatch
     """Exactly without momentum; with it the two differ in what is averaged (the prior's gradient here too)."""
     x, y = data
     # The reference's noise, from torch's global generator.
-    monkeypatch.setattr("ppl_bnn.guides.normal.standard_normal", lambda like: torch.empty_like(like).normal_())
+    monkeypatch.setattr("ppl_bnn.guides.normal.standard_normal", lambda like, _: torch.empty_like(like).normal_())
     start = torch.randn(7).double() * 0.1
     w = nn.Parameter(start.clone())
     settings = {"ess": N, "hess_init": CURVATURE, "weight_decay": PRECISION_OF_PRIOR}
