@@ -269,7 +269,7 @@ def test_the_file_of_training_log_likelihoods(run_out):
         ("num_samples", "0", "shift.num_samples must be at least 1, got 0"),
         ("ood", "[mnist]", "shift.ood must name other data than data.name"),
         ("ood", "[letters]", "got 'letters'"),
-        ("blur", "[-1]", "shift.blur must be positive and finite, got [-1"),
+        ("blur", "[-1]", "shift.blur must be positive and finite, got -1"),
         ("noise", "[]", "shift.ood has noise, but shift.noise has no severity"),
         ("temperature_on", "150", "below 150, got 150"),
     ],
