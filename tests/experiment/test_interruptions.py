@@ -83,6 +83,7 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["predict", "prune"])
 def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder, tmp_path, stage):
     base = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--predict.method", "draws", "--stages"]
@@ -123,6 +124,7 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
                 np.testing.assert_allclose(one[name], other[name], atol=1.6e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tmp_path, number):
     command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train", "--train.epochs", "60"]
@@ -149,6 +151,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tm
         assert torch.equal(tensor, uncut[name]), name
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(run_folder, tmp_path):
     settings = ["--train.epochs", "12", "--train.checkpoint_minutes", "0.001", "--train.keep_checkpoints", "3"]
     command = [*training_command(run_folder), *settings, "--threads", "1"]

@@ -58,6 +58,7 @@ def run_folder(tmp_path, data_dir):
     return written(tmp_path / "tiny", config)
 
 
+@pytest.mark.slow
 def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     out = run_folder / "out"
     folders = [out / "jobs" / f"train.seed={seed}" for seed in (0, 1)]

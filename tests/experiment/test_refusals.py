@@ -190,6 +190,7 @@ def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
     assert call("--stages", "train", "--train.epochs", "1")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
     assert call("--stages", "train,predict,prune,report")[0] == 0
     out = run_folder / "out"

@@ -137,6 +137,7 @@ def test_a_network_without_batch_norm_or_draws_is_refused():
         predict(twin, MeanFieldNormal(twin, x), x, Y[:6], num_samples=1, norm_inputs=x, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_uses_it_in_every_stage_that_draws(call, tmp_path, data_dir):
     config = {
         "data": {"dir": str(data_dir), "num_train": 64, "num_test": 20},

@@ -102,6 +102,7 @@ def test_a_speed_that_was_held_out_is_predicted(tmp_path):
     assert (tmp_path / "figures" / "links.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, capsys):
     run, out = tmp_path / "bnn", tmp_path / "out"
     run.mkdir()
