@@ -9,7 +9,7 @@ import xarray as xr
 
 from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Factorized, Posterior
+from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned
 from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.pruning import snr, snr_histogram
 from ppl_bnn.results.idata import INTERVAL, assemble, data_groups, dataset, sampled_labels, spread
@@ -40,8 +40,8 @@ def to_inference_data(
 
     Args:
         images: the images `predictive` was made of, in its order.
-        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`. A posterior
-            without `loc_scale` has no signal-to-noise ratios, and the group is left out.
+        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`. The group is
+            left out for a posterior without signal-to-noise ratios: one without `loc_scale`, or a pruned one.
         history: what `fit` returned, for `training`.
         attrs: numbers and texts about the run, kept with the file.
         seed: of the sampled labels.
@@ -79,7 +79,7 @@ def to_inference_data(
         ),
         "monte_carlo": monte_carlo(predictive),
     }
-    if isinstance(guide, Factorized) and guide.sites:
+    if isinstance(guide, Factorized) and not is_pruned(guide) and guide.sites:
         groups["layers"] = layers(guide, kl or {})
     if history:
         columns = {

@@ -222,6 +222,13 @@ def test_without_a_guide_there_is_less_to_draw(results, tmp_path):
     assert names == {"reliability", "certainty"}
 
 
+def test_a_pruned_guide_has_no_signal_to_noise_ratios_to_store(results):
+    _, predictive, images, levels = results
+    for level in levels:
+        groups = netcdf.groups_of(to_inference_data(predictive, images, guide=level.pruned.guide))
+        assert ("layers" in groups) == (level.pruned.fraction == 0)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_a_truncated_file_is_named(results, tmp_path, share):
     folder, *_ = results
