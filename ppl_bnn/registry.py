@@ -29,8 +29,9 @@ def lookup(registry: Mapping[str, T], name: str, *, what: str = "the name") -> T
         )
     try:
         found: Any = attrgetter(path)(import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{what} must be importable, got {name!r}: {error}") from None
+    except Exception as error:
+        # What goes wrong in the user's own module is the user's to mend.
+        raise UserError(f"{what} must be importable, got {name!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(f"{what} must name something callable, got {name!r}, a {type(found).__name__}")
     return found  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ppl_bnn.data.sources import IDX_NAMES, idx_files, keep_digits_subset, keep_idx
+from ppl_bnn.data.sources import IDX_NAMES, has_digits_subset, idx_files, keep_digits_subset, keep_idx
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.command import log_on_stderr
 
@@ -65,6 +65,8 @@ def fetch(name: str, folder: Path) -> str:
         if not isinstance(error.__cause__, LookupError):
             raise
         reasons = [f"torchvision's download: {error.__cause__}"]
+    if name == "mnist" and has_digits_subset(folder):
+        return f"5,000 of its 70,000 digits are in {folder}, from before"
     for title, download in SOURCES[name].items():
         log.info("%s: not from %s", name, reasons[-1])
         with tempfile.TemporaryDirectory() as temporary:

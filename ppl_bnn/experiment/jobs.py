@@ -197,7 +197,7 @@ class _Processes:
 
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
     # Not for --help: ArviZ takes seconds to import.
-    from ppl_bnn.experiment.merging import differing, merge
+    from ppl_bnn.experiment.merging import differing, generators, merge
     from ppl_bnn.results import idata as inference_data
     from ppl_bnn.results import netcdf
 
@@ -209,8 +209,12 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
             paths = [_folder(out, job) / name for job in jobs]
             there = sum(path.exists() for path in paths)
             if len(paths) > 1 and there == len(paths):
-                if difference := differing([netcdf.read_attrs(path).get("inputs", {}) for path in paths]):
+                attributes = [netcdf.read_attrs(path) for path in paths]
+                if difference := differing([of.get("inputs", {}) for of in attributes]):
                     log.info("%s of %s: not merged, some are of before: %s", name, group or "all", difference)
+                    continue
+                if len(found := generators(attributes)) > 1:
+                    log.info("%s of %s: not merged, drawn by %s", name, group or "all", " and ".join(sorted(found)))
                     continue
                 merged = out / "merged" / group / name
                 attrs = {"chains": [str(path.relative_to(out)) for path in paths]}

@@ -1,6 +1,6 @@
 """Independent trainings of one network as the chains of one InferenceData."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
     """
     if not parts:
         raise UserError("there is nothing to merge")
+    if len(generators(part.attrs for part in parts)) > 1:
+        raise UserError("draws of two generators are not merged; predict the older results again")
     groups = [{name: data.drop_encoding() for name, data in groups_of(part).items()} for part in parts]
     for name in _SAME:
         if not all(one[name].equals(groups[0][name]) for one in groups):
@@ -49,6 +51,11 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
         merged["uncertainty"], summary = _mixture(merged, moments=same.get("method") == "moments")
         same |= summary | {"seconds": sum(float(one["seconds"]) for one in own)}
     return assemble(merged, {**same, **(attrs or {})})
+
+
+def generators(attrs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """What made the random numbers of some results; those of version 0.1.0 do not say."""
+    return {of.get("generator", "of version 0.1.0") for of in attrs}
 
 
 def differing(inputs: Sequence[Mapping[str, Any]]) -> str | None:

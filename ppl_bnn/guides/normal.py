@@ -108,6 +108,9 @@ class FactorizedNormal(TorchDistribution):
 def _kl(q: FactorizedNormal, p: Distribution) -> Tensor:
     base = elementwise(p)
     if not isinstance(base, torch.distributions.Normal) or _varies(base.loc) or _varies(base.scale):
+        if q.keep is None and isinstance(base, torch.distributions.Normal):
+            # Each weight's, whatever of it is a batch of the prior (a plate) and what an event.
+            return kl_divergence(Normal(q.loc, q.scale, validate_args=False), base).sum()
         if q.keep is None:
             return kl_divergence(q._independent(), p)
         each = kl_divergence(Normal(q._loc, softplus(q._unconstrained_scale), validate_args=False), base)

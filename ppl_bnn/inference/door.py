@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,7 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import GuideSites, Replay, auxiliary_kl, site_kl
 from ppl_bnn.inference.observed import check_observed
-from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
 from ppl_bnn.models.labels import as_tensor
 from ppl_bnn.models.modes import mode_setter
 from ppl_bnn.models.param_store import own_parameters
@@ -78,7 +79,9 @@ def check_training(
     if count < ranks:
         raise UserError(f"{count} examples are too few for {ranks} ranks: start fewer")
     _check_finite(model, guide)
-    with _look(model, guide, x, y, seed=seed, precision=precision) as seen:
+    whole_batch = min(len(x), max(2, batch_size))
+    look = partial(_look, model, guide, seed=seed, precision=precision)
+    with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)]) as seen:
         _check_sites(model, seen)
         whole = ranks == 1 and batch_size >= count
         for site in seen.model.nodes.values():
@@ -87,6 +90,19 @@ def check_training(
         _check_norms(seen, count, batch_size, ranks)
         _check_gradients(seen, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y])
     return Training(model, guide, x, y, seen.params, seen.store)
+
+
+@contextmanager
+def _first_that_runs(look: Callable, batches: list[tuple[Tensor, Tensor]]) -> Iterator["_Seen"]:
+    """A look at two examples, or at a whole batch for a model that takes no other (a plate of a fixed size, say)."""
+    with ExitStack() as scopes:
+        try:
+            seen = scopes.enter_context(look(*batches[0]))
+        except UserError:
+            raise
+        except (ValueError, RuntimeError, IndexError):
+            seen = scopes.enter_context(look(*batches[1]))
+        yield seen
 
 
 class _Seen(NamedTuple):
@@ -113,7 +129,7 @@ class _Function(nn.Module):
 def _look(
     model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str
 ) -> Iterator[_Seen]:  # fmt: skip
-    few = x[:2], y[:2]
+    few = x, y
     set_mode, norms = mode_setter(model), []  # type: ignore[var-annotated]
     with ExitStack() as scopes:
         scopes.enter_context(own_parameters())
@@ -128,7 +144,7 @@ def _look(
                 guide(*few)
                 model(*few)
         _check_initialized(model, guide)
-        scopes.enter_context(_unchanged(model, guide))
+        scopes.enter_context(unchanged(model, guide))
         for path, module in model.named_modules():
             if isinstance(module, _BatchNorm):
                 note = _note_single_values(path, len(few[0]), norms)
@@ -158,26 +174,6 @@ class _SameShapes(Replay):
                     f"the guide's site {msg['name']!r} has shape {shapes[0]} and the model's has {shapes[1]}: "
                     "build the guide from this model"
                 )
-
-
-@contextmanager
-def _unchanged(*parts: nn.Module) -> Iterator[None]:
-    modules = [module for part in parts for module in part.modules()]
-    modes = [module.training for module in modules]
-    buffers = [
-        (module, name, value, None if value is None else value.clone())
-        for module in modules
-        for name, value in module._buffers.items()
-    ]
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, name, value, before in buffers:
-            module._buffers[name] = value
-            if value is not None and before is not None:
-                value.data.copy_(before)
 
 
 def _check_finite(model: nn.Module, guide: nn.Module) -> None:

@@ -269,9 +269,12 @@ def _kl(q: Distribution, p: Distribution, sampled: dict) -> Tensor:
         if keep is None:
             draw = sampled["value"]
             try:
-                return -q.entropy() - p.log_prob(q.rsample())
+                own, draw = -q.entropy(), q.rsample()
             except NotImplementedError:
-                return _expected_log_prob(q, draw, sampled["name"]) - p.log_prob(draw)
+                own = _expected_log_prob(q, draw, sampled["name"])
+            prior = p.log_prob(draw)
+            # Where one has a batch (a plate) and the other an event, broadcasting would count one of them many times.
+            return own - prior if own.shape == prior.shape else own.sum() - prior.sum()
         # A pruned weight is fixed at zero, whatever its prior.
         return -q.entropy() - (elementwise(p).log_prob(q.rsample()) * keep).sum()
 

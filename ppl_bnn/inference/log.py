@@ -110,7 +110,8 @@ class BatchAccuracy(Messenger):
         return float(self._correct)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] and isinstance(msg["fn"], Categorical):
+        one_an_example = isinstance(msg["fn"], Categorical) and msg["fn"].logits.dim() == 2 and msg["mask"] is None
+        if msg["is_observed"] and one_an_example:
             self._correct = (msg["fn"].logits.argmax(-1) == msg["value"]).sum()
 
 

@@ -1,6 +1,7 @@
 """What the model observes: its shape, its values and how often it counts, as the check at the door sees them."""
 
 import inspect
+import math
 
 import torch
 from pyro.distributions import MaskedDistribution, Unit
@@ -28,6 +29,8 @@ def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_b
         UserError: outputs and observed values do not fit; a value that the distribution cannot have, anywhere in `y`;
             a scale that is not that of N examples.
     """
+    if site["infer"].get("_deterministic"):
+        return y
     name, fn, value = site["name"], site["fn"], site["value"]
     each, is_y = _base(fn), value is few
     if isinstance(each, Categorical):
@@ -45,6 +48,11 @@ def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_b
             f"site {name!r}: for {len(few)} examples the outputs give a distribution of shape {list(fn.shape())} and "
             f"the targets have shape {list(value.shape)}: they must be equal; squeeze the outputs ([N, 1] -> [N]), or "
             "give the targets the outputs' shape and use .to_event(1)"
+        )
+    if isinstance(each, torch.distributions.Bernoulli) and not value.is_floating_point():
+        raise UserError(
+            f"site {name!r}: a Bernoulli likelihood needs labels 0.0 or 1.0 in floating point, got {value.dtype}: pass "
+            "y.float()"
         )
     _check_num_data(site, len(few), num_data, whole_batch)
     try:
@@ -65,6 +73,8 @@ def _base(fn: Distribution) -> Distribution:
 
 
 def _check_num_data(site: dict, rows: int, n: int, whole_batch: bool) -> None:
+    if not isinstance(site["scale"], Tensor) and math.isclose(site["scale"] * rows, n):
+        return
     plates = {frame.name: frame.full_size or frame.size for frame in site["cond_indep_stack"]}
     if n in plates.values() or (whole_batch and (not plates or rows in plates.values())):
         return

@@ -83,8 +83,11 @@ def kl_weights(kl_weight: float | Callable[[float], float], optimizer: str) -> l
     Raises:
         UserError: a weight that is not positive and finite, or a schedule with ivon.
     """
-    weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
-    weights = [weight_at(k / 97) for k in range(0, 97, 6)]
+    weight_at = kl_weight if callable(kl_weight) else lambda _: kl_weight
+    try:
+        weights = [float(weight_at(k / 97)) for k in range(0, 97, 6)]
+    except TypeError:
+        raise UserError(f"kl_weight must be a number or a function of progress, got {kl_weight!r}") from None
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
         raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
     if optimizer == "ivon" and len(set(weights)) > 1:

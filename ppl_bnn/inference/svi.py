@@ -116,8 +116,10 @@ def fit(
         RankLost: another rank is gone. The last checkpoint is good.
     """
     given = locals()
-    settings = TrainSettings(**{known.name: given[known.name] for known in fields(TrainSettings)})
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    settings = TrainSettings(**{known.name: plain[known.name] for known in fields(TrainSettings)})
     settings.check()
+    folder = None if folder is None else Path(folder)
     ranks = communicator or Alone()
     ranks.calls.clear()
     checked, examples = _checked(model, guide, x, y, settings, ranks)
@@ -210,10 +212,14 @@ def _checked(
     if all(hasattr(x, name) for name in ("take", "fingerprint")):
         if y is not None:
             raise UserError(f"fit takes y beside a tensor x alone; x is a {type(x).__name__}, which has its labels")
-        few = x.take(torch.arange(min(2, len(x))))
-        return check_training(model, guide, *few, num_data=len(x), **how), x
+        few = x.take(torch.arange(min(len(x), max(2, settings.batch_size))))
+        checked = check_training(model, guide, *few, num_data=len(x), **how)
+        if checked.y.dtype != few[1].dtype:
+            raise UserError(f"take gives labels of dtype {few[1].dtype}; class labels are int64: return y.long()")
+        return checked, x
     if y is None:
-        raise UserError("fit needs the labels or targets y beside the tensor x, got None")
+        kind = "tensor" if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f"fit needs the labels or targets y beside the {kind} x, got None")
     checked = check_training(model, guide, x, y, **how)
     return checked, TensorExamples(checked.x, checked.y)
 

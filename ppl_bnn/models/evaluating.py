@@ -33,3 +33,25 @@ def forked_random(*args: object) -> AbstractContextManager[None]:
     devices = {value.device for value in args if isinstance(value, Tensor) and not value.is_cpu}
     kind = next(iter(devices)).type if devices else "cuda"
     return torch.random.fork_rng(devices, device_type=kind)
+
+
+@contextmanager
+def unchanged(*parts: nn.Module) -> Iterator[None]:
+    """Restore the modes and the buffers of modules on exit, whatever ran in between."""
+    modules = [module for part in parts for module in part.modules()]
+    modes = [module.training for module in modules]
+    buffers = [
+        (module, name, value, None if value is None else value.clone())
+        for module in modules
+        for name, value in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for module, name, value, before in buffers:
+            module._buffers[name] = value
+            # One that a layer only reads may be a view that cannot be written to.
+            if value is not None and before is not None and not torch.equal(value, before):
+                value.data.copy_(before)

@@ -27,7 +27,7 @@ def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
         raise UserError(f"{name} must be one tensor or numpy array of N examples, got a {kind}: {advice}")
     try:
         tensor = torch.from_numpy(np.ascontiguousarray(value))
-    except TypeError:
+    except (TypeError, ValueError):
         raise UserError(f"{name} is a numpy array of dtype {value.dtype}; torch needs numbers: convert it") from None
     if like is None:
         return tensor

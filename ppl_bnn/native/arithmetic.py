@@ -129,7 +129,7 @@ def difference(operation: Operation, count: int) -> float:
     """The largest difference of an operation on `count` numbers from its reference, relative to 1 + the number."""
     parts = operation.tensors + 2 * operation.lists
     # Numbers in [-3, 3] without a pattern, that no generator is asked for.
-    numbers = torch.frac(torch.arange(1.0, count * parts + 1, dtype=torch.float64) * 0.754877666) * 6 - 3
+    numbers = torch.frac(torch.arange(1.0, count * parts + 1, dtype=torch.float64, device="cpu") * 0.754877666) * 6 - 3
     drawn = numbers.float().view(count, parts).T.contiguous().unbind()
     scalars = [torch.tensor(value, dtype=torch.float32) for value in (0.3, 0.2, 0.9)[: operation.scalars]]
     found, expected = ([*(part.clone() for part in drawn)] for _ in range(2))

@@ -66,6 +66,10 @@ def library(source: Path, agrees: Callable[[], bool]) -> ctypes.CDLL | None:
             except (_Unusable, OSError, RuntimeError, AttributeError, ctypes.ArgumentError) as problem:
                 _libraries[source] = None
                 _say(logging.WARNING, f"no native code: {problem}; torch computes in its place, more slowly")
+            except BaseException:
+                # Interrupted, say: the next call tries again.
+                del _libraries[source]
+                raise
         return _libraries[source]
 
 

@@ -42,7 +42,7 @@ def normals(seed: int, count: int, like: Tensor, *, stream: int = 0) -> Tensor:
     native = library(_SOURCE, _agrees) if like.is_cpu else None
     if native is None:
         return reference(seed, count, like, stream=stream)
-    found = torch.empty(count, dtype=torch.float32)
+    found = torch.empty(count, dtype=torch.float32, device="cpu")
     native.normals(
         ctypes.c_long(torch.get_num_threads()), ctypes.c_uint64(seed), ctypes.c_uint64(stream), ctypes.c_long(count),
         ctypes.c_void_p(found.data_ptr()),
@@ -120,7 +120,7 @@ def _words(number: int) -> tuple[int, int]:
 
 
 def _agrees() -> bool:
-    like = torch.empty(0, dtype=torch.float32)
+    like = torch.empty(0, dtype=torch.float32, device="cpu")
     return all(
         torch.allclose(normals(seed, 300, like, stream=stream), reference(seed, 300, like, stream=stream), atol=1e-5)
         for seed, stream in ((0, 0), (2**63 + 11, 2**64 - 5))

@@ -1,9 +1,11 @@
 """What `predict` and `predictor` check before the first draw: the posterior is the network's, inputs and labels fit."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -31,6 +33,8 @@ def check_prediction(
             or not finite; the posterior lacks a random site of the network, has another, or has one of another
             shape; outputs that the likelihood cannot take.
     """
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"seed must be a whole number from 0 and below 2^63, got {seed!r}")
     check_inputs(x)
     _check_parameters("the network", dict([*net.named_parameters(), *net.named_buffers()]))
     _check_parameters("the posterior", parameters_of(posterior))
@@ -65,6 +69,24 @@ def check_inputs(x: object) -> None:
         raise UserError(
             f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
         )
+
+
+def positions(keep: Any, count: int) -> Tensor:
+    """The positions [K] of examples to keep, int64 on the CPU: all of them for None, those that a mask [N] marks.
+
+    Raises:
+        UserError: positions outside 0 .. count - 1, or no positions.
+    """
+    if keep is None:
+        return torch.arange(count, device="cpu")
+    kept = torch.as_tensor(keep).cpu()
+    if kept.dtype == torch.bool and kept.shape == (count,):
+        kept = kept.nonzero().flatten()
+    kept = kept.long() if not kept.numel() else kept
+    whole = kept.dim() == 1 and not (kept.is_floating_point() or kept.is_complex() or kept.dtype == torch.bool)
+    if not whole or (kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < count):
+        raise UserError(f"keep must be positions [K] from 0 to {count - 1}, or a mask [{count}]; got {keep!r:.80}")
+    return kept.long()
 
 
 def _check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:

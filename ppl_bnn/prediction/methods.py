@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def mirrored(blocks: Blocks) -> Blocks:
 
 def check_draws(guide: Posterior, num_samples: int, sampling: str, compact: str) -> None:
     """Raise UserError for a number of draws that cannot be made, or an unknown sampling or compact."""
-    if num_samples < 1:
-        raise UserError(f"num_samples must be at least 1, got {num_samples}")
+    if not isinstance(num_samples, Integral) or num_samples < 1:
+        raise UserError(f"num_samples must be at least 1 and whole, got {num_samples!r}")
     if sampling not in SAMPLINGS:
         raise UserError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
     if sampling == "antithetic" and num_samples % 2:

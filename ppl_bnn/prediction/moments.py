@@ -131,6 +131,8 @@ class _Weighted(nn.Module):
 
     def forward(self, moments: Moments) -> Moments:
         mean, variance = moments
+        for hook in self.layer._forward_pre_hooks.values():
+            hook(self.layer, (mean,))
         new = None if variance is None else self._map(variance, self.second_moment, self.bias_variance)
         if self.weight_variance is not None:
             own = self._map(mean.square(), self.weight_variance, self.bias_variance if new is None else None)

@@ -71,6 +71,8 @@ def export(
     check_num_draws(guide, num_samples if method == "draws" else 0)
     check_prediction(net, guide, x, likelihood, seed=seed)
     if method == "moments":
+        if each_draw:
+            raise UserError("each_draw is a second output of the method draws; moments make none")
         if norm_inputs is not None:
             raise UserError("batch norm's own statistics are those of draws: method draws, not moments")
         module: nn.Module = _Moments(moment_network(net, guide), x)

@@ -11,13 +11,13 @@ from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
-from ppl_bnn.native.normals import GENERATOR, draw_seed
-from ppl_bnn.prediction.door import check_prediction, checked_targets, network_of
+from ppl_bnn.native.normals import draw_seed
+from ppl_bnn.prediction.door import check_prediction, checked_targets, network_of, positions
 from ppl_bnn.prediction.draws import Blocks
 from ppl_bnn.prediction.methods import METHODS, SAMPLINGS, check_draws, drawn_blocks, prepared_network
 from ppl_bnn.prediction.moments import moment_predictive
 from ppl_bnn.prediction.stopping import is_look, precise, schedule
-from ppl_bnn.prediction.tally import Predictive, Tally
+from ppl_bnn.prediction.tally import Predictive, Tally, check_so_far
 
 __all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_logits", "predict"]
 
@@ -80,7 +80,7 @@ def predict(
         UserError: before the first draw: S < 1, odd for antithetic draws, or above the posterior's number of draws; x
             that is no finite tensor; y that is no class labels of x; a posterior of other sites than the network's, or
             with values that are not finite; a method, sampling or compact that network and posterior do not allow;
-            `norm_inputs` for a network without batch norm; `so_far` of more draws or another generator.
+            `norm_inputs` for a network without batch norm; `keep` that is no positions; `so_far` made otherwise.
         Interrupted: `should_stop` said so on some rank.
     """
     net, likelihood = network_of(net)
@@ -91,16 +91,11 @@ def predict(
     if compact == "yes" and method == "auto":
         method = "draws"
     prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
-    if so_far is not None and len(so_far.log_likelihood) > num_samples:
-        raise UserError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
-    if so_far is not None and so_far.generator != GENERATOR:
-        raise UserError(
-            f"so_far was drawn by the generator {so_far.generator}, and this version draws by {GENERATOR}; the draws "
-            "would not fit together: leave out so_far"
-        )
-    kept = torch.arange(len(x)) if keep is None else keep.cpu()
+    kept = positions(keep, len(x))
     started = time.perf_counter()
     prepared = prepared.with_compact(guide, x, batch_size, compact)
+    if so_far is not None:
+        check_so_far(so_far, num_samples, labels, kept, prepared.method, sampling, prepared.small is not None)
     if prepared.method == "moments":
         return _without_draws(net, guide, x, labels, kept, likelihood)
     tally = Tally(

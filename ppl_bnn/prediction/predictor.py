@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
+from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned, offered
 from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
 from ppl_bnn.prediction.compact.network import compact as compact_form
@@ -55,7 +56,8 @@ def predictor(
     check_draws(guide, num_samples, sampling, compact)
     check_prediction(net, guide, x, likelihood, seed=seed)
     net, guide = copy.deepcopy((net, guide))
-    prepared = prepared_network(net, guide, x, "auto", sampling, norm_inputs)
+    method = "draws" if compact == "yes" and sampling != "sobol" else "auto"
+    prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
     drawn = layerwise = None
     if prepared.network is not None and prepared.method == "layerwise":
         if sampling == "independent" and compact != "no":
@@ -65,6 +67,7 @@ def predictor(
     if drawn is None:
         prepared = prepared.with_compact(guide, x, None, compact)
     known: dict[int, Numbers] = {}
+    shape = x.shape[1:]
     one_at_a_time = threading.Lock()
 
     def numbers(of: Layerwise, x: Tensor) -> Numbers:
@@ -89,6 +92,9 @@ def predictor(
 
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
         check_inputs(x)
+        # A compact network picks its pixels by their place: of another shape it would pick others.
+        if (drawn or prepared.small is not None) and x.shape[1:] != shape:
+            raise UserError(f"the predictor was made for inputs {list(shape)}, got {list(x.shape[1:])}")
         probs, entropy = torch.zeros(()), torch.zeros(())
         # A draw's weights are written into the network.
         with one_at_a_time:

@@ -85,6 +85,25 @@ class Predictive:
         return self.likelihood.decompose(self.averages)
 
 
+def check_so_far(
+    so_far: Predictive, num_samples: int, labels: Tensor, kept: Tensor, method: str, sampling: str, compact: bool
+) -> None:
+    """Raise UserError for an earlier result that cannot be added to: it was made otherwise, or of other examples."""
+    if len(so_far.log_likelihood) > num_samples:
+        raise UserError(f"num_samples is {num_samples}, and so_far has {len(so_far.log_likelihood)} draws already")
+    if so_far.generator != GENERATOR:
+        raise UserError(
+            f"so_far was drawn by the generator {so_far.generator}, and this version draws by {GENERATOR}; the draws "
+            "would not fit together: leave out so_far"
+        )
+    own = {"method": method, "sampling": sampling, "compact": compact}
+    for name, here in own.items():
+        if getattr(so_far, name) != here:
+            raise UserError(f"so_far has {name} {getattr(so_far, name)!r}, and this call {here!r}: leave out so_far")
+    if not torch.equal(so_far.labels, labels.cpu()) or not torch.equal(so_far.kept, kept):
+        raise UserError("so_far is of other labels, or keeps other examples: leave out so_far")
+
+
 class Tally:
     """The sums of a predictive while it is drawn, the same on every rank.
 
@@ -108,8 +127,8 @@ class Tally:
         self.likelihood, self.sampling, self.method, self.compact = likelihood, sampling, method, compact
         self.done, self.seconds = 0, 0.0
         count = len(labels)
-        self.active = torch.arange(count)
-        self.draws = torch.zeros(count, dtype=torch.int64)
+        self.active = torch.arange(count, device="cpu")
+        self.draws = torch.zeros(count, dtype=torch.int64, device="cpu")
         self.log_likelihood = torch.full((num_samples, count), math.nan, dtype=torch.float32)
         self.scores = torch.full((num_samples,), math.nan, dtype=torch.float32)
         shapes = likelihood.statistics(like[:1].float().unsqueeze(0), self.labels[:1])

@@ -106,6 +106,12 @@ def prune(
 def check_threshold(threshold: Threshold, criterion: str) -> None:
     """Raise UserError for a threshold that the criterion's scores cannot have."""
     for value in threshold.values() if isinstance(threshold, Mapping) else (threshold,):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"a threshold must be a number, or a mapping of site patterns to numbers; got {value!r}"
+            ) from None
         if not math.isfinite(value) or (value < 0 and criterion != "evidence"):
             least = "finite" if criterion == "evidence" else "at least 0 and finite"
             raise UserError(f"pruning.threshold must be {least}; got {value} (criterion {criterion})")

@@ -51,6 +51,8 @@ def to_inference_data(
     """
     if len(images) != len(predictive.labels):
         raise UserError(f"the predictive is of {len(predictive.labels)} images, got {len(images)}")
+    if not torch.equal(images.labels.cpu().long(), predictive.labels.long()):
+        raise UserError("images must be those that the predictive was made of, in its order; their labels differ")
     total, aleatoric, epistemic = predictive.uncertainties()
     of_draws = predictive.kept.numpy()[: 0 if predictive.method == "moments" else None]
     obs = np.arange(len(images))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,15 @@ class GroupedFlips(KnowsPosteriors):
         super().__init__()
         self.groups = groups
 
+    def __enter__(self) -> Self:
+        # Of each site in this forward pass: a layer that is used twice has the same weights in both uses.
+        self._flips: dict[str, list[Tensor]] = {}
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        self._flips.pop(msg["name"], None)
+        super()._pyro_post_sample(msg)
+
     def _pyro_bayes_linear(self, msg: dict) -> None:
         self._by_group(msg, F.linear)
 
@@ -43,16 +52,21 @@ class GroupedFlips(KnowsPosteriors):
         self._by_group(msg, F.conv2d)
 
     def _by_group(self, msg: dict, function: Callable[..., Tensor]) -> None:
-        if msg["name"] in self.posterior:
-            x, weight, bias, *settings = msg["args"]
-            parts = x.split(math.ceil(len(x) / self.groups))
-            # w itself has the distribution of a flipped w, so the first pair needs no signs.
-            flips = [_outer_signs(weight) for _ in range(2, len(parts), 2)]
-            weights = weight, *_Flipped.apply(weight, self.posterior[msg["name"]].loc, *flips)  # type: ignore[no-untyped-call]
-            # An odd number of groups leaves the last weights unused.
-            outputs = [function(part, own, bias, *settings) for part, own in zip(parts, weights, strict=False)]
-            msg["value"] = torch.cat(outputs)
-            msg["done"] = True
+        x, weight, bias, *settings = msg["args"]
+        # An input without examples, a vector say, is left to the plain draw.
+        if msg["name"] not in self.posterior or x.dim() < weight.dim():
+            return
+        parts = x.split(math.ceil(len(x) / self.groups))
+        # w itself has the distribution of a flipped w, so the first pair needs no signs.
+        flips = self._flips.setdefault(msg["name"], [])
+        needed = (len(parts) - 1) // 2
+        flips += [_outer_signs(weight) for _ in range(len(flips), needed)]
+        loc = self.posterior[msg["name"]].loc
+        weights = weight, *_Flipped.apply(weight, loc, *flips[:needed])  # type: ignore[no-untyped-call]
+        # An odd number of groups leaves the last weights unused.
+        outputs = [function(part, own, bias, *settings) for part, own in zip(parts, weights, strict=False)]
+        msg["value"] = torch.cat(outputs)
+        msg["done"] = True
 
 
 class _Flipped(torch.autograd.Function):

@@ -52,6 +52,7 @@ class SparseLinear(nn.Module):
         self.offset = (column * _PANEL).int()
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_inputs(x.shape[-1], self.columns)
         layers = [self, *self.then]
         y = x.new_empty(*x.shape[:-1], layers[-1].rows)
         structs = (_Layer * len(layers))(*(_struct([layer], layer.relu) for layer in layers))
@@ -79,6 +80,7 @@ def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool])
     out = layers[-1][0].rows
 
     def draws(x: Tensor, noise: Tensor | int, num_samples: int) -> Tensor:
+        _check_inputs(x.shape[-1], layers[0][0].columns)
         y = x.new_empty(num_samples, len(x), out)
         kept, seed = (noise, 0) if isinstance(noise, Tensor) else (None, noise)
         arguments = len(x), num_samples, x.contiguous(), kept, ctypes.c_uint64(seed), y
@@ -86,6 +88,12 @@ def sparse_draws(layers: Sequence[Sequence[SparseLinear]], relu: Sequence[bool])
         return y
 
     return draws
+
+
+def _check_inputs(got: int, expected: int) -> None:
+    # The C code would read past the end of a smaller input.
+    if got != expected:
+        raise UserError(f"a layer takes {expected} inputs or channels an example, got {got}")
 
 
 class SparseConv2d(nn.Module):
@@ -113,6 +121,7 @@ class SparseConv2d(nn.Module):
         self.layouts: dict[tuple[int, int], tuple[int, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_inputs(x.shape[1], self.shape[1])
         x = F.pad(x, self.padding).contiguous()
         height, width = x.shape[2:]
         reach = [step * (size - 1) for step, size in zip(self.dilation, self.kernel, strict=True)]
@@ -155,7 +164,10 @@ def _native() -> ctypes.CDLL | None:
 
 def _agrees() -> bool:
     """Whether the products of a small layer of each kind, and draws of outputs, are those of dense ones."""
-    weight, x = (torch.frac(torch.arange(1, 163).double() * step).float() - 0.5 for step in (0.754877666, 0.569840291))
+    weight, x = (
+        torch.frac(torch.arange(1, 163, device="cpu").double() * step).float() - 0.5
+        for step in (0.754877666, 0.569840291)
+    )
     weight, bias = weight[:108], weight[:2]
     position = (weight.abs() > 0.1).nonzero().flatten()
     values, dense = weight[position], weight * (weight.abs() > 0.1)
