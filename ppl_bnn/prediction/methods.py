@@ -105,8 +105,10 @@ def mirrored(blocks: Blocks) -> Blocks:
 
 def check_draws(guide: Posterior, num_samples: int, sampling: str, compact: str) -> None:
     """Raise UserError for a number of draws that cannot be made, or an unknown sampling or compact."""
-    if not isinstance(num_samples, Integral) or num_samples < 1:
-        raise UserError(f"num_samples must be at least 1 and whole, got {num_samples!r}")
+    if not isinstance(num_samples, Integral):
+        raise UserError(f"num_samples must be a whole number, got {num_samples!r}")
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1, got {num_samples}")
     if sampling not in SAMPLINGS:
         raise UserError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
     if sampling == "antithetic" and num_samples % 2:
