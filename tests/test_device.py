@@ -79,6 +79,7 @@ def test_the_stand_in_is_as_strict_as_a_gpu(device, backend):
     assert len(backend.waits) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "stages"), [("mnist-lenet", "train,posterior,predict,shift,report"), ("mnist-fc-sparse", "train,prune")]
 )

@@ -99,7 +99,7 @@ def test_a_registry_takes_an_import_path_of_the_users_own():
     assert lookup({}, "torch:nn.ReLU") is torch.nn.ReLU
     for name, message in (
         ("adam", "the name must be one of sgd; got 'adam'"),
-        ("nowhere:build", "must be importable, got 'nowhere:build': No module named 'nowhere'"),
+        ("nowhere:build", "must be importable, got 'nowhere:build': ModuleNotFoundError: No module named 'nowhere'"),
         ("torch.optim:Nothing", "must be importable, got 'torch.optim:Nothing'"),
         ("math:pi", "must name something callable, got 'math:pi', a float"),
     ):

@@ -113,6 +113,7 @@ def launched(run_folder, launcher):
     return output, rows_of(out)
 
 
+@pytest.mark.slow
 def test_torchrun_runs_a_run(run_folder):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     output, rows = launched(run_folder, launcher)

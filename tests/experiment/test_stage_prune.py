@@ -60,6 +60,7 @@ def test_a_posterior_with_nan_is_refused_by_name(call, run_folder):
     assert (out / "pruning.nc").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_criteria_structures_and_finetuning_from_the_command_line(call, run_folder):
     call("--stages", "train,predict,prune")
     plain = netcdf.read_group(run_folder / "out" / "pruning.nc", "pruning")

@@ -251,6 +251,7 @@ def test_the_cache_is_the_users_own(base, monkeypatch, tmp_path):
     assert native._cache_folder() == tmp_path / ("xdg" if base == "xdg" else ".cache") / "ppl_bnn"
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_the_cache_and_a_later_one_runs_no_compiler(cache, monkeypatch, tmp_path):
     compiler(tmp_path / "bin", monkeypatch, f'echo >> {tmp_path}/calls; exec gcc "$@"')
 
