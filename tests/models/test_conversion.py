@@ -7,27 +7,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from converted_networks import X, Y, sites, trained
 from pyro import poutine
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, predict
 from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, site_priors
 from ppl_bnn.prediction.plain import NotTraceable, plain
-
-X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
-
-
-def sites(net, x=X):
-    return poutine.trace(net).get_trace(x).stochastic_nodes
-
-
-def trained(net, x=X, **settings):
-    model = Classifier(net, len(x))
-    guide = MeanFieldNormal(model, x[:1], Y[:1])
-    fit(model, guide, x, Y, epochs=2, batch_size=6, lr=1e-2, progress=False, **settings)
-    return guide
 
 
 class Listed(nn.Module):

@@ -5,24 +5,11 @@ import copy
 import pyro
 import pytest
 import torch
-from pyro import poutine
+from converted_networks import X, Y, sites, trained
 from torch import nn
 
-from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, MeanFieldNormal, bayesian, predict
 from ppl_bnn.models import layer_table, parse_prior, site_priors
-
-X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
-
-
-def sites(net, x=X):
-    return poutine.trace(net).get_trace(x).stochastic_nodes
-
-
-def trained(net, x=X, **settings):
-    model = Classifier(net, len(x))
-    guide = MeanFieldNormal(model, x[:1], Y[:1])
-    fit(model, guide, x, Y, epochs=2, batch_size=6, lr=1e-2, progress=False, **settings)
-    return guide
 
 
 def backbone_and_head():
