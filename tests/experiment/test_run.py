@@ -161,7 +161,7 @@ def test_help_teaches_and_print_config_resolves():
         "scale_mixture(weight, scale1, scale2)",
     ):
         assert part in text
-    config = yaml.safe_load(output("runs/study-mnist-fc", "--train.epochs", "3", "--print_config"))
+    config = yaml.safe_load(output("runs/study-mnist-fc-start-3", "--train.epochs", "3", "--print_config"))
     assert config["train"]["epochs"] == 3
     assert config["train"]["optimizer"] == "rmsprop"
 
