@@ -75,15 +75,14 @@ class Operation:
         """
         end = self.tensors + self.lists
         lists, scalars = arguments[self.tensors : end], arguments[end:]
-        lengths = {len(one) for one in lists if not isinstance(one, Tensor)} if lists else {0}
-        expected = end + self.scalars
-        if len(arguments) != expected or len(lengths) != 1 or any(isinstance(one, Tensor) for one in lists):
+        length = len(lists[0]) if lists else 0
+        if len(arguments) != end + self.scalars or any(isinstance(one, Tensor) or len(one) != length for one in lists):
             given = [type(one).__name__ if isinstance(one, Tensor) else f"list of {len(one)}" for one in arguments]
             raise TypeError(
                 f"{self.reference.__name__} takes {self.tensors} tensors, {self.lists} lists of one length and "
                 f"{self.scalars} scalars, in this order; got {', '.join(given)}"
             )
-        return arguments[: self.tensors] + tuple(chain(*lists)), scalars, lengths.pop()
+        return arguments[: self.tensors] + tuple(chain(*lists)), scalars, length
 
     def _grouped(self, parts: Sequence[Tensor], length: int) -> list[Any]:
         rest = parts[self.tensors :]
