@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ppl_bnn"
 # A room may import the rooms named here, all of which stand below it, and the ground.
 MAY_IMPORT = {
+    "study": ("scaling", "experiment", "results", "models"),
     "scaling": (
         "experiment", "results", "pruning", "inference", "prediction", "data", "guides", "models", "distributed",
         "native",
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "native": (),
 }  # fmt: skip
 # They stand in front of the rooms: they import all, and nothing imports them.
-COMMANDS = {"__main__", "run", "jobs", "export", "import_posterior", "scaling.__main__"}
+COMMANDS = {"__main__", "run", "jobs", "export", "import_posterior", "scaling.__main__", "study.__main__"}
 # These know nothing of files either, which are part of the ground.
 PURE = (
     "models/*.py", "guides/*.py", "guides/estimators/*.py", "distributed/*.py", "pruning/criteria.py",

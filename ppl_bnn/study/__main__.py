@@ -1,0 +1,134 @@
+"""The study by Sharma and Jennings (2020), redone on this machine and set beside its numbers on one page.
+
+    python -m ppl_bnn.study --scale small --cifar10 cifar10.npz       # about three hours on 2 cores
+    python -m ppl_bnn.study --scale tiny --parts tables,figure-8      # minutes: to see how it works
+    python -m ppl_bnn.study --scale full --launcher "srun -n {ranks} python" --out /scratch/study
+    python -m ppl_bnn.study --use mnist-conv=results/conv             # a training that is there
+
+Each part runs the commands of this library that a reader would type, and shows them beside their numbers. The page is
+OUT/study.html and OUT/study.md, written after each part. What is done is not done again: the same command resumes.
+
+Exit codes: 0 done; 1 a command of some part failed (the page says which and why); 2 bad command; 75 stopped.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from ppl_bnn.errors import UserError
+from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
+from ppl_bnn.files import alone_in
+from ppl_bnn.scaling.point import check_launcher
+from ppl_bnn.study.page import Section, write_page
+from ppl_bnn.study.scales import SCALES, scale_named
+from ppl_bnn.study.work import Options, Work
+
+PARTS = (
+    "tables", "operations", "figure-2", "figure-2c", "figure-3c", "cycle-time", "figure-4", "figure-5", "figure-6",
+    "figure-7", "figure-8", "figure-9", "beta",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return guarded(lambda: _study(_parser().parse_args(arguments)), debug="--debug" in arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _study(parsed: Namespace) -> int:
+    names = _parts(parsed.parts)
+    scale, options, out = scale_named(parsed.scale), _options(parsed), Path(parsed.out or f"study-{parsed.scale}")
+    check_launcher(options.launcher)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
+        work, functions = Work(out, scale, options), _functions()
+        sections: dict[str, Section] = {}
+        for name in (bar := tqdm(names, unit="part", disable=None)):
+            bar.set_postfix_str(name, refresh=True)
+            sections[name] = functions[name](work)
+            write_page(list(sections.values()), _introduction(work), out)
+    return FAILED if work.failed else DONE
+
+
+def _functions() -> dict[str, Callable[[Work], Section]]:
+    # Not for --help: ArviZ and matplotlib take seconds to import.
+    from ppl_bnn.study import digits, pruning, tables, throughput, trainings
+
+    found = (
+        tables.tables, tables.operations, throughput.throughput, throughput.fixed_epochs, trainings.time_to_accuracy,
+        digits.cycle_time, trainings.draw_counts, trainings.classes, digits.batches, digits.gpus, pruning.pruning,
+        pruning.densities, pruning.kl_weights,
+    )  # fmt: skip
+    return dict(zip(PARTS, found, strict=True))
+
+
+def _introduction(work: Work) -> list[str]:
+    return [
+        'This page sets "Bayesian Neural Networks at Scale: A Performance Analysis and Pruning Study" (Sharma and '
+        "Jennings, 2020) beside what this library measured. Every number of the study stands with its place in the "
+        'paper ("figure only" where it stands in a picture), every number of ours with its command.',
+        f"Scale: {work.scale.name}. Written by: python -m ppl_bnn.study --scale {work.scale.name}",
+    ]
+
+
+def _parts(text: str | None) -> list[str]:
+    names = PARTS if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--parts knows {', '.join(PARTS)}; got {name!r}")
+    return [name for name in PARTS if name in names]
+
+
+def _options(parsed: Namespace) -> Options:
+    runs = Path(parsed.runs)
+    if not (runs / "study-cifar10-vgg16" / "config.yaml").exists():
+        raise UserError(f"--runs {runs} has no study-... run folders: run this in a checkout, or give its runs folder")
+    for name, last in (("cifar_image", 9_999), ("cifar_images", 9_999), ("digits", 9_999)):
+        given = getattr(parsed, name)
+        for image in given if isinstance(given, list) else [] if given is None else [given]:
+            if not 0 <= image <= last:
+                raise UserError(f"--{name} takes numbers of test images, 0 to {last}; got {image}")
+    if parsed.ranks and min(parsed.ranks) < 1:
+        raise UserError(f"--ranks must be at least 1, got {parsed.ranks}")
+    use = {}
+    for word in parsed.use or []:
+        name, equals, folder = word.partition("=")
+        if name != "mnist-conv" or not equals or not (Path(folder) / "checkpoints").is_dir():
+            raise UserError(f"--use takes mnist-conv=FOLDER, an out folder with checkpoints; got {word!r}")
+        use[name] = Path(folder)
+    return Options(
+        runs=runs, data_dir=parsed.data_dir, cifar10=parsed.cifar10, launcher=parsed.launcher, ranks=parsed.ranks,
+        cifar_image=parsed.cifar_image, cifar_images=parsed.cifar_images, digits=parsed.digits, use=use,
+    )  # fmt: skip
+
+
+def _parser() -> ArgumentParser:
+    parser = command_parser("study", __doc__)
+    add = parser.add_argument
+    add("--scale", type=str, default="small", help=f"how large: {', '.join(SCALES)}; full is what the study did")
+    add(
+        "--parts", type=str | None, default=None, help=f"some of {', '.join(PARTS)}, separated by commas (default: all)"
+    )
+    add("--out", type=str | None, default=None, help="folder of the page and of all runs (default: study-SCALE)")
+    add("--runs", type=str, default="runs", help="folder that holds the run folders study-...")
+    add("--data_dir", type=str, default="data", help="folder of the data sets")
+    add("--cifar10", type=str | None, default=None, help="an .npz of CIFAR-10 as JPEGs, to read instead of downloading")
+    add("--ranks", type=list[int] | None, default=None, help="numbers of ranks, such as [1,2,4] (default: the scale's)")
+    add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
+    add("--cifar_image", type=int | None, default=None, help="number of the CIFAR-10 test image in figure 4")
+    add("--cifar_images", type=list[int] | None, default=None, help="numbers of the test images in figure 5: [3,8,0]")
+    add("--digits", type=list[int] | None, default=None, help="numbers of the MNIST test digits in figure 9")
+    add("--use", type=list[str] | None, default=None, help="mnist-conv=FOLDER: use a trained out folder as it is")
+    return parser  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

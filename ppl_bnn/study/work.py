@@ -1,0 +1,183 @@
+"""Runs the study's commands, each in a process of its own, and remembers which are done."""
+
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppl_bnn.errors import FileError, Interrupted
+from ppl_bnn.experiment.command import DONE, STOPPED
+from ppl_bnn.files import write_text
+from ppl_bnn.study.scales import Scale
+from ppl_bnn.version import __version__
+
+log = logging.getLogger("ppl_bnn")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of the study says.
+
+    Args:
+        runs: folder that holds the ``study-...`` run folders.
+        data_dir: folder of the data sets.
+        cifar10: archive of CIFAR-10's JPEG images to read, or None to download.
+        launcher: how several ranks are started, as in `ppl_bnn.scaling`.
+        ranks: numbers of ranks; None: the scale's own.
+        cifar_image: number of the image of figure 4.
+        cifar_images, digits: numbers of the images of figures 5 and 9; None: the first of each class.
+        use: {name of a training: out folder to use in place of it}.
+    """
+
+    runs: Path
+    data_dir: str
+    cifar10: str | None
+    launcher: str
+    ranks: list[int] | None
+    cifar_image: int | None
+    cifar_images: list[int] | None
+    digits: list[int] | None
+    use: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A command of the study, as a user would type it, and why it failed (None: it is done)."""
+
+    command: str
+    reason: str | None = None
+
+    def or_reason(self, ours: str) -> str:
+        """Our number, with the reason where the command failed."""
+        return f"{ours} ({self.reason})" if self.reason else ours
+
+
+@dataclass
+class Work:
+    """The study's folder: its commands, their logs and what is done.
+
+    Attributes:
+        failed: whether a command failed.
+    """
+
+    out: Path
+    scale: Scale
+    options: Options
+    failed: bool = False
+    _record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._record = self._opened()
+
+    @property
+    def ranks(self) -> list[int]:
+        """The numbers of ranks to train on."""
+        return self.options.ranks or list(self.scale.ranks)
+
+    def run_folder(self, name: str) -> str:
+        """The run folder of one of the study's networks."""
+        return str(self.options.runs / f"study-{name}")
+
+    def folder(self, name: str) -> Path:
+        """The out folder of a training or a table of timings."""
+        return self.options.use.get(name, self.out / name)
+
+    def data(self, name: str) -> list[str]:
+        """The options that say where the data of a network are."""
+        archive = ["--data.file", self.options.cifar10] if self.options.cifar10 and "cifar10" in name else []
+        return ["--data.dir", self.options.data_dir, *archive]
+
+    def do(self, name: str, module: str, *arguments: str) -> Outcome:
+        """Run ``python -m ppl_bnn.<module>``, unless the same command is done already.
+
+        Args:
+            name: names the command in the record and in ``logs/``.
+
+        Raises:
+            Interrupted: the command was stopped.
+        """
+        words = ["-m", f"ppl_bnn.{module}", *arguments]
+        command = shlex.join(["python", *words])
+        made_of = {"command": command, "runs": self._checksums(arguments)}
+        if self._record["commands"].get(name) == made_of:
+            return Outcome(command)
+        log.info("study: %s", command)
+        path = self.out / "logs" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT)
+            try:
+                code = process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+        if code == STOPPED:
+            raise Interrupted(f"stopped in {command}")
+        if code != DONE:
+            reason = f"{_last_error(path)} ({path} has the whole output)"
+            log.error("study: %s failed: %s", name, reason)
+            self.failed = True
+            return Outcome(command, reason)
+        self._record["commands"][name] = made_of
+        self._save()
+        return Outcome(command)
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A JSON value that is computed once and kept."""
+        if name not in self._record["values"]:
+            self._record["values"][name] = compute()
+            self._save()
+        return self._record["values"][name]
+
+    def figures(self, name: str, captions: Mapping[str, str]) -> list[tuple[str, Path]]:
+        """The figures of a command's out folder that are there, copied into ``figures/``: caption and path."""
+        found = []
+        for figure, caption in captions.items():
+            path = self.folder(name) / "figures" / f"{figure}.png"
+            if path.exists():
+                copy = self.out / "figures" / f"{name}-{figure}.png"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+                found.append((caption, copy))
+        return found
+
+    def _checksums(self, arguments: tuple[str, ...]) -> dict[str, int]:
+        # A run folder whose settings were edited is another command.
+        files = (Path(word) / "config.yaml" for word in arguments if word.startswith(str(self.options.runs)))
+        return {str(path): zlib.crc32(path.read_bytes()) for path in files if path.exists()}
+
+    def _opened(self) -> dict[str, Any]:
+        path = self.out / "study.json"
+        own = {"ppl_bnn": __version__, "scale": self.scale.name}
+        if not path.exists():
+            return {**own, "commands": {}, "values": {}}
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in own.items():
+                if there[name] != value:
+                    raise FileError(
+                        f"{self.out} holds a study with {name} {there[name]}, this one has {value}; choose another "
+                        "folder with --out"
+                    )
+            return {**own, "commands": dict(there["commands"]), "values": dict(there["values"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{path} is damaged; delete it, and finished work is looked at again") from None
+
+    def _save(self) -> None:
+        write_text(self.out / "study.json", json.dumps(self._record, indent=2) + "\n")
+
+
+def _last_error(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+    return (errors or lines or ["it said nothing"])[-1]
