@@ -35,7 +35,7 @@ def results(mnist, tmp_path_factory):
 
 def test_bands_over_trainings_are_the_least_and_the_most(results):
     runs = [{"pruning": netcdf.read_group(path, "pruning")} for path in results]
-    axis = pruning_curves(runs, "digits").axes[0]
+    axis = pruning_curves({"net": runs}, "digits").axes[0]
     assert axis.get_ylabel() == "accuracy"
     (band,) = axis.collections
     # Levels at a fraction are common, those at a threshold are not.
@@ -60,12 +60,12 @@ def test_levels_in_any_order_are_compared_with_the_least_pruned(results):
     order = np.roll(np.arange(levels.sizes["level"]), 1)
     turned = {"pruning": levels.isel(level=order)}
     for run in (groups, turned):
-        axis = pruning_curves([run], "digits").axes[4]
+        axis = pruning_curves({"net": [run]}, "digits").axes[4]
         assert axis.get_ylabel() == "answers unlike the unpruned network's (%)"
         assert axis.lines[0].get_ydata()[0] == 0
         assert axis.lines[0].get_xdata()[0] == pytest.approx(0, abs=0.01)
     without = {"pruning": levels.isel(level=levels["pruned_fraction"].values > 0.45)}
-    assert pruning_curves([without], "digits").axes[4].get_ylabel() == "answers unlike those at 50% pruned (%)"
+    assert pruning_curves({"net": [without]}, "digits").axes[4].get_ylabel() == "answers unlike those at 50% pruned (%)"
 
 
 def test_images_that_change_their_answer(results):
