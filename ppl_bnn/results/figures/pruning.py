@@ -75,24 +75,22 @@ def pruning_curves(networks: Mapping[str, Sequence[Groups]], title: str) -> Figu
     """Accuracy, NLL, ECE, epistemic uncertainty, changed answers and time against the share of weights pruned.
 
     A curve for each network. Of several trainings: each training's points, the mean of the levels that all of them
-    have, and the band from the least to the most. Levels that lose more than 10 points of their network's best accuracy
-    are left off the scale and named: a network pruned to nothing would flatten everything worth seeing.
+    have, and the band from the least to the most. Levels that lose more than 10 points of their training's best
+    accuracy are left off the scale and named: a network pruned to nothing would flatten everything worth seeing.
 
     Args:
         networks: {name: its trainings}.
     """
     values = {name: [_values(groups) for groups in trainings] for name, trainings in networks.items()}
-    shown, off = {}, []
-    for name, trainings in values.items():
-        best = max(each["accuracy"].max() for each in trainings)
-        shown[name] = [_where(each, each["accuracy"] >= best - 0.1) for each in trainings]
-        left_off = [_where(each, each["accuracy"] < best - 0.1) for each in trainings]
-        levels = {pair for each in left_off for pair in zip(each["pruned"], each["accuracy"], strict=True)}
-        texts = [f"{pruned:.4g}% ({accuracy:.3f})" for pruned, accuracy in sorted(levels)]
-        off += [f"{name} {text}" if len(networks) > 1 else text for text in texts]
+    shown = {
+        name: [_where(each, each["accuracy"] >= each["accuracy"].max() - 0.1) for each in trainings]
+        for name, trainings in values.items()
+    }
+    names = networks if len(networks) > 1 else [""]
+    off = [text for name, each in zip(names, values.values(), strict=True) if (text := _off_the_scale(each, name))]
     draws = {int(groups["pruning"]["num_samples"][0]) for trainings in networks.values() for groups in trainings}
     counts = " or ".join(map(str, sorted(draws)))
-    note = f"\noff the scale, pruned (accuracy): {', '.join(off)}" if off else ""
+    note = f"\noff the scale, pruned (accuracy): {'; '.join(off)}" if off else ""
     title = f"Pruning on {title} ({counts} draws a level{trainings_note(networks)}){note}"
     figure, axes = new_figure(title, 12, 7.4, 2, 3)
     every = [each for trainings in shown.values() for each in trainings]
@@ -192,6 +190,19 @@ def _values(groups: Groups) -> dict[str, np.ndarray]:
         "changed": 100 * (answers != answers[0]).mean(1),
         "seconds": levels["seconds"].values / levels["num_samples"].values,
     }
+
+
+def _off_the_scale(trainings: Sequence[Mapping[str, np.ndarray]], name: str) -> str:
+    found: dict[str, list[float]] = {}
+    for each in trainings:
+        left_off = _where(each, each["accuracy"] < each["accuracy"].max() - 0.1)
+        for pruned, accuracy in zip(left_off["pruned"], left_off["accuracy"], strict=True):
+            found.setdefault(f"{pruned:.4g}%", []).append(float(accuracy))
+    texts = []
+    for level, accuracies in found.items():
+        ends = sorted({f"{accuracy:.3f}" for accuracy in (min(accuracies), max(accuracies))})
+        texts.append(f"{level} ({' to '.join(ends)})")
+    return f"{name} {', '.join(texts)}".strip() if texts else ""
 
 
 def _where(values: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
