@@ -72,7 +72,9 @@ def pruning_study(run: Experiment) -> None:
     if tune and save is not None:
         level = next(level for level in levels if level.fraction == save)
         _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR}
+    # Figures group results by it: trainings that differ in their seed alone are of one network.
+    training = {**run.origin, "train": {name: value for name, value in run.origin["train"].items() if name != "seed"}}
+    attrs = {"run": run.name, "inputs": inputs, "training": training, "step": state.step, "generator": GENERATOR}
     idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
     netcdf.save(idata, path)
     # Not before: stopped in the sweep, it would lie beside the levels of another one.

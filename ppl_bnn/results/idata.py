@@ -5,6 +5,7 @@ ArviZ 0.x holds an InferenceData, ArviZ 1.x an xarray DataTree of the same group
 
 import importlib.metadata
 import logging
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from ppl_bnn.data import Images
 from ppl_bnn.results.netcdf import groups_of, readable
 
 INTERVAL = np.array([0.05, 0.95])
+# The smallest standard deviation of a density's kernels: a peak at 1 is then some pixels wide in a panel.
+NARROWEST = 0.01
 
 
 def load(path: Path) -> Any:
@@ -49,18 +52,30 @@ def draws_in(groups: Mapping[str, xr.Dataset]) -> int:
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ArviZ's kernel density estimate of values in [0, 1]: (grid, density).
+    """Kernel density estimate of values in [0, 1]: (grid, density), the density's mass all within [0, 1].
 
-    A narrow peak at their mean where all or most of the values are equal, or too close to each other for its grid.
+    ArviZ's estimate with ArviZ's bandwidth where that is at least `NARROWEST`. Where it is less, because the values
+    agree, the kernels are normal with that standard deviation, reflected at 0 and 1: a peak is drawn no narrower.
     """
     if np.ptp(values) >= 1e-6:
-        # Where most values are equal, ArviZ's bandwidth is 0.
+        # ArviZ 1.x always returns the bandwidth. Where most values are equal, it is 0.
+        option = {} if _arviz_version() >= (1,) else {"bw_return": True}
         with np.errstate(divide="ignore", invalid="ignore"):
-            # ArviZ 1.x returns the bandwidth too.
-            grid, pdf = _arviz().kde(values, bound_correction=True, custom_lims=(0, 1))[:2]
-        if np.isfinite(pdf).all() and pdf.max() > 0:
+            grid, pdf, bandwidth = _arviz().kde(values, bound_correction=True, custom_lims=(0, 1), **option)
+        if bandwidth >= NARROWEST and np.isfinite(pdf).all():
             return grid, pdf
-    return values.mean() + np.array([-0.004, 0.0, 0.004]), np.array([0.0, 250.0, 0.0])
+    grid, kernels = _narrowest_kernels()
+    places = np.rint(np.clip(values, 0, 1) * (len(grid) - 1)).astype(int)
+    return grid, np.bincount(places, minlength=len(grid)) @ kernels / len(values)
+
+
+@cache
+def _narrowest_kernels() -> tuple[np.ndarray, np.ndarray]:
+    """A grid over [0, 1] and a normal density around each of its points, [point, grid], reflected at 0 and 1."""
+    grid = np.linspace(0, 1, 513)
+    distances = grid[:, None, None] - np.stack([grid, -grid, 2 - grid])
+    kernels = np.exp(-0.5 * (distances / NARROWEST) ** 2).sum(1) / (NARROWEST * math.sqrt(2 * math.pi))
+    return grid, kernels
 
 
 def sampled_labels(probs: Tensor, seed: int) -> Tensor:

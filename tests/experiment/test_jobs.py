@@ -17,6 +17,7 @@ from ppl_bnn.experiment.merging import merge
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
+from ppl_bnn.results.figures.networks import read_networks
 
 pytestmark = pytest.mark.any_python
 
@@ -105,6 +106,11 @@ def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     assert (pruned["threshold"][0, :-1] == pruned["threshold"][1, :-1]).all()
     np.testing.assert_allclose(pruned["pruned_fraction"][:, [0, 3]], [[0, 0.5], [0, 0.5]], atol=1e-5)
     assert pruned["accuracy"].dims == ("chain", "level")
+    # Seeds are trainings of one network, apart or merged.
+    apart = [folder / "pruning.nc" for folder in folders]
+    for paths in (apart, [out / "merged" / "pruning.nc"]):
+        assert [len(trainings) for trainings in read_networks(paths)[1].values()] == [2]
+    assert "training" in netcdf.read_attrs(out / "merged" / "pruning.nc")
 
     # Where one has other draws than the other, nothing is merged.
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Figures of the posterior predictive's draws: the study's figures 4 and 5 for any run, and the risk-coverage curve."""
+"""Figures of the posterior predictive: one image of each class (the study's figure 5), and the risk-coverage curve."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,11 @@ import torch
 from matplotlib.figure import Figure
 
 from ppl_bnn import metrics
-from ppl_bnn.errors import UserError
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
-
-DRAWS = (10, 25, 50, 100, 200, 400, 1000)
-_RESAMPLES = 100
+from ppl_bnn.results.figures.draw_counts import density_by_draws
+from ppl_bnn.results.figures.layout import Groups, new_figure, probability_axis, save, show_image, wrapped
+from ppl_bnn.results.figures.side_by_side import check_images, check_same_images, load_runs
 
 
 def draw_predictive_figures(predictive: Path, folder: Path) -> list[Path]:
@@ -34,85 +32,26 @@ def draw_predictive_figures(predictive: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def compare_densities(left: Path, right: Path, path: Path, *, images: Sequence[int] | None = None) -> Path:
-    """Draw `density_by_class` of two runs' ``predictive.nc`` side by side into `path` (PNG).
-
-    Raises:
-        UserError: they are not of the same images and classes, or an image that is not in them.
-        FileError: a result that cannot be read.
-    """
-    runs: dict[str, Groups] = {}
-    for file in (left, right):
-        idata = inference_data.load(file)
-        name = str(idata.attrs.get("run", file))
-        runs[name if name not in runs else f"{name} ({file})"] = netcdf.groups_of(idata)
-    return save(density_by_class(runs, images=images), path)
-
-
-def density_by_draws(
-    groups: Groups, title: str, *, image: int | None = None, label: int | None = None, sampling: str = "independent"
-) -> Figure:
-    """Density of one class's softmax for one image, from the first 10, 25, ... draws up to all (the study's figure 4).
-
-    The band holds 90% of the densities of draws resampled with replacement: the Monte Carlo error at that number.
+def compare_densities(
+    left: Path,
+    right: Path,
+    path: Path,
+    *,
+    images: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Path:
+    """Draw `density_by_class` of two runs' ``predictive.nc`` side by side into `path` (PNG) and return it.
 
     Args:
-        sampling: how the draws were made: ``antithetic`` pairs are resampled as pairs; ``sobol`` points, which depend
-            on each other, do not tell their error and have no band.
-        image: position of the image (default: the one with the most epistemic uncertainty).
-        label: the class (default: the one whose softmax the draws differ on the most).
+        images: numbers of the test images, as `density_by_class` takes them.
+        names: of the two runs (default: their own).
 
     Raises:
-        UserError: no such image or class.
+        UserError: results of different images and classes, results without draws, an image without draws, or another
+            number of names.
+        FileError: a result that cannot be read.
     """
-    probs, labels = groups["posterior_predictive"]["probs"], groups["observed_data"]["y"].values
-    image = int(groups["uncertainty"]["epistemic"].values.argmax()) if image is None else image
-    _check_images([image], groups)
-    label = int(probs.sel(obs_id=image).std(("chain", "draw")).values.argmax()) if label is None else label
-    classes = [str(name) for name in probs["class"].values]
-    if not 0 <= label < len(classes):
-        raise UserError(f"label must be from 0 to {len(classes) - 1}, got {label}")
-    values = inference_data.draws_of(groups, image)[label]
-    together = 2 if sampling == "antithetic" else 1
-    counts = [count // together * together for count in DRAWS if count < len(values)] + [len(values)]
-    band = "" if sampling == "sobol" else "band: 90% of the densities of resampled draws; "
-    columns = min(4, len(counts) + 1)
-    rows = -(-(len(counts) + 1) // columns)
-    figure, axes = new_figure(
-        f"{title}, image #{image} (a {classes[labels[image]]}): density of the softmax of {classes[label]}, by number "
-        f"of draws\n({band}dashed: mean; dotted: all draws)",
-        3 * columns,
-        2.5 * rows + 0.7,
-        rows,
-        columns,
-        squeeze=False,
-    )
-    flat, random = axes.ravel(), np.random.default_rng(0)
-    show_image(flat[0], groups["constant_data"]["image"].values[image])
-    whole, top = inference_data.density(values), 0.0
-    for axis, count in zip(flat[1:], counts, strict=False):
-        some = values[:count]
-        grid, height = inference_data.density(some)
-        axis.plot(grid, height, color="C0")
-        highest, mean = float(height.max()), f"mean {some.mean():.3f}"
-        if band:
-            # A whole number of pairs, where draws come in pairs.
-            pairs = some[: count // together * together].reshape(-1, together)
-            resampled = [inference_data.density(random.choice(pairs, len(pairs)).ravel()) for _ in range(_RESAMPLES)]
-            low, high = np.quantile([np.interp(grid, *one, left=0, right=0) for one in resampled], (0.05, 0.95), axis=0)
-            axis.fill_between(grid, low, high, color="C0", alpha=0.25, linewidth=0)
-            highest = float(high.max())
-            mean += f" ± {pairs.mean(1).std(ddof=1) / np.sqrt(len(pairs)):.3f}"
-        axis.plot(*whole, ":", color="0.3", linewidth=1)
-        axis.axvline(some.mean(), color="C1", linestyle="--", linewidth=1)
-        axis.set_title(f"{count} draws: {mean}", fontsize=9)
-        axis.set(xlim=(0, 1), xlabel=f"softmax of {classes[label]}")
-        top = max(top, min(highest, 4 * float(whole[1].max())))
-    for axis in flat[1 : 1 + len(counts)]:
-        axis.set(ylim=(0, 1.05 * top), yticks=[])
-    for axis in flat[1 + len(counts) :]:
-        axis.set_axis_off()
-    return figure
+    return save(density_by_class(load_runs([left, right], names), images=images), path)
 
 
 def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = None) -> Figure:
@@ -126,27 +65,22 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
     Raises:
         UserError: the runs are not of the same images and classes, or an image that is not in them.
     """
-    (name, groups), *others = runs.items()
+    check_same_images(runs)
+    groups = next(iter(runs.values()))
     labels, probs = groups["observed_data"]["y"].values, groups["posterior_predictive"]["probs"]
-    for other, its in others:
-        same = np.array_equal(its["observed_data"]["y"], labels) and np.array_equal(
-            its["constant_data"]["image"], groups["constant_data"]["image"]
-        )
-        if not same or its["posterior_predictive"]["class"].values.tolist() != probs["class"].values.tolist():
-            raise UserError(f"{name} and {other} are not of the same test images; predict both on the same data")
     if images is None:
         epistemic = np.sum([its["uncertainty"]["epistemic"].values for its in runs.values()], 0)
         images = [int(np.where(labels == label, epistemic, -1).argmax()) for label in np.unique(labels)]
         choice = "of each class the image with the most epistemic uncertainty"
     else:
         choice = "images chosen by number"
-    for its in runs.values():
-        _check_images(images, its)
+    check_images(images, runs)
     classes = [str(one) for one in probs["class"].values]
     columns = min(5, len(images))
     blocks, height = -(-len(images) // columns), 1 + len(runs)
     figure, axes = new_figure(
-        f"Density of the true class's softmax over the draws ({choice}; dashed: mean, the predictive probability)",
+        f"Density of the true class's softmax over the draws ({choice})\ndashed, number: mean, the predictive "
+        f"probability; kernels no narrower than a standard deviation of {inference_data.NARROWEST}",
         2.7 * columns,
         (1.3 + 1.25 * len(runs)) * blocks + 0.9,
         blocks * height,
@@ -166,17 +100,19 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             axis.set_axis_on()
             values = inference_data.draws_of(its, image)[label]
             grid, density = inference_data.density(values)
-            axis.fill_between(grid, density, color=f"C{row}", alpha=0.6, linewidth=0)
+            axis.fill_between(grid, density, facecolor=(f"C{row}", 0.6), edgecolor=f"C{row}", linewidth=0.8)
             axis.axvline(values.mean(), color="0.2", linestyle="--", linewidth=1)
             right = values.mean() > 0.5
             axis.text(
                 0.02 if right else 0.98, 0.95, f"{values.mean():.2f}", transform=axis.transAxes, fontsize=8,
                 va="top", ha="left" if right else "right",
             )  # fmt: skip
-            axis.set(xlim=(0, 1), ylim=(0, 1.05 * density.max()), yticks=[])
+            probability_axis(axis)
+            axis.set(ylim=(0, 1.05 * density.max()), yticks=[])
             axis.tick_params(labelsize=7, labelbottom=row == len(runs) - 1)
             if column == 0 and run:
-                axis.set_ylabel(f"{run}\n({inference_data.draws_in(its)} draws)", fontsize=8, color=f"C{row}")
+                name = wrapped(f"{run}\n({inference_data.draws_in(its)} draws)", 1.1, 8)
+                axis.set_ylabel(name, fontsize=8, color=f"C{row}")
     return figure
 
 
@@ -203,9 +139,3 @@ def risk_coverage(groups: Groups, title: str) -> Figure:
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=8, loc="center left")
     return figure
-
-
-def _check_images(images: Sequence[int], groups: Groups) -> None:
-    known = groups["posterior_predictive"]["obs_id"].values
-    if unknown := [image for image in images if image not in known]:
-        raise UserError(f"image {unknown[0]} has no draws; the images go from {known.min()} to {known.max()}")

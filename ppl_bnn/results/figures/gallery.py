@@ -11,7 +11,7 @@ from PIL import Image
 from ppl_bnn.files import write_text
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.predictive import Groups
+from ppl_bnn.results.figures.layout import Groups
 
 _TRUE, _WRONG, _OTHER = "#2a7f3f", "#c0392b", "#8a8a8a"
 _WIDTH, _ROW, _LABEL = 260, 34, 74

@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_bnn import metrics
-from ppl_bnn.files import written_atomically
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
-
-Groups = dict[str, xr.Dataset]
+from ppl_bnn.results.figures.layout import Groups, new_figure, save, show_image
+from ppl_bnn.results.figures.pruning_densities import density_under_pruning
 
 
 def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[Path]:
@@ -45,13 +41,6 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
     for name, (draw, idata) in drawings.items():
         paths.append(save(draw(netcdf.groups_of(idata), str(idata.attrs["title"])), folder / f"{name}.png"))
     return paths
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, atomically."""
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
-    return path
 
 
 def training_curves(groups: Groups, title: str) -> Figure:
@@ -168,72 +157,3 @@ def snr_histograms(groups: Groups, title: str) -> Figure:
     for axis in flat[len(panels) :]:
         axis.set_axis_off()
     return figure
-
-
-def density_under_pruning(groups: Groups, title: str) -> Figure:
-    """Predictive density of the true class's softmax at each level of pruning, for one image of each class.
-
-    The image shown is the kept one of its class with the most epistemic uncertainty in the unpruned network; each
-    density is scaled to its own peak.
-    """
-    probs, labels = groups["posterior_predictive"]["probs"], groups["observed_data"]["y"].values
-    levels = groups["pruning"]
-    classes = [str(name) for name in probs["class"].values]
-    epistemic = levels["epistemic"].isel(level=0).values
-    chosen: dict[int, int] = {}
-    for index in sorted(probs["obs_id"].values, key=lambda index: -epistemic[index]):
-        chosen.setdefault(int(labels[index]), int(index))
-    columns = 5
-    rows = math.ceil(len(chosen) / columns)
-    figure, axes = new_figure(
-        f"{title}: density of the true class's softmax over {inference_data.draws_in(groups)} draws, by share of "
-        "weights pruned\n"
-        "(of each class the image with the most epistemic uncertainty; each density scaled to its peak)",
-        2.7 * columns,
-        0.33 * (len(levels["level"]) + 2) * rows + 1.5,
-        rows,
-        columns,
-    )
-    percent = 100 * levels["pruned_fraction"].values
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(percent)))
-    flat = np.atleast_1d(axes).ravel()
-    for place, (axis, label) in enumerate(zip(flat, sorted(chosen), strict=False)):
-        index = chosen[label]
-        for level, colour in enumerate(colours):
-            values = probs.sel(obs_id=index).isel({"level": level, "class": label}).values.ravel()
-            grid, height = inference_data.density(values)
-            baseline = len(percent) - 1 - level
-            axis.fill_between(
-                grid, baseline, baseline + 0.92 * height / height.max(), color=colour, alpha=0.75, linewidth=0
-            )
-            axis.axhline(baseline, color="0.8", linewidth=0.5, zorder=0)
-        axis.set(title=f"#{index}: {classes[label]}", xlim=(0, 1), ylim=(0, len(percent) + 2))
-        axis.title.set_fontsize(9)
-        names = [f"{value:.4g}%" for value in percent[::-1]]
-        axis.set_yticks(np.arange(len(percent)), names if place % columns == 0 else [])
-        axis.tick_params(labelsize=7)
-        axis.spines["left"].set_visible(False)
-        above = 2 / (len(percent) + 2)
-        show_image(
-            axis.inset_axes((0.3, 1 - 0.95 * above, 0.4, 0.95 * above)), groups["constant_data"]["image"][index].values
-        )
-    for axis in flat[len(chosen) :]:
-        axis.set_axis_off()
-    return figure
-
-
-def new_figure(title: str, width: float, height: float, rows: int, columns: int, **keywords: Any) -> tuple[Figure, Any]:
-    """A figure of this size (inches) with `rows` x `columns` axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    ratios = {"height_ratios": keywords.pop("height_ratios")} if "height_ratios" in keywords else {}
-    axes = figure.subplots(rows, columns, gridspec_kw=ratios, **keywords)
-    for axis in np.atleast_1d(axes).ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def show_image(axis: Axes, image: np.ndarray) -> None:
-    """Show one image [channels, height, width], a grey one dark on white."""
-    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r", interpolation="nearest")
-    axis.set_axis_off()

@@ -1,6 +1,6 @@
-"""Figures of pruning, of one training or of several: what is lost, and which images notice."""
+"""Figures of pruning, of one network or several, each trained once or more: what is lost, and which images notice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_bnn.errors import UserError
-from ppl_bnn.results import idata as inference_data
-from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.predictive import Groups, new_figure, save, show_image
+from ppl_bnn.results.figures.layout import Groups, new_figure, save, show_image
+from ppl_bnn.results.figures.networks import read_networks, trainings_note
 
 _PANELS = (
     ("accuracy", "accuracy"),
@@ -23,61 +21,96 @@ _PANELS = (
 )
 
 
-def draw_pruning(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Draw ``pruning.png`` of one or several trainings' ``pruning.nc``, and ``pruning_answers.png`` of the first.
+def draw_pruning(results: Sequence[Path] | Mapping[str, Sequence[Path]], folder: Path) -> list[Path]:
+    """Draw ``pruning.png`` of ``pruning.nc`` files, a curve for each network, and ``pruning_answers.png`` of the first.
+
+    Args:
+        results: the files, grouped into networks as `read_networks` says, or {name: the files of its trainings}.
 
     Raises:
         FileError: a result that cannot be read.
         UserError: no path, or results of different data.
     """
-    if not paths:
-        raise UserError("give at least one pruning.nc")
-    loaded = [inference_data.load(path) for path in paths]
-    title = str(loaded[0].attrs["title"])
-    files = [netcdf.groups_of(idata) for idata in loaded]
-    for path, idata, groups in zip(paths, loaded, files, strict=True):
-        if idata.attrs["title"] != title or groups["pruning"].sizes["image"] != files[0]["pruning"].sizes["image"]:
-            raise UserError(f"{path} is of other images than {paths[0]}: {idata.attrs['title']} and {title}")
-    runs = [training for groups in files for training in _trainings(groups)]
-    if settings := netcdf.read_attrs(paths[0]).get("inputs", {}).get("settings"):
-        tuned = f", fine-tuned for {settings['finetune_epochs']} epochs" if settings["finetune_epochs"] else ""
-        title = f"{title} by {settings['criterion']} of {settings['structure']}{tuned}"
+    title, networks = read_networks(results)
+    name, trainings = next(iter(networks.items()))
+    of_first = f"{name}, {title}" if len(networks) > 1 else title
     return [
-        save(pruning_curves(runs, title), folder / "pruning.png"),
-        save(changing_answers(runs[0], title), folder / "pruning_answers.png"),
+        save(pruning_curves(networks, title), folder / "pruning.png"),
+        save(changing_answers(trainings[0], of_first), folder / "pruning_answers.png"),
     ]
 
 
-def pruning_curves(runs: Sequence[Groups], title: str) -> Figure:
+def pruning_accuracy(results: Mapping[str, Sequence[Path]], path: Path) -> Path:
+    """Draw `accuracy_curves` of networks' ``pruning.nc`` into `path` (PNG) and return it.
+
+    Args:
+        results: {name of a network: the files of its trainings}; a merged file holds several.
+
+    Raises:
+        FileError: a result that cannot be read.
+        UserError: no path, or results of different data.
+    """
+    title, networks = read_networks(results)
+    return save(accuracy_curves(networks, title), path)
+
+
+def accuracy_curves(networks: Mapping[str, Sequence[Groups]], title: str) -> Figure:
+    """Test accuracy against the percentage of weights pruned, both linear, every level down to the collapse.
+
+    Args:
+        networks: {name: its trainings}. Of several trainings: points of each, the mean at the levels that all of them
+            have, and the band from the least to the most.
+    """
+    figure, axis = new_figure(f"Test accuracy under pruning, {title}{trainings_note(networks)}", 7, 4.6, 1, 1)
+    for colour, (name, trainings) in enumerate(networks.items()):
+        _curve(axis, [_values(groups) for groups in trainings], "accuracy", f"C{colour}", name)
+    axis.set(xlabel="weights pruned (%)", ylabel="test accuracy", xlim=(-2, 102), ylim=(0, 1.02))
+    axis.set_xticks(range(0, 101, 10))
+    axis.grid(axis="y", color="0.9", linewidth=0.8)
+    axis.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def pruning_curves(networks: Mapping[str, Sequence[Groups]], title: str) -> Figure:
     """Accuracy, NLL, ECE, epistemic uncertainty, changed answers and time against the share of weights pruned.
 
-    Of several trainings: each training's points, the mean of the levels that all of them have, and the band from the
-    least to the most. Levels that lose more than 10 points of accuracy are left off the scale and named: a network
-    pruned to nothing would flatten everything worth seeing.
+    A curve for each network. Of several trainings: each training's points, the mean of the levels that all of them
+    have, and the band from the least to the most. Levels that lose more than 10 points of their training's best
+    accuracy are left off the scale and named: a network pruned to nothing would flatten everything worth seeing.
+
+    Args:
+        networks: {name: its trainings}.
     """
-    values = [_values(groups) for groups in runs]
-    best = max(each["accuracy"].max() for each in values)
-    off = sorted(
-        {
-            f"{pruned:.4g}% ({accuracy:.3f})"
-            for each in values
-            for pruned, accuracy in zip(each["pruned"], each["accuracy"], strict=True)
-            if accuracy < best - 0.1
-        }
-    )
-    draws = int(runs[0]["pruning"]["num_samples"][0])
-    trainings = f", {len(runs)} trainings: mean, and band from the least to the most" if len(runs) > 1 else ""
-    note = f"\noff the scale, pruned (accuracy): {', '.join(off)}" if off else ""
-    figure, axes = new_figure(f"Pruning on {title} ({draws} draws a level{trainings}){note}", 12, 7, 2, 3)
-    least = max(float(each["pruned"][0]) for each in values)
+    values = {name: [_values(groups) for groups in trainings] for name, trainings in networks.items()}
+    shown = {
+        name: [_where(each, each["accuracy"] >= each["accuracy"].max() - 0.1) for each in trainings]
+        for name, trainings in values.items()
+    }
+    names = networks if len(networks) > 1 else [""]
+    off = [text for name, each in zip(names, values.values(), strict=True) if (text := _off_the_scale(each, name))]
+    draws = {int(groups["pruning"]["num_samples"][0]) for trainings in networks.values() for groups in trainings}
+    counts = " or ".join(map(str, sorted(draws)))
+    note = f"\noff the scale, pruned (accuracy): {'; '.join(off)}" if off else ""
+    title = f"Pruning on {title} ({counts} draws a level{trainings_note(networks)}){note}"
+    figure, axes = new_figure(title, 12, 7.4, 2, 3)
+    every = [each for trainings in shown.values() for each in trainings]
+    least, most = (choose(float(each["pruned"][at]) for each in every) for choose, at in ((max, 0), (max, -1)))
     base = "the unpruned network's" if least < 0.005 else f"those at {least:.4g}% pruned"
-    for axis, (name, label) in zip(axes.ravel(), _PANELS, strict=True):
-        _curve(axis, values, name, best)
-        axis.set(xlabel="weights pruned (%)", ylabel=label.format(base=base))
+    for axis, (quantity, label) in zip(axes.ravel(), _PANELS, strict=True):
+        for colour, (name, trainings) in enumerate(shown.items()):
+            _curve(axis, trainings, quantity, f"C{colour}", name)
+            first = np.mean([each[quantity][0] for each in trainings])
+            axis.axhline(float(first), color=f"C{colour}" if len(shown) > 1 else "0.6", linewidth=1, linestyle="--")
+        axis.set_xlabel("weights pruned (%)", fontsize=9)
+        axis.set_ylabel(label.format(base=base), fontsize=9)
+        if quantity in ("seconds", "changed", "ece"):
+            axis.set_ylim(bottom=0)
         # Stretched towards the end, where everything happens.
         axis.set_xscale("function", functions=(lambda x: -np.log(np.maximum(101 - x, 0.1)), lambda x: 101 - np.exp(-x)))
         axis.set_xticks([0, 50, 80, 90, 95, 98, 99, 100])
-        axis.set_xlim(-10, max(float(each["pruned"][each["accuracy"] >= best - 0.1].max()) for each in values) + 0.3)
+        axis.set_xlim(-10, most + 0.3)
+    if len(networks) > 1:
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     return figure
 
 
@@ -141,15 +174,6 @@ def changing_answers(groups: Groups, title: str, *, count: int = 5) -> Figure:
     return figure
 
 
-def _trainings(groups: Groups) -> list[Groups]:
-    # Merged results have a chain for each training.
-    levels = groups["pruning"]
-    chains = (
-        [levels.isel(chain=chain) for chain in range(levels.sizes["chain"])] if "chain" in levels.dims else [levels]
-    )
-    return [{**groups, "pruning": chain} for chain in chains]
-
-
 def _by_fraction(groups: Groups) -> xr.Dataset:
     # The level that others are compared with comes first; in merged results levels at a threshold do.
     levels = groups["pruning"]
@@ -168,23 +192,39 @@ def _values(groups: Groups) -> dict[str, np.ndarray]:
     }
 
 
-def _curve(axis: Axes, values: Sequence[dict[str, np.ndarray]], name: str, best: float) -> None:
+def _off_the_scale(trainings: Sequence[Mapping[str, np.ndarray]], name: str) -> str:
+    found: dict[str, list[float]] = {}
+    for each in trainings:
+        left_off = _where(each, each["accuracy"] < each["accuracy"].max() - 0.1)
+        for pruned, accuracy in zip(left_off["pruned"], left_off["accuracy"], strict=True):
+            found.setdefault(f"{pruned:.4g}%", []).append(float(accuracy))
+    texts = []
+    for level, accuracies in found.items():
+        ends = sorted({f"{accuracy:.3f}" for accuracy in (min(accuracies), max(accuracies))})
+        texts.append(f"{level} ({' to '.join(ends)})")
+    return f"{name} {', '.join(texts)}".strip() if texts else ""
+
+
+def _where(values: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: of_levels[chosen] for name, of_levels in values.items()}
+
+
+def _curve(axis: Axes, trainings: Sequence[Mapping[str, np.ndarray]], quantity: str, colour: str, name: str) -> None:
     points = [
-        {round(float(pruned), 2): float(each[name][at]) for at, pruned in enumerate(each["pruned"])
-         if each["accuracy"][at] >= best - 0.1}
-        for each in values
-    ]  # fmt: skip
-    alone = len(points) == 1
+        {round(float(pruned), 2): float(value) for pruned, value in zip(each["pruned"], each[quantity], strict=True)}
+        for each in trainings
+    ]
+    if len(points) == 1:
+        axis.plot(list(points[0]), list(points[0].values()), "o-", color=colour, markersize=4, label=name)
+        return
+    common = sorted(set.intersection(*(set(own) for own in points)))
     for own in points:
-        axis.plot(list(own), list(own.values()), "o-" if alone else ".", color="C0", markersize=4)
-    if not alone and (common := sorted(set.intersection(*(set(own) for own in points)))):
-        together = np.array([[own[pruned] for pruned in common] for own in points])
-        axis.fill_between(common, together.min(0), together.max(0), color="C0", alpha=0.2, linewidth=0)
-        axis.plot(common, together.mean(0), color="C0")
-    first = float(np.mean([next(iter(own.values())) for own in points]))
-    axis.axhline(first, color="0.6", linewidth=1, linestyle="--")
-    if name in ("seconds", "changed", "ece"):
-        axis.set_ylim(bottom=0)
+        # Without levels in common there is no mean to connect them.
+        axis.plot(list(own), list(own.values()), "." if common else ".-", color=colour, markersize=4)
+    together = np.array([[own[pruned] for pruned in common] for own in points])
+    if common:
+        axis.fill_between(common, together.min(0), together.max(0), color=colour, alpha=0.2, linewidth=0)
+    axis.plot(common, together.mean(0), color=colour, label=name)
 
 
 def _one_of_a_class(candidates: np.ndarray, loss: np.ndarray, labels: np.ndarray, count: int) -> list[int]:

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.predictive import new_figure, save
+from ppl_bnn.results.figures.layout import new_figure, save
 
 _UNITS = {"rotation": "rotation (degrees)", "noise": "noise (standard deviation)", "blur": "blur (pixels)"}
 # Below it an uncertainty is rounding; a logarithmic axis has to begin somewhere.
