@@ -42,7 +42,9 @@ def choose_layers(network: CompactNetwork, rows: int) -> dict[str, str]:
         for layer, form in zip(run.layers, forms, strict=True):
             network.net.set_submodule(layer.path, form)
             chosen[layer.path] = "sparse"
-        run.nodes[-1].replace_all_uses_with(run.nodes[0])
+        if len(run.nodes) > 1:
+            # torch 2.6 refuses to put a node in its own place.
+            run.nodes[-1].replace_all_uses_with(run.nodes[0])
         for node in reversed(run.nodes[1:]):
             network.net.graph.erase_node(node)
     network.net.recompile()
