@@ -66,10 +66,10 @@ def densities(work: Work) -> Section:
             "see the figure" if there else conv.or_reason(dense.or_reason(MISSING))),
     ]  # fmt: skip
     if there:
-        from ppl_bnn.results.figures.densities import compare_pruning_densities
+        from ppl_bnn.results.figures.pruning_densities import compare_pruning_densities
 
         figure = work.out / "figures" / "figure-9.png"
-        compare_pruning_densities(paths[0], paths[1], figure, images=work.options.digits, names=("BNN-Conv", "BNN-FC"))
+        compare_pruning_densities(paths, figure, images=work.options.digits, names=("BNN-Conv", "BNN-FC"))
         section.figures.append(("Figure 9: density of the true class's softmax by share pruned", figure))
     section.notes = ["The study does not say which test digits it shows. --digits chooses ours."]
     return section

@@ -67,7 +67,7 @@ def draw_counts(work: Work) -> Section:
             files.append(folder / "predictive.nc")
             names.append(what)
     if files:
-        from ppl_bnn.results.figures.densities import compare_draw_counts
+        from ppl_bnn.results.figures.draw_counts import compare_draw_counts
 
         path = work.out / "figures" / "figure-4.png"
         compare_draw_counts(files, path, names=names, image=work.options.cifar_image)
