@@ -85,7 +85,7 @@ def densities_under_pruning(
     most = max(len(shares) for shares in chosen)
     width = 2.7 * columns * len(runs)
     figure = Figure(figsize=(width, 0.33 * (most + 2.2) * rows + 1.4), layout="constrained")
-    title = f"{title}\neach density scaled to its peak; kernels no narrower than a standard deviation of {NARROWEST}"
+    title = f"{title}\neach density scaled to its peak; kernel standard deviation at least {NARROWEST}"
     figure.suptitle(wrapped(title, width, 10), fontsize=10)
     blocks = figure.subfigures(1, len(runs), squeeze=False)[0]
     for block, (name, groups), shares in zip(blocks, runs.items(), chosen, strict=True):
