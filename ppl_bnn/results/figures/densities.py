@@ -51,7 +51,7 @@ def compare_densities(
             number of names.
         FileError: a result that cannot be read.
     """
-    return save(density_by_class(load_runs([left, right], names), images=images), path)
+    return save(density_by_class(load_runs([left, right], names, kind="predictive"), images=images), path)
 
 
 def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = None) -> Figure:

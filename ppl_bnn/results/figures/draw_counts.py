@@ -37,7 +37,7 @@ def compare_draw_counts(
         UserError: as `densities_by_count` does; no results, results without draws, or another number of names.
         FileError: a result that cannot be read.
     """
-    figure = densities_by_count(load_runs(results, names), image=image, label=label, counts=counts)
+    figure = densities_by_count(load_runs(results, names, kind="predictive"), image=image, label=label, counts=counts)
     return save(figure, path)
 
 
