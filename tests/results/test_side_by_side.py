@@ -12,6 +12,7 @@ from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.densities import compare_densities, density_by_class
 from ppl_bnn.results.figures.draw_counts import compare_draw_counts, densities_by_count, density_by_draws
+from ppl_bnn.results.figures.pruning import pruning_accuracy
 from ppl_bnn.results.figures.pruning_densities import compare_pruning_densities, densities_under_pruning
 from ppl_bnn.results.figures.side_by_side import images_with_draws, load_runs
 from ppl_bnn.results.idata import NARROWEST, dataset, density
@@ -122,7 +123,7 @@ def test_a_certain_image_has_a_peak_that_is_seen_within_the_axes(tmp_path, certa
 def test_figure_4_has_a_panel_for_each_model_and_a_curve_for_each_number_of_draws(tmp_path):
     few, many = drawn(0, 60), drawn(1, 130)
     paths = [predictive_file(tmp_path / "few.nc", few), predictive_file(tmp_path / "many.nc", many)]
-    runs = load_runs(paths, ["1 rank", "16 ranks"])
+    runs = load_runs(paths, ["1 rank", "16 ranks"], kind="predictive")
     figure = densities_by_count(runs)
     image, *panels = figure.axes
     assert len(image.images) == 1
@@ -150,7 +151,7 @@ def test_figure_4_has_a_panel_for_each_model_and_a_curve_for_each_number_of_draw
 def test_figure_9_shows_the_levels_nearest_to_those_asked_for_and_says_which_they_are(tmp_path):
     left = pruning_file(tmp_path / "l.nc", [0.0, 0.3, 0.52, 0.9, 0.99], [0, 1, 2, 4, 5], "conv")
     right = pruning_file(tmp_path / "r.nc", [0.91, 0.001, 0.5], [1, 2, 3, 5], "fc", seed=1)
-    runs = load_runs([left, right])
+    runs = load_runs([left, right], kind="pruning")
     figure = densities_under_pruning(runs, "title", images=[2, 1], levels=[0, 25, 50, 90])
     panels = figure.axes
     assert [axis.get_title() for axis in panels] == ["#2: frog", "#1: dog"] * 2
@@ -181,6 +182,7 @@ def test_wrong_input_is_refused_in_one_line(tmp_path):
     turned = Images(PIXELS.flip(0), LABELS, CLASSES, "things", "test")
     other = predictive_file(tmp_path / "other.nc", drawn(0), "other", images=turned)
     pruned = pruning_file(tmp_path / "p.nc", [0.0, 0.5], [1, 2, 3])
+    kept = pruning_file(tmp_path / "k.nc", [0.0, 0.5], [4, 5], "kept")
     png = tmp_path / "f.png"
     for refused, message in (
         (lambda: compare_draw_counts([], png), "got no result to draw"),
@@ -197,6 +199,10 @@ def test_wrong_input_is_refused_in_one_line(tmp_path):
         (lambda: compare_densities(a, a, png, images=[]), "give at least one image"),
         (lambda: compare_pruning_densities([pruned], png, images=[0]), "image 0 has no draws in run.*kept those of 1"),
         (lambda: compare_pruning_densities([pruned], png, images=[99]), "image 99 has no draws; .* from 0 to 11"),
+        (lambda: compare_pruning_densities([pruned, kept], png), "kept draws of no common image"),
+        (lambda: compare_pruning_densities([a], png), "a.nc is not a pruning.nc"),
+        (lambda: compare_draw_counts([pruned], png), "p.nc is not a predictive.nc"),
+        (lambda: pruning_accuracy({"a": [a]}, png), "a.nc is not a pruning.nc"),
         (lambda: compare_pruning_densities([pruned], png, levels=[101]), "from 0 to 100, got"),
     ):
         with pytest.raises(UserError, match=message) as raised:

@@ -51,7 +51,7 @@ def compare_densities(
             number of names.
         FileError: a result that cannot be read.
     """
-    return save(density_by_class(load_runs([left, right], names), images=images), path)
+    return save(density_by_class(load_runs([left, right], names, kind="predictive"), images=images), path)
 
 
 def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = None) -> Figure:
@@ -80,7 +80,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
     blocks, height = -(-len(images) // columns), 1 + len(runs)
     figure, axes = new_figure(
         f"Density of the true class's softmax over the draws ({choice})\ndashed, number: mean, the predictive "
-        f"probability; kernels no narrower than a standard deviation of {inference_data.NARROWEST}",
+        f"probability; kernel standard deviation at least {inference_data.NARROWEST}",
         2.7 * columns,
         (1.3 + 1.25 * len(runs)) * blocks + 0.9,
         blocks * height,

@@ -37,7 +37,7 @@ def compare_draw_counts(
         UserError: as `densities_by_count` does; no results, results without draws, or another number of names.
         FileError: a result that cannot be read.
     """
-    figure = densities_by_count(load_runs(results, names), image=image, label=label, counts=counts)
+    figure = densities_by_count(load_runs(results, names, kind="predictive"), image=image, label=label, counts=counts)
     return save(figure, path)
 
 
@@ -77,7 +77,7 @@ def densities_by_count(
         raise UserError(f"counts must be numbers of draws of at least 2, got {list(counts)}")
     figure, axes = new_figure(
         f"Softmax of {classes[label]} for test image #{image} (true class {classes[labels[image]]})\n"
-        f"densities by number of draws; kernels no narrower than a standard deviation of {NARROWEST}",
+        f"densities by number of draws; kernel standard deviation at least {NARROWEST}",
         1.8 + 4.4 * len(runs),
         4.2,
         1,
@@ -135,8 +135,7 @@ def density_by_draws(
     rows = -(-(len(counts) + 1) // columns)
     figure, axes = new_figure(
         f"{title}, image #{image} (a {classes[labels[image]]}): density of the softmax of {classes[label]}, by number "
-        f"of draws\n({band}dashed: mean; dotted: all draws; kernels no narrower than a "
-        f"standard deviation of {NARROWEST})",
+        f"of draws\n({band}dashed: mean; dotted: all draws; kernel standard deviation at least {NARROWEST})",
         3 * columns,
         2.5 * rows + 0.7,
         rows,

@@ -25,7 +25,7 @@ def read_networks(results: Sequence[Path] | Mapping[str, Sequence[Path]]) -> tup
         results: the files, or {name of a network: the files of its trainings} to say which belong together.
 
     Raises:
-        UserError: no file, or files of different data.
+        UserError: no file, a result of another stage, or files of different data.
         FileError: a file that cannot be read.
     """
     given = list(results.items()) if isinstance(results, Mapping) else [("", results)]
@@ -36,6 +36,8 @@ def read_networks(results: Sequence[Path] | Mapping[str, Sequence[Path]]) -> tup
     read = {path: netcdf.groups_of(inference_data.load(path)) for path in paths}
     title = str(attrs[paths[0]]["title"])
     for path, groups in read.items():
+        if "pruning" not in groups:
+            raise UserError(f"{path} is not a pruning.nc, which this figure is drawn from")
         if (
             attrs[path]["title"] != title
             or groups["pruning"].sizes["image"] != read[paths[0]]["pruning"].sizes["image"]

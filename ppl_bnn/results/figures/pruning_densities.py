@@ -37,11 +37,13 @@ def compare_pruning_densities(
             percentage outside 0 to 100, or another number of names.
         FileError: a result that cannot be read.
     """
-    runs = load_runs(results, names)
+    runs = load_runs(results, names, kind="pruning")
     choice = "images chosen by number"
     if images is None:
         labels = next(iter(runs.values()))["observed_data"]["y"].values
         images, choice = _one_a_class(images_with_draws(runs), labels), "of each class the first image with draws"
+        if not images:
+            raise UserError("the results kept draws of no common image; prune again with the same images to keep")
     levels = LEVELS if levels is None else levels
     title = f"Density of the true class's softmax, by share of weights pruned ({choice})"
     return save(densities_under_pruning(runs, title, images=images, levels=levels), path)
@@ -85,7 +87,7 @@ def densities_under_pruning(
     most = max(len(shares) for shares in chosen)
     width = 2.7 * columns * len(runs)
     figure = Figure(figsize=(width, 0.33 * (most + 2.2) * rows + 1.4), layout="constrained")
-    title = f"{title}\neach density scaled to its peak; kernels no narrower than a standard deviation of {NARROWEST}"
+    title = f"{title}\neach density scaled to its peak; kernel standard deviation at least {NARROWEST}"
     figure.suptitle(wrapped(title, width, 10), fontsize=10)
     blocks = figure.subfigures(1, len(runs), squeeze=False)[0]
     for block, (name, groups), shares in zip(blocks, runs.items(), chosen, strict=True):

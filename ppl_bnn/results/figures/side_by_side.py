@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -11,15 +12,18 @@ from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.layout import Groups
 
 
-def load_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Groups]:
+def load_runs(
+    paths: Sequence[Path], names: Sequence[str] | None = None, *, kind: Literal["predictive", "pruning"]
+) -> dict[str, Groups]:
     """Read results, all ``predictive.nc`` or all ``pruning.nc``, as {name: groups}.
 
     Args:
+        kind: which of the two they must be.
         names: one for each result (default: its run's name, with the path where two have the same).
 
     Raises:
-        UserError: no results, another number of names, one name twice, results of different images or classes, or a
-            result without draws (of ``moments``, or of a single draw: a density needs two).
+        UserError: no results, another number of names, one name twice, a result of the other kind, results of different
+            images or classes, or a result without draws (of ``moments``, or of a single draw: a density needs two).
         FileError: a result that cannot be read.
     """
     if not paths:
@@ -30,7 +34,9 @@ def load_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> dict
     for place, path in enumerate(paths):
         idata = inference_data.load(path)
         groups = netcdf.groups_of(idata)
-        if "posterior_predictive" not in groups or idata.attrs.get("method") == "moments":
+        if "posterior_predictive" not in groups or ("pruning" in groups) != (kind == "pruning"):
+            raise UserError(f"{path} is not a {kind}.nc, which this figure is drawn from")
+        if idata.attrs.get("method") == "moments":
             raise UserError(f"{path} has no draws, and a density is one of draws; predict with another method first")
         if (draws := inference_data.draws_in(groups)) < 2:
             raise UserError(f"{path} has {draws} draw, and a density needs at least 2; predict with more first")
