@@ -7,7 +7,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.param_store import own_parameters
 
 LAYOUTS = ("tfp", "torch")
 Layers = dict[str, dict[str, Tensor]]
@@ -239,7 +239,7 @@ def _flattened_images(net: nn.Module, example: Tensor) -> dict[str, tuple[int, i
         for path, module in net.named_modules()
     ]
     try:
-        with evaluating(net), poutine.block(), pyro.get_param_store().scope():
+        with evaluating(net), poutine.block(), own_parameters():
             net(example)
     finally:
         for hook in hooks:
