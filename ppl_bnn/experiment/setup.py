@@ -1,6 +1,7 @@
 """A run as its settings start it: its out folder, data, model and guide."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -218,9 +219,11 @@ def _device(name: str, ranks: Communicator) -> torch.device:
             # Some launchers show each rank one device only.
             device = torch.device(device.type, ranks.local_rank % max(1, module.device_count()))
             module.set_device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        # Of the device meta nothing can be read.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = re.split(r"\.\s|\n", str(error))[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; choose another, such as cpu") from None
     return device
 
 
