@@ -108,7 +108,7 @@ def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tu
     """The 0.1M transformed digits (uint8 [100000, 28, 28]) and which of `digits` each is made of (int64 [100000]).
 
     Made once, in a few seconds, from `digits` (uint8 [60000, 28, 28], MNIST's training digits), and kept in `folder` as
-    an IDX file like MNIST's own. One that is damaged is made anew, with a warning.
+    an IDX file like MNIST's own. One that is damaged is made again, with a warning.
 
     Raises:
         UserError: `digits` are not 60,000 of 28x28.
@@ -119,7 +119,7 @@ def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tu
         raw = path.read_bytes()
         if _md5(raw) == _DIGITS100K_MD5:
             return _parse_idx(raw), recipe(indices).digit
-        log.warning("%s is corrupt (%s bytes, MD5 %s): it is made anew", path, f"{len(raw):,}", _md5(raw))
+        log.warning("%s is corrupt (%s bytes, MD5 %s): making it again", path, f"{len(raw):,}", _md5(raw))
     # Before the work: a folder that cannot be written would waste it.
     folder.mkdir(parents=True, exist_ok=True)
     images = transformed_digits(digits, indices, progress=progress)

@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 def report(run: Experiment) -> None:
     """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
 
-    Nothing is written where the results are those of the last report, and all that it wrote is still as it was.
+    Nothing is written if neither the results nor the files of the last report have changed.
 
     Raises:
-        FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
+        FileError: a result was made with other settings, or from another checkpoint, than the run has now.
     """
     predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
     posterior = _check(run, predictive, shifted, pruning)
@@ -164,7 +164,7 @@ def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> d
             # It was so when the sweep began, and the same command may have predicted since.
             inputs.pop(RANKED, None)
             if difference := difference_from(path, inputs):
-                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
+                raise FileError(f"{path} is out of date ({difference}); run its stage again first")
     path = run.out / "posterior.json"
     return _read_posterior(path, saved(run.config.predict.checkpoint)) if path.exists() else None
 

@@ -21,7 +21,7 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def completed(part: str, there: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved part of the settings, in which a setting that is younger than it has its default."""
+    """A saved part of the settings. A setting added since then has its default."""
     return {**dataclasses.asdict(getattr(Config(), part)), **there}
 
 
@@ -36,15 +36,17 @@ def shared_part(config: Config) -> str:
     return json.dumps(part, sort_keys=True)
 
 
-def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str = "") -> str | None:
-    """``train.lr is 0.001 there and 0.01 here`` for the first of this side's settings that differs, or None."""
-    for name, value in here.items():
-        other = there.get(name, "absent")
+def first_difference(
+    now: dict[str, Any], saved: dict[str, Any], *, prefix: str = "", words: tuple[str, str] = ("saved", "now")
+) -> str | None:
+    """``train.lr: saved 0.001, now 0.01`` for the first setting of `now` that differs in `saved`, or None."""
+    for name, value in now.items():
+        other = saved.get(name, "absent")
         if isinstance(value, dict) and isinstance(other, dict) and name != "prior":
-            if found := first_difference(value, other, prefix=f"{prefix}{name}."):
+            if found := first_difference(value, other, prefix=f"{prefix}{name}.", words=words):
                 return found
         elif value != other:
-            return f"{prefix}{name} is {other!r} there and {value!r} here"
+            return f"{prefix}{name}: {words[0]} {other!r}, {words[1]} {value!r}"
     return None
 
 

@@ -129,8 +129,8 @@ def put_in_place(
                 array = _from_tfp(array, flat.get(path))
             if array.shape != target.shape:
                 raise UserError(
-                    f"{where}: {name} is {given} in the file, layout {layout}, and would be {list(array.shape)} here, "
-                    f"where it is {list(target.shape)}"
+                    f"{where}: {name} is {given} in the file, layout {layout}, which becomes {list(array.shape)}; "
+                    f"the run needs {list(target.shape)}"
                 )
             if not bool(torch.isfinite(array).all()):
                 raise UserError(f"{where}: {name} holds NaN or infinite values")

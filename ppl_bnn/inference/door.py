@@ -189,7 +189,7 @@ def _check_finite(model: nn.Module, guide: nn.Module) -> None:
             if not is_lazy(value) and not torch.isfinite(value).all():
                 raise UserError(
                     f"the parameter {name} of the {owner} is not finite: it holds NaN or infinite values before the "
-                    "first step; build it anew, or load a good checkpoint"
+                    "first step; build it again, or load a good checkpoint"
                 )
 
 

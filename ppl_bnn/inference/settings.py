@@ -55,7 +55,7 @@ class TrainSettings:
     )
     checkpoint_every: Count = setting(1, help="epochs between checkpoints", decisive=False)
     checkpoint_minutes: Positive = setting(
-        10.0, help="minutes between checkpoints inside an epoch; more where writing would take over 5% of the time",
+        10.0, help="minutes between checkpoints within an epoch; longer if writing would take over 5% of the time",
         decisive=False,
     )  # fmt: skip
     keep_checkpoints: Count | None = setting(

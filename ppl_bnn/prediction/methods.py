@@ -54,7 +54,7 @@ def prepared_network(
         UserError: a method or sampling that the posterior does not allow, or `norm_inputs` with another than draws.
     """
     if sampling == "sobol" and method == "draws":
-        raise UserError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
+        raise UserError("sampling sobol is for the method layerwise: draws of weights need more dimensions than it has")
     if sampling == "sobol":
         offered(guide, Factorized, "sampling sobol", "use sampling independent")
     if method in ("layerwise", "moments"):

@@ -64,7 +64,7 @@ def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> Mean
         own = list(guide.loc_scale(site)[0].shape) if site in guide.sites else "absent"
         there = sites[site]["shape"] if site in sites else "absent"
         if own != there:
-            raise FileError(f"{path} is of another network: site {site!r} is {there} there and {own} here")
+            raise FileError(f"{path} is of another network: site {site!r}: saved {there}, now {own}")
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if difference := shape_difference(state, model.state_dict()):
         raise FileError(f"{path} is of another network: {difference}")

@@ -58,7 +58,7 @@ def read_predictive(path: Path) -> Predictive:
     """A saved predictive, its kept probabilities in the file's steps of 1/65534 and all else in full precision.
 
     Raises:
-        FileError: missing, damaged, or without the sums to go on from.
+        FileError: missing, damaged, or without the sums to resume from.
     """
     groups = {
         name: netcdf.read_group(path, name)
