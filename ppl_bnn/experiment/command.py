@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, the log on standard error, the parser, and errors in one line."""
+"""What all commands share: exit codes, the log on standard error, the parser, and one-line errors."""
 
 import glob
 import logging
@@ -67,7 +67,7 @@ def _failure(error: Exception) -> str:
 
 @contextmanager
 def log_on_stderr() -> Iterator[None]:
-    """Show the package's log on standard error for a while; a host program's own logging stays as it is."""
+    """Context manager that shows the package's log on standard error; a host program's logging does not change."""
     handler, level = _OnStderr(sys.stderr), log.level
     # A host program may show it there already, in its own way.
     if all(getattr(other, "stream", None) is not sys.stderr for other in logging.getLogger().handlers):
@@ -81,7 +81,7 @@ def log_on_stderr() -> Iterator[None]:
 
 
 def set_log(level: int = logging.INFO, prefix: str = "") -> None:
-    """Which messages the command's log shows, and what each line begins with."""
+    """Set the lowest level that the command's log shows, and the prefix of each line."""
     log.setLevel(level)
     for handler in log.handlers:
         if isinstance(handler, _OnStderr):

@@ -135,7 +135,7 @@ _RESULTS = {"predictive": "predict", "pruning": "prune"}
 
 @dataclass
 class _Processes:
-    """Runs some jobs at a time; a signal is passed on to them and starts no more."""
+    """Runs `workers` jobs at a time. A signal is passed on to them, and no more are started."""
 
     workers: int
     command: Sequence[str]
@@ -144,7 +144,7 @@ class _Processes:
     running: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     def run(self, jobs: Sequence[tuple[Path, Sequence[str], Settings]]) -> set[Path]:
-        """Run all, and return the folders of those that succeeded."""
+        """Run all jobs. Return the folders of those that succeeded."""
         with ThreadPoolExecutor(self.workers) as pool:
             codes = list(pool.map(lambda job: self._run_one(*job), jobs))
         self.codes += codes
@@ -174,7 +174,7 @@ class _Processes:
         return code
 
     def exit_code(self) -> int:
-        """Of the whole command."""
+        """The exit code of the whole command."""
         failed = {code for code in self.codes if code != DONE}
         if self.stopping or failed == {STOPPED}:
             log.warning("stopped; run the same command again to resume")

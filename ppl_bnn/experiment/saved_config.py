@@ -26,7 +26,7 @@ def completed(part: str, there: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shared_part(config: Config) -> str:
-    """The settings that must be the same on all ranks, as JSON: all but those of a host's own."""
+    """The settings that must be the same on all ranks, as JSON: all but those of each host."""
     part = dataclasses.asdict(config)
     for name in per_host(Config):
         del part[name]
@@ -56,7 +56,7 @@ def save(config: Config, path: Path) -> None:
 
 
 def check_sections(path: Path) -> None:
-    """Raise FileError for a file of settings that is none, or has a single value where settings belong."""
+    """Raise FileError for a file that holds no settings, or has a single value in place of a section."""
     sections = {field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
     for name, value in read(path).items():
         if name in sections and not isinstance(value, dict):
@@ -71,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read saved settings.
 
     Raises:
-        FileError: it cannot be read, or is not a YAML mapping.
+        FileError: the file cannot be read, or is not a YAML mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The stages of a run: summary, train, diagnose, predict, shift, prune, report; each works in the run's out folder.
 
-What draws or writes a result is imported where that is done: ArviZ and matplotlib take seconds to import, and a stage
-that has nothing to do answers without them.
+ArviZ and matplotlib take seconds to import. So what draws or writes a result is imported inside the stage that uses it,
+and a stage with nothing to do is fast.
 """
 
 import copy
@@ -183,7 +183,7 @@ def predict(run: Experiment) -> None:
 
 
 def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:
-    """The result with the most draws, but no more than are asked for, among those that differ in nothing else."""
+    """The result with the most draws, fewer than the wanted number, among those with the same inputs."""
     most, wanted = None, inputs["settings"]["num_samples"]
     for path in (path for path in paths if path.exists()):
         there = netcdf.read_attrs(path)

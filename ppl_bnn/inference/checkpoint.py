@@ -157,21 +157,21 @@ def restore(
     """Copy a checkpoint's state into a model, a guide and, if given, an optimizer and values of ``pyro.param``.
 
     Raises:
-        FileError: the checkpoint is of another architecture or prior; the message names the first difference.
+        FileError: the checkpoint is from another architecture or prior; the message names the first difference.
     """
     own_priors = priors_of(model)
     for site, prior in checkpoint.meta["priors"].items():
         if own_priors.get(site, prior) != prior:
-            raise FileError(f"the checkpoint is of another prior: {site!r}: saved {prior}, now {own_priors[site]}")
+            raise FileError(f"the checkpoint has another prior: {site!r}: saved {prior}, now {own_priors[site]}")
     for prefix, module in (("model", model), ("guide", guide)):
         state = checkpoint.part(prefix)
         if difference := shape_difference(state, module.state_dict()):
-            raise FileError(f"the checkpoint is of another network: {prefix} tensor {difference}")
+            raise FileError(f"the checkpoint is from another network: {prefix} tensor {difference}")
         module.load_state_dict(state)
     if params is not None:
         state = checkpoint.part("params")
         if difference := shape_difference(state, dict(params)):
-            raise FileError(f"the checkpoint is of another model or guide: pyro.param {difference}")
+            raise FileError(f"the checkpoint is from another model or guide: pyro.param {difference}")
         with torch.no_grad():
             for name, value in params.items():
                 value.copy_(state[name])

@@ -124,5 +124,5 @@ def _whole_draws(guide: Posterior, method: str, sampling: str) -> str:
         raise UserError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
     if method not in ("auto", "draws") or sampling == "sobol":
         asked = f"method {method}" if sampling != "sobol" else "sampling sobol"
-        raise UserError(f"batch norm's own statistics are those of whole draws: method draws, not {asked}")
+        raise UserError(f"norm_inputs sets each draw's batch norm statistics, so it needs method draws, got {asked}")
     return "draws"

@@ -1,4 +1,4 @@
-"""Draws that were made before: what a result keeps so that more can be added, bitwise as if made at once."""
+"""Saved draws: what a result keeps so that more draws can be added, with bitwise the result of a single run."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
         coords={"obs_id": np.arange(len(predictive.labels))},
     )
     for name in ("mean_probs", "mean_squares", "mean_entropy"):
-        dataset[name].attrs["exact"] = "float64, to go on from"
+        dataset[name].attrs["exact"] = "float64, to resume from"
     return dataset
 
 

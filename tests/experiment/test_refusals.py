@@ -117,7 +117,7 @@ def test_settings_where_a_number_belongs_and_the_other_way_round(call, run_folde
 def test_weights_of_another_network_do_not_start_one(call, tmp_path):
     assert call("--model.deterministic", "true", "--stages", "train", "--out", tmp_path / "twin")[0] == 0
     arguments = ("--guide.init_from", tmp_path / "twin", "--model.name", "lenet", "--out", tmp_path / "b")
-    assert_refused(call(*arguments), "guide.init_from", "of another network: 'net.fc1.bias': saved [256], now [500]")
+    assert_refused(call(*arguments), "guide.init_from", "from another network: 'net.fc1.bias': saved [256], now [500]")
     (tmp_path / "notes").write_text("x")
     arguments = ("--guide.init_from", tmp_path / "notes", "--out", tmp_path / "c")
     code, lines = call(*arguments)
@@ -188,7 +188,9 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, m
     assert call(*how, tmp_path / "d.npz")[0] == 0
     monkeypatch.undo()
     np.savez(tmp_path / "d.npz", **{**arrays, "labels": arrays["labels"][::-1]})
-    assert_refused(call(*how, tmp_path / "d.npz"), "is of another run: trained on.checksum: saved", known["checksum"])
+    assert_refused(
+        call(*how, tmp_path / "d.npz"), "belongs to another run: trained on.checksum: saved", known["checksum"]
+    )
 
 
 def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
@@ -228,7 +230,7 @@ def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeyp
     monkeypatch.undo()
     for stage in ("train", "predict", "prune", "report"):
         assert_refused(
-            call("--stages", stage), "is of another run: trained on.title: saved 'MNIST (5,000-digit subset)'"
+            call("--stages", stage), "belongs to another run: trained on.title: saved 'MNIST (5,000-digit subset)'"
         )
 
 

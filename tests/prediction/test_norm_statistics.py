@@ -171,7 +171,7 @@ def test_a_run_uses_it_in_every_stage_that_draws(call, tmp_path, data_dir):
     [
         (["--predict.norm_images", "100"], "the network has no batch norm"),
         (["--predict.norm_images", "1"], "predict.norm_images must be 0 or at least 2, got 1"),
-        (["--predict.norm_images", "9", "--predict.method", "moments"], "goes with predict.method draws"),
+        (["--predict.norm_images", "9", "--predict.method", "moments"], "needs predict.method draws"),
     ],
 )
 def test_the_command_line_refuses_before_any_training(call, run_folder, arguments, part):

@@ -37,7 +37,7 @@ def draw_pruning(paths: Sequence[Path], folder: Path) -> list[Path]:
     files = [netcdf.groups_of(idata) for idata in loaded]
     for path, idata, groups in zip(paths, loaded, files, strict=True):
         if idata.attrs["title"] != title or groups["pruning"].sizes["image"] != files[0]["pruning"].sizes["image"]:
-            raise UserError(f"{path} is of other images than {paths[0]}: {idata.attrs['title']} and {title}")
+            raise UserError(f"{path} has other images than {paths[0]}: {idata.attrs['title']} and {title}")
     runs = [training for groups in files for training in _trainings(groups)]
     if settings := netcdf.read_attrs(paths[0]).get("inputs", {}).get("settings"):
         tuned = f", fine-tuned for {settings['finetune_epochs']} epochs" if settings["finetune_epochs"] else ""
