@@ -254,7 +254,7 @@ def test_without_all_of_mnist_there_are_none(tmp_path, monkeypatch):
         raise OSError("offline")
 
     monkeypatch.setattr(data_sources, "_from_torchvision", refuse)
-    with pytest.raises(FileError, match=r"made of all 60,000 training digits of MNIST: mnist could not be downloaded"):
+    with pytest.raises(FileError, match=r"needs all 60,000 training digits of MNIST: mnist could not be downloaded"):
         data.load("digits100k", tmp_path)
     assert not (tmp_path / "digits100k").exists()
 

@@ -139,7 +139,7 @@ def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_ot
     assert main([str(run_folder), "--vary", "predict.num_samples=0,3", "--stages", "predict"]) == 2
     errors = capsys.readouterr().err
     assert "failed with exit code 2: error: predict.num_samples must be at least 1, got 0" in errors
-    assert "predictive.nc of predict.num_samples=0: 0 of 1 are there" in errors
+    assert "predictive.nc of predict.num_samples=0: 0 of 1 are done" in errors
     found = inference_data.load(out / "jobs" / "predict.num_samples=3" / "predictive.nc")
     assert found["posterior_predictive"].sizes["draw"] == 3
     assert not (out / "merged").exists()
