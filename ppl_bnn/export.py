@@ -50,16 +50,16 @@ def _run(options: Namespace) -> None:
 def _parser() -> ArgumentParser:
     parser = command_parser("export", __doc__)
     parser.add_argument("out", type=str, help="a run's out folder, with config.yaml and checkpoints/")
-    parser.add_argument("--file", type=str | None, default=None, help="what to write (default: <out>/predictive.onnx)")
+    parser.add_argument("--file", type=str | None, default=None, help="file to write (default: <out>/predictive.onnx)")
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")
-    parser.add_argument("--draws", type=int, default=32, help="frozen weight draws")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--each_draw", action="store_true", help="a second output, draw_probs [S, N, C]")
+    parser.add_argument("--draws", type=int, default=32, help="number of frozen weight draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--each_draw", action="store_true", help="add a second output, draw_probs [S, N, C]")
     parser.add_argument("--fraction", type=float, default=0.0, help="prune this share of the weights first")
-    parser.add_argument("--checkpoint", type=str, default="last", help="which saved step")
+    parser.add_argument("--checkpoint", type=str, default="last", help="saved step to use")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")
     parser.add_argument(
-        "--data_dir", type=str | None, default=None, help="where the data sets are (default: the run's)"
+        "--data_dir", type=str | None, default=None, help="folder of the data sets (default: the run's)"
     )
     return parser
 

@@ -16,8 +16,8 @@ Nothing in the file is run.
     --layout tfp            kernels [in, out] and [height, width, in, out]; images flatten to [height, width, channel]
     --layout torch          kernels [out, in] and [out, in, height, width]; images flatten to [channel, height, width]
 
-The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run,
-and have to be there again.
+The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run.
+Give the same overrides to every later command.
 """
 
 import json
@@ -88,13 +88,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("file", type=str, help="the posterior: .npz, .h5, .safetensors, .pt or .pth")
     parser.add_argument("--run", type=str, required=True, help="run folder whose config.yaml names the network")
     parser.add_argument("--out", type=str, required=True, help="where the run's results go: a new folder")
-    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="how the kernels lie (above)")
+    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="layout of the kernels (see above)")
     parser.add_argument(
-        "--layers", type=str, help="the file's layers in the run's order, by commas, where they have other names"
+        "--layers", type=str, help="the file's layers in the run's order, separated by commas, if the names differ"
     )
     parser.add_argument(
         "--batch_norm_eps", type=float | None, default=None,
-        help="what their batch norm adds to the variance (default: 0.001 for tfp, 0.00001 for torch)",
+        help="what the file's batch norm adds to the variance (default: 0.001 for tfp, 0.00001 for torch)",
     )  # fmt: skip
     parser.add_class_arguments(Config, help="settings")
     return parser

@@ -7,7 +7,7 @@
     torchrun --nproc-per-node 2 -m ppl_bnn.run runs/mnist-fc              # the same without Horovod
 
 Exit codes: 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped by a signal with a
-checkpoint saved (run again to go on).
+checkpoint saved (run the same command again to resume).
 """
 
 import difflib
@@ -78,7 +78,7 @@ class _StopRequest:
         if self.requested or not self.asked:
             raise KeyboardInterrupt
         self.requested = True
-        log.warning("stopping at the next safe point (%s); once more to stop at once", signal.Signals(number).name)
+        log.warning("stopping at the next safe point (%s); send it again to stop at once", signal.Signals(number).name)
 
 
 def _run(parsed: Namespace, config: Config, stop: _StopRequest) -> None:
@@ -110,7 +110,7 @@ def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop
                 raise
             return False
         except RankLost as error:
-            log.error("a rank is gone (%s): the others go on from the last checkpoint", error)
+            log.error("a rank is gone (%s): the others resume from the last checkpoint", error)
             raise
         left[:] = [name for name in names if name != "train"] if ranks.is_main else []
         return True
@@ -121,7 +121,7 @@ def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop
 
 
 def _set_up(config: Config, ranks: Communicator) -> None:
-    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others tell of errors only."""
+    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others log errors only."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
@@ -152,7 +152,7 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
             saved_config.save(config, out / "config.yaml")
         stop.asked = True
         if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
-            log.info("%s: rank 0 alone, not shared out yet; the other ranks end before", ", ".join(alone))
+            log.info("%s: run by rank 0 alone; the other ranks exit first", ", ".join(alone))
         for name in names if ranks.is_main else [name for name in names if name in stages.SHARED]:
             stages.STAGES[name](run)
             if stop() and name != names[-1]:
@@ -168,12 +168,14 @@ def _parser() -> ArgumentParser:
         "--stages",
         type=str,
         default="train,diagnose,predict,prune,report",
-        help=f"which of {', '.join(STAGES)}",
+        help=f"stages to run, separated by commas: {', '.join(STAGES)}",
     )
     parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
-    parser.add_argument("--config", action="config", help="a YAML of settings to lay over the run's own")
+    parser.add_argument("--config", action="config", help="a YAML file of settings that override the run's own")
     parser.add_argument(
-        "--elastic", action="store_true", help="go on when ranks are lost or come (an elastic horovodrun starts them)"
+        "--elastic",
+        action="store_true",
+        help="keep training when ranks are lost or added; needs an elastic horovodrun",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_class_arguments(Config, help="settings")

@@ -60,10 +60,10 @@ def checksum(tensors: dict[str, Tensor], text: str) -> int:
     return total
 
 
-def shape_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
-    """``'fc1.weight' is [10, 5] there and absent here`` for the first tensor by name that differs in shape, or None."""
-    for name in sorted(there.keys() | here.keys()):
-        shapes = [list(side[name].shape) if name in side else "absent" for side in (there, here)]
+def shape_difference(saved: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str | None:
+    """``'fc1.weight': saved [10, 5], now absent`` for the first tensor by name that differs in shape, or None."""
+    for name in sorted(saved.keys() | now.keys()):
+        shapes = [list(side[name].shape) if name in side else "absent" for side in (saved, now)]
         if shapes[0] != shapes[1]:
-            return f"{name!r} is {shapes[0]} there and {shapes[1]} here"
+            return f"{name!r}: saved {shapes[0]}, now {shapes[1]}"
     return None

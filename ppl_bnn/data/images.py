@@ -115,7 +115,7 @@ def _load_digits100k(folder: Path, progress: bool) -> tuple[Images, Images]:
     try:
         files = idx_files("mnist", folder / "mnist")
     except FileError as error:
-        raise FileError(f"digits100k is made of all 60,000 training digits of MNIST: {error}") from error
+        raise FileError(f"digits100k needs all 60,000 training digits of MNIST: {error}") from error
     images, digit = digits100k(folder / "digits100k", files["train-images"], progress=progress)
     files |= {"train-images": images, "train-labels": files["train-labels"][digit]}
     return _both_splits(files, _DIGITS, _TITLES["digits100k"])

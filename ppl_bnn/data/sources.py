@@ -108,7 +108,7 @@ def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tu
     """The 0.1M transformed digits (uint8 [100000, 28, 28]) and which of `digits` each is made of (int64 [100000]).
 
     Made once, in a few seconds, from `digits` (uint8 [60000, 28, 28], MNIST's training digits), and kept in `folder` as
-    an IDX file like MNIST's own. One that is damaged is made anew, with a warning.
+    an IDX file like MNIST's own. One that is damaged is made again, with a warning.
 
     Raises:
         UserError: `digits` are not 60,000 of 28x28.
@@ -119,7 +119,7 @@ def digits100k(folder: Path, digits: np.ndarray, *, progress: bool = True) -> tu
         raw = path.read_bytes()
         if _md5(raw) == _DIGITS100K_MD5:
             return _parse_idx(raw), recipe(indices).digit
-        log.warning("%s is corrupt (%s bytes, MD5 %s): it is made anew", path, f"{len(raw):,}", _md5(raw))
+        log.warning("%s is corrupt (%s bytes, MD5 %s): making it again", path, f"{len(raw):,}", _md5(raw))
     # Before the work: a folder that cannot be written would waste it.
     folder.mkdir(parents=True, exist_ok=True)
     images = transformed_digits(digits, indices, progress=progress)
@@ -172,7 +172,7 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             jpeg, offsets, labels, is_test = (arrays[name] for name in ("jpeg", "offsets", "labels", "is_test"))
         _check_labels(labels, is_test)
         if offsets.dtype.kind not in "iu":
-            raise UserError(f"offsets are integers, got {offsets.dtype}")
+            raise UserError(f"offsets must be integers, got {offsets.dtype}")
         images = []
         for start, end in pairwise(offsets):
             images.append(np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")))
@@ -191,9 +191,9 @@ def _cifar10_from_jpegs(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _check_labels(labels: np.ndarray, is_test: np.ndarray) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > 9:
-        raise UserError("labels are a vector of integers from 0 to 9")
+        raise UserError("labels must be a vector of integers from 0 to 9")
     if is_test.ndim != 1 or not np.isin(is_test, (0, 1)).all() or is_test.min() == is_test.max():
-        raise UserError("is_test is a vector of 0 and 1 (or false and true), with both in it")
+        raise UserError("is_test must be a vector of 0 and 1 (or false and true), with both in it")
 
 
 def _download_idx(name: str, folder: Path) -> None:

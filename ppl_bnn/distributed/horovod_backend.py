@@ -62,7 +62,7 @@ class HorovodRanks(Communicator):
             # Over MPI, Horovod's own thread waits forever for a stopped process.
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"nothing from one of the {self.size} ranks for {self._timeout:g} s")
+                    raise RuntimeError(f"one of the {self.size} ranks sent nothing for {self._timeout:g} s")
                 time.sleep(1e-4)
             self._hvd.synchronize(handle)
 

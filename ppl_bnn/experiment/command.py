@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, the log on standard error, the parser, and errors in one line."""
+"""What all commands share: exit codes, the log on standard error, the parser, and one-line errors."""
 
 import glob
 import logging
@@ -33,10 +33,10 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False, explain: Call
         try:
             return run() or DONE
         except Interrupted as interruption:
-            log.warning("%s; run the same command again to go on", interruption)
+            log.warning("%s; run the same command again to resume", interruption)
             return STOPPED
         except KeyboardInterrupt:
-            log.error("stopped at once; run the same command again to go on from what is saved")
+            log.error("stopped at once; run the same command again to resume from the last saved state")
             return STOPPED
         except Exception as error:  # noqa: BLE001 -- the boundary: no bare traceback on the command line
             if debug:
@@ -55,19 +55,19 @@ def _failure(error: Exception) -> str:
     if isinstance(error, Diverged):
         return str(error)
     if isinstance(error, RankLost):
-        return f"another rank is gone ({error}); run the same command again to go on from the last checkpoint"
+        return f"another rank is gone ({error}); run the same command again to resume from the last checkpoint"
     # On a CPU torch says so by a RuntimeError.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"out of memory: ask for fewer draws, fewer images or smaller batches ({error})"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}; results that were there are unharmed, run again to go on"
+        return f"{where}{error.strerror or error}; existing results are intact; run the same command again to resume"
     return f"{type(error).__name__}: {error} (an error of ppl_bnn's own; --debug shows where)"
 
 
 @contextmanager
 def log_on_stderr() -> Iterator[None]:
-    """Show the package's log on standard error for a while; a host program's own logging stays as it is."""
+    """Context manager that shows the package's log on standard error; a host program's logging does not change."""
     handler, level = _OnStderr(sys.stderr), log.level
     # A host program may show it there already, in its own way.
     if all(getattr(other, "stream", None) is not sys.stderr for other in logging.getLogger().handlers):
@@ -81,7 +81,7 @@ def log_on_stderr() -> Iterator[None]:
 
 
 def set_log(level: int = logging.INFO, prefix: str = "") -> None:
-    """Which messages the command's log shows, and what each line begins with."""
+    """Set the lowest level that the command's log shows, and the prefix of each line."""
     log.setLevel(level)
     for handler in log.handlers:
         if isinstance(handler, _OnStderr):

@@ -39,7 +39,7 @@ class DataConfig:
         "MNIST's: infimnist-compatible indexing, own fields), or the import path of a function of your own",
     )  # fmt: skip
     dir: str = setting(
-        "data", help="folder where data sets are kept; downloaded or made once", decisive=False, per_host=True
+        "data", help="folder of the data sets; each is downloaded or made once", decisive=False, per_host=True
     )
     file: str | None = setting(
         None, help="cifar10 only: an .npz of its images as JPEGs, to read instead of downloading", decisive=False,
@@ -49,9 +49,9 @@ class DataConfig:
         0, help="evaluate on this number of the last training examples, kept out of training, instead of the test set "
         "(not for digits100k)",
     )  # fmt: skip
-    num_train: Count | None = setting(None, help="number of training examples to use, the first (default: all)")
+    num_train: Count | None = setting(None, help="use only this number of training examples, the first (default: all)")
     num_test: Count | None = setting(
-        None, help="number of test examples to use, the first (default: all)", decisive=False
+        None, help="use only this number of test examples, the first (default: all)", decisive=False
     )
 
 
@@ -81,11 +81,11 @@ class GuideConfig:
     init_scale: Annotated[
         float, Range(f"be above {SMALLEST_SCALE} and finite", lambda value: SMALLEST_SCALE < value < float("inf"))
     ] = setting(
-        0.0486, help="the weights' first scale (TensorFlow Probability's default: softplus(-3) = 0.0486)"
+        0.0486, help="initial scale of the weights (TensorFlow Probability's default: softplus(-3) = 0.0486)"
     )  # fmt: skip
-    init_jitter: NotNegative = setting(0.1, help="standard deviation of the unconstrained scale around it")
+    init_jitter: NotNegative = setting(0.1, help="standard deviation of the initial unconstrained scale")
     init_relative_scale: Positive | None = setting(
-        None, help="start from scale = this times |loc| instead (MOPED; with init_from)"
+        None, help="start from scale = this times |loc| instead (MOPED; needs init_from)"
     )
     init_from: str | None = setting(
         None, help="out folder (or checkpoint) of a trained deterministic twin whose weights loc starts from",
@@ -115,7 +115,7 @@ class TrainConfig(TrainSettings):
     )
     kl_cycles: Count = setting(4, help="number of cycles")
     rank_timeout: Positive = setting(
-        600.0, help="seconds to wait for a rank that gives no sign before the others end", decisive=False
+        600.0, help="seconds to wait for a silent rank before the others exit", decisive=False
     )
 
 
@@ -138,7 +138,7 @@ class PredictConfig:
         "layerwise)",
     )  # fmt: skip
     tolerance: Annotated[float, Range("be above 0 and below 1", lambda value: 0 < value < 1)] | None = setting(
-        None, help="no further draws of an image whose probabilities are known to within this, with 95% confidence "
+        None, help="stop drawing for an image once its probabilities are known to within this, with 95% confidence "
         "(default: the same number of draws for all)",
     )  # fmt: skip
     compact: Annotated[str, OneOf(COMPACT)] = setting(
@@ -146,9 +146,9 @@ class PredictConfig:
         "(where that takes fewer operations); results differ by rounding",
     )  # fmt: skip
     norm_images: Annotated[int, Range("be 0 or at least 2", lambda value: value == 0 or value >= 2)] = setting(
-        0, help="each draw's batch norm takes its statistics from this number of training images, in place of averages "
-        "over training's draws: that many images more to predict, for the draws of shift and prune too; about 1000 "
-        "(default: 0, the running averages)",
+        0, help="each draw's batch norm takes its statistics from this number of training images, about 1000, instead "
+        "of the running averages; each draw, of shift and prune too, then costs that many images more (default: 0, the "
+        "running averages)",
     )  # fmt: skip
     checkpoint: str = setting("last", help=_CHECKPOINT)
     seed: Natural = setting(0, help="seed of the draws")
@@ -161,7 +161,7 @@ class PredictConfig:
 @documented
 @dataclass
 class ShiftConfig:
-    """What the network was not trained for."""
+    """Shifted and out-of-distribution inputs."""
 
     num_samples: Count = setting(100, help="number of weight draws for each set of images")
     rotation: list[Finite] = setting(
@@ -175,13 +175,13 @@ class ShiftConfig:
         factory=lambda: [0.5, 1.0, 1.5, 2.0, 3.0], help="standard deviations of a Gaussian blur, in pixels"
     )
     ood: list[str] | None = setting(
-        None, help="what lies out of distribution: names of data sets, or noise for the test images under the "
+        None, help="out-of-distribution data: names of data sets, or noise for the test images under the "
         "strongest noise (default: fashion-mnist and digits100k for mnist, mnist for fashion-mnist and digits100k, "
         "noise for cifar10)",
     )  # fmt: skip
     temperature_on: Natural = setting(
-        0, help="fit a temperature on this number of test images, the first, and measure it on the others (default: "
-        "none)",
+        0, help="fit a temperature on the first test images, this number of them, and evaluate it on the others "
+        "(default: none)",
     )  # fmt: skip
     checkpoint: str = setting("last", help=_CHECKPOINT)
     seed: Natural = setting(0, help="seed of the draws")
@@ -191,7 +191,7 @@ class ShiftConfig:
         return {"rotation": self.rotation, "noise": self.noise, "blur": self.blur}
 
     def sets(self, name: str) -> list[str]:
-        """What lies out of distribution for the data set `name`."""
+        """The out-of-distribution data of the data set `name`."""
         usual = {"mnist": ["fashion-mnist", "digits100k"], "cifar10": ["noise"]}
         return usual.get(name, ["mnist"]) if self.ood is None else self.ood
 
@@ -217,16 +217,14 @@ class PruningConfig:
     structure: Annotated[str, OneOf(STRUCTURES)] = setting(
         "weights", help="weights, or whole units (dense units, filters) or inputs (pixels, units, channels)"
     )
-    finetune_epochs: Natural = setting(
-        0, help="train what is left of each level for this number of epochs before it is measured"
-    )
-    finetune_lr: Positive | None = setting(None, help="learning rate of that (default: train.lr)")
+    finetune_epochs: Natural = setting(0, help="fine-tune each level for this number of epochs before it is evaluated")
+    finetune_lr: Positive | None = setting(None, help="learning rate of the fine-tuning (default: train.lr)")
     num_samples: Count = setting(200, help="number of weight draws at each level")
     checkpoint: str = setting("last", help=_CHECKPOINT)
     seed: Natural = setting(0, help="seed of the draws")
     save_fraction: Share | None = setting(
-        None, help="write pruned.safetensors with this share of the weights pruned (default: no such file), and "
-        "fine-tuned where finetune_epochs is set: it is then a level of its own",
+        None, help="write pruned.safetensors with this share of the weights pruned (default: no such file), "
+        "fine-tuned if finetune_epochs is set; it is then a level of its own",
     )  # fmt: skip
 
     def thresholds(self) -> list[Threshold]:
@@ -246,9 +244,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    device: str = setting(
-        "cpu", help="cpu, cuda or cuda:N; other devices that torch knows were not tried", decisive=False
-    )
+    device: str = setting("cpu", help="cpu, cuda or cuda:N; other torch devices are untested", decisive=False)
     threads: Count | None = setting(
         None, help="CPU threads torch uses (default: torch's own choice)", decisive=False, per_host=True
     )

@@ -43,15 +43,15 @@ def _check_predict(predict: PredictConfig) -> None:
     if predict.sampling == "antithetic" and predict.num_samples % 2:
         raise UserError(f"predict.num_samples must be even for antithetic pairs, got {predict.num_samples}")
     if predict.sampling == "sobol" and (predict.method == "draws" or predict.tolerance is not None):
-        raise UserError("predict.sampling sobol goes with predict.method layerwise and without predict.tolerance")
+        raise UserError("predict.sampling sobol needs predict.method layerwise, and no predict.tolerance")
     if predict.norm_images and (predict.method not in ("auto", "draws") or predict.sampling == "sobol"):
         raise UserError(
-            "predict.norm_images goes with predict.method draws and independent or antithetic sampling, got "
+            "predict.norm_images needs predict.method draws and independent or antithetic sampling, got "
             f"method {predict.method} and sampling {predict.sampling}"
         )
     whole = predict.method in ("auto", "draws") and predict.sampling != "sobol" and not predict.norm_images
     if predict.compact == "yes" and not whole:
-        raise UserError("predict.compact yes goes with predict.method draws and without predict.norm_images")
+        raise UserError("predict.compact yes needs predict.method draws, and no predict.norm_images")
 
 
 def _check_pruning(pruning: PruningConfig) -> None:

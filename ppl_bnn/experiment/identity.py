@@ -1,4 +1,4 @@
-"""Which data a result is of: a title, a split, a count and, for a file of the user's own, a checksum."""
+"""Which data a result was made from: title, split, count and, for a file of the user's own, a checksum."""
 
 import re
 import zlib
@@ -27,7 +27,7 @@ def identity(images: Images, *, checksum: bool) -> Identity:
 
 
 def read_identity(saved: str | Mapping[str, Any]) -> Identity:
-    """An identity as it was saved, by this version or by version 0.1.0; a sentence without a split was of training."""
+    """A saved identity, written by this version or version 0.1.0. A sentence without a split means training images."""
     if not isinstance(saved, str):
         return dict(saved)
     match = _SENTENCE.fullmatch(saved)

@@ -6,7 +6,7 @@
 
 A job is one combination of the varied settings, a process of its own, and a folder under OUT. Jobs that differ in
 predict and pruning settings only share one training. When all are done, trainings that differ in train.seed only are
-merged into one InferenceData, with a chain each. What is done is not done again; a job that fails does not stop the
+merged into one InferenceData, with a chain each. Finished work is skipped, and a job that fails does not stop the
 others.
 
 Exit codes: 0 done; 1 a job failed; 2 bad command, or jobs failed for bad settings only; 75 stopped by a signal.
@@ -60,14 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ppl_bnn.jobs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Every other option goes to python -m ppl_bnn.run as it is.",
+        epilog="Every other option is passed on to python -m ppl_bnn.run.",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="run folder")
     parser.add_argument("--vary", action="append", required=True, metavar="SETTING=VALUE,...", help="may be repeated")
-    parser.add_argument("--stages", default="train,predict,prune", help="of each job (default: %(default)s)")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="only every N-th job, from the I-th (from 0)")
-    parser.add_argument("--workers", type=int, default=1, help="jobs at a time; they share the cores (default: 1)")
+    parser.add_argument("--stages", default="train,predict,prune", help="stages of each job (default: %(default)s)")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="run only every N-th job, from job I on (from 0)")
+    parser.add_argument("--workers", type=int, default=1, help="jobs run at a time; they share the cores (default: 1)")
     parser.add_argument("--out", help="where results go (default: <run>/out)")
     return parser
 
@@ -135,7 +135,7 @@ _RESULTS = {"predictive": "predict", "pruning": "prune"}
 
 @dataclass
 class _Processes:
-    """Runs some jobs at a time; a signal is passed on to them and starts no more."""
+    """Runs `workers` jobs at a time. A signal is passed on to them, and no more are started."""
 
     workers: int
     command: Sequence[str]
@@ -144,7 +144,7 @@ class _Processes:
     running: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     def run(self, jobs: Sequence[tuple[Path, Sequence[str], Settings]]) -> set[Path]:
-        """Run all, and return the folders of those that succeeded."""
+        """Run all jobs. Return the folders of those that succeeded."""
         with ThreadPoolExecutor(self.workers) as pool:
             codes = list(pool.map(lambda job: self._run_one(*job), jobs))
         self.codes += codes
@@ -166,7 +166,7 @@ class _Processes:
             self.running.add(process)
             code = process.wait()
             self.running.discard(process)
-        last = (path.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        last = (path.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         if code < 0 and self.stopping:
             code = STOPPED
         done = {DONE: "done", STOPPED: "stopped"}.get(code, f"failed with exit code {code}: {last}; see {path}")
@@ -174,10 +174,10 @@ class _Processes:
         return code
 
     def exit_code(self) -> int:
-        """Of the whole command."""
+        """The exit code of the whole command."""
         failed = {code for code in self.codes if code != DONE}
         if self.stopping or failed == {STOPPED}:
-            log.warning("stopped; run the same command again to go on")
+            log.warning("stopped; run the same command again to resume")
             return STOPPED
         return DONE if not failed else BAD_INPUT if failed == {BAD_INPUT} else FAILED
 
@@ -211,7 +211,7 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
             if len(paths) > 1 and there == len(paths):
                 attributes = [netcdf.read_attrs(path) for path in paths]
                 if difference := differing([of.get("inputs", {}) for of in attributes]):
-                    log.info("%s of %s: not merged, some are of before: %s", name, group or "all", difference)
+                    log.info("%s of %s: not merged, the results differ (%s)", name, group or "all", difference)
                     continue
                 if len(found := generators(attributes)) > 1:
                     log.info("%s of %s: not merged, drawn by %s", name, group or "all", " and ".join(sorted(found)))
@@ -221,7 +221,7 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
                 netcdf.save(merge([inference_data.load(path) for path in paths], attrs=attrs), merged)
                 log.info("%s: %d chains", merged, len(paths))
             elif there < len(paths):
-                log.info("%s of %s: %d of %d are there, merged when all are", name, group or "all", there, len(paths))
+                log.info("%s of %s: %d of %d are done; merged once all are", name, group or "all", there, len(paths))
 
 
 def _without_seed(job: Settings) -> dict[str, Any]:

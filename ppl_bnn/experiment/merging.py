@@ -54,14 +54,15 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
 
 
 def generators(attrs: Iterable[Mapping[str, Any]]) -> set[str]:
-    """What made the random numbers of some results; those of version 0.1.0 do not say."""
+    """The generators of some results' random numbers. Results of version 0.1.0 do not name theirs."""
     return {of.get("generator", "of version 0.1.0") for of in attrs}
 
 
 def differing(inputs: Sequence[Mapping[str, Any]]) -> str | None:
-    """In what several results of one run differ in what they were made of, but for the training; None: in nothing."""
+    """The first setting or data set that differs between several results of one run, the training aside, or None."""
     own = [{name: value for name, value in of.items() if name not in _ITS_TRAINING} for of in map(read_inputs, inputs)]
-    return next(filter(None, (saved_config.first_difference(own[0], other) for other in own[1:])), None)
+    found = (saved_config.first_difference(own[0], other, words=("one has", "another")) for other in own[1:])
+    return next(filter(None, found), None)
 
 
 def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""What a result was made of, kept in its file: it is made again where that changed, and never mixed."""
+"""What a result was made of, saved in its file. A result is recomputed if that changed; results are never mixed."""
 
 import dataclasses
 import logging
@@ -48,18 +48,18 @@ def inputs_of(
 
 
 def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
-    """Whether a result is there and made of `inputs`; the log says why it is made again."""
+    """Whether a result exists and was made of `inputs`; the log says why it is recomputed."""
     if not path.exists():
         return False
     if found := difference_from(path, inputs):
-        log.info("%s: doing %s again, because %s", stage, path.name, found)
+        log.info("%s: recomputing %s (%s)", stage, path.name, found)
         return False
     log.info("%s: %s is up to date", stage, path.name)
     return True
 
 
 def difference_from(path: Path, inputs: dict[str, Any]) -> str | None:
-    """In what a result is not made of `inputs`, or None."""
+    """The first difference between what a result was made of and `inputs`, or None."""
     return saved_config.first_difference(inputs, read_inputs(netcdf.read_attrs(path).get("inputs", {})))
 
 

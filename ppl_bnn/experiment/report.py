@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 def report(run: Experiment) -> None:
     """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
 
-    Nothing is written where the results are those of the last report, and all that it wrote is still as it was.
+    Nothing is written if neither the results nor the files of the last report have changed.
 
     Raises:
-        FileError: one of them was made with other settings, or from another checkpoint, than the run has now.
+        FileError: a result was made with other settings, or from another checkpoint, than the run has now.
     """
     predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
     posterior = _check(run, predictive, shifted, pruning)
@@ -63,7 +63,7 @@ def report(run: Experiment) -> None:
 
 
 def is_posterior_of(path: Path, state: Checkpoint) -> bool:
-    """Whether posterior.json is there, whole, and of this checkpoint."""
+    """Whether posterior.json exists, is undamaged, and describes this checkpoint."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return bool(content["layers"]) and content["crc32"] == state.meta["crc32"]
@@ -72,7 +72,7 @@ def is_posterior_of(path: Path, state: Checkpoint) -> bool:
 
 
 def _is_of(record: Path, out: Path, made_of: dict[str, Any]) -> bool:
-    """Whether the last report was made of the same, and each file that it wrote is as it left it."""
+    """Whether the last report was made of the same results, and its files have not changed since."""
     try:
         before = json.loads(record.read_text(encoding="utf-8"))
         written: dict[str, int] = before["written"]
@@ -94,7 +94,7 @@ def _checksums(folder: Path, paths: Sequence[Path]) -> dict[str, int]:
 
 
 def _metrics(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any]:
-    """What the results say: the parts train, test, shift, ood, temperature and pruning of metrics.json."""
+    """The results in numbers: the parts train, test, shift, ood, temperature and pruning of metrics.json."""
     metrics: dict[str, Any] = {}
     attrs = netcdf.read_attrs(predictive)
     history = netcdf.read_group(predictive, "training")
@@ -151,7 +151,7 @@ def _draw(run: Experiment, rows: list[dict[str, float]], predictive: Path, shift
 
 
 def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any] | None:
-    """Refuse results that are out of date; return what posterior.json says, where it is there."""
+    """Refuse results that are out of date. Return the content of posterior.json, or None if there is none."""
     saved = cache(run.saved)
     stages: tuple[tuple[Path, Settings], ...] = (
         (predictive, run.config.predict),
@@ -164,7 +164,7 @@ def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> d
             # It was so when the sweep began, and the same command may have predicted since.
             inputs.pop(RANKED, None)
             if difference := difference_from(path, inputs):
-                raise FileError(f"{path} is out of date: {difference}; run its stage again first")
+                raise FileError(f"{path} is out of date ({difference}); run its stage again first")
     path = run.out / "posterior.json"
     return _read_posterior(path, saved(run.config.predict.checkpoint)) if path.exists() else None
 

@@ -21,12 +21,12 @@ def trained_part(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def completed(part: str, there: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved part of the settings, in which a setting that is younger than it has its default."""
+    """A saved part of the settings. A setting added since then has its default."""
     return {**dataclasses.asdict(getattr(Config(), part)), **there}
 
 
 def shared_part(config: Config) -> str:
-    """The settings that must be the same on all ranks, as JSON: all but those of a host's own."""
+    """The settings that must be the same on all ranks, as JSON: all but those of each host."""
     part = dataclasses.asdict(config)
     for name in per_host(Config):
         del part[name]
@@ -36,15 +36,17 @@ def shared_part(config: Config) -> str:
     return json.dumps(part, sort_keys=True)
 
 
-def first_difference(here: dict[str, Any], there: dict[str, Any], *, prefix: str = "") -> str | None:
-    """``train.lr is 0.001 there and 0.01 here`` for the first of this side's settings that differs, or None."""
-    for name, value in here.items():
-        other = there.get(name, "absent")
+def first_difference(
+    now: dict[str, Any], saved: dict[str, Any], *, prefix: str = "", words: tuple[str, str] = ("saved", "now")
+) -> str | None:
+    """``train.lr: saved 0.001, now 0.01`` for the first setting of `now` that differs in `saved`, or None."""
+    for name, value in now.items():
+        other = saved.get(name, "absent")
         if isinstance(value, dict) and isinstance(other, dict) and name != "prior":
-            if found := first_difference(value, other, prefix=f"{prefix}{name}."):
+            if found := first_difference(value, other, prefix=f"{prefix}{name}.", words=words):
                 return found
         elif value != other:
-            return f"{prefix}{name} is {other!r} there and {value!r} here"
+            return f"{prefix}{name}: {words[0]} {other!r}, {words[1]} {value!r}"
     return None
 
 
@@ -54,7 +56,7 @@ def save(config: Config, path: Path) -> None:
 
 
 def check_sections(path: Path) -> None:
-    """Raise FileError for a file of settings that is none, or has a single value where settings belong."""
+    """Raise FileError for a file that holds no settings, or has a single value in place of a section."""
     sections = {field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
     for name, value in read(path).items():
         if name in sections and not isinstance(value, dict):
@@ -69,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read saved settings.
 
     Raises:
-        FileError: it cannot be read, or is not a YAML mapping.
+        FileError: the file cannot be read, or is not a YAML mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

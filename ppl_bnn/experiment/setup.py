@@ -1,6 +1,7 @@
-"""A run as its settings start it: its out folder, data, model and guide."""
+"""A run built from its settings: out folder, data, model and guide."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ppl_bnn.prediction.norm_statistics import batch_norms
 
 
 class Experiment:
-    """What the stages share: settings, folder, data, ranks, and a model and guide as the settings start them."""
+    """What the stages share: settings, folder, data, ranks, and a model and guide built from the settings."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Experiment:
         }
 
     def identity(self, images: Images) -> Identity:
-        """What tells these images from others; of a file or a function of the user's own, by their checksum."""
+        """What identifies these images; for a file or function of the user's own, with their checksum."""
         data = self.config.data
         return identity(images, checksum=data.file is not None or data.name not in DATASETS)
 
@@ -87,11 +88,11 @@ class Experiment:
             self._read = stamp, checkpoint.load(path)
         state = self._read[1]
         if difference := saved_config.first_difference(self.origin, self._origin_of(state)):
-            raise FileError(f"{path} is of another run: {difference}; choose another folder with --out")
+            raise FileError(f"{path} belongs to another run: {difference}; choose another folder with --out")
         return state
 
     def _origin_of(self, state: checkpoint.Checkpoint) -> dict[str, Any]:
-        """A checkpoint's origin, with what checkpoints of earlier versions leave out."""
+        """A checkpoint's origin, completed where an earlier version left something out."""
         origin = dict(state.meta["origin"])
         # Version 0.1.0 kept some of the settings beside the origin alone.
         train = {**state.meta["settings"], **origin.get("train", {})}
@@ -118,7 +119,7 @@ class Experiment:
         return self.tensors(self.train_images)
 
     def norm_inputs(self) -> Tensor | None:
-        """The training inputs whose statistics each draw's batch norm is to have; None: the running averages."""
+        """The training inputs that each draw's batch norm takes its statistics from; None for the running averages."""
         count = self.config.predict.norm_images
         return self.tensors(self.train_images.first(count))[0] if count and self.guide.sites else None
 
@@ -138,7 +139,7 @@ class Experiment:
             own = self.model.state_dict()
             shared = {name: tensor for name, tensor in twin.items() if name in own}
             if difference := checkpoint.shape_difference(shared, {name: own[name] for name in shared}):
-                raise FileError(f"guide.init_from {settings.init_from} is of another network: {difference}")
+                raise FileError(f"guide.init_from {settings.init_from} is from another network: {difference}")
             self.model.load_state_dict({**own, **shared})
         return MeanFieldNormal(
             self.model,
@@ -151,10 +152,10 @@ class Experiment:
 
 
 def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
-    """A run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
+    """Open a run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
 
     Raises:
-        UserError: the folder has no settings, or some that cannot be run.
+        UserError: the folder has no settings, or invalid ones.
     """
     config, path = Config(), out / "config.yaml"
     try:
@@ -171,7 +172,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
 
 
 def check_out(config: Config, out: Path, folder: Path) -> None:
-    """Make the out folder, or refuse one that holds another run, or is the run's own `folder`.
+    """Make the out folder. Refuse one that holds another run, or is the run's own `folder`.
 
     Raises:
         FileError: it holds a run trained with other settings (the message names the first), or cannot be written.
@@ -218,9 +219,11 @@ def _device(name: str, ranks: Communicator) -> torch.device:
             # Some launchers show each rank one device only.
             device = torch.device(device.type, ranks.local_rank % max(1, module.device_count()))
             module.set_device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        # Of the device meta nothing can be read.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = re.split(r"\.\s|\n", str(error))[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; choose another, such as cpu") from None
     return device
 
 

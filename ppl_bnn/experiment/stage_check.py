@@ -13,7 +13,7 @@ _ALIASES = {"posterior": "diagnose"}
 
 
 def stage_names(text: str) -> list[str]:
-    """The stages in a list by commas. Raises UserError for one that is not in `STAGES`."""
+    """The stages in a comma-separated list. Raises UserError for one that is not in `STAGES`."""
     names = [_ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
     for name in names:
         if name not in STAGES:

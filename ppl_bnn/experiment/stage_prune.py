@@ -65,8 +65,8 @@ def pruning_study(run: Experiment) -> None:
         for site, nonzero in level.pruned.nonzero.items():
             if nonzero == 0:
                 log.warning(
-                    "prune: at %.4g%% pruned (%s < %.3g) no weight is left in %s: the network predicts from what "
-                    "comes after it alone",
+                    "prune: at %.4g%% pruned (%s < %.3g) no weight is left in %s: the network predicts from the "
+                    "layers after it alone",
                     100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, site,
                 )  # fmt: skip
     if tune and save is not None:
@@ -92,7 +92,7 @@ def pruning_study(run: Experiment) -> None:
 def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
     save_pruned(path, model=model, guide=pruned.guide)
     count = sum(pruned.nonzero.values())
-    log.info("prune: %s, %d weights, %d bytes", path.name, count, path.stat().st_size)
+    log.info("prune: wrote %s with %d weights, %d bytes", path.name, count, path.stat().st_size)
 
 
 def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
@@ -103,7 +103,7 @@ def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
 
     def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
-        log.info("prune: fine-tuning what %.4g%% pruned left", 100 * pruned.fraction)
+        log.info("prune: fine-tuning the network with %.4g%% pruned", 100 * pruned.fraction)
         model, found = finetune(
             run.model, pruned, x, y, **how, progress=run.progress, should_stop=run.should_stop,
             folder=run.out / _FINETUNING / _name_of(pruned, how),
@@ -114,7 +114,7 @@ def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]
 
 
 def _name_of(pruned: Pruned, how: dict[str, Any]) -> str:
-    # What is tuned, and how: a fine-tuning that was cut off goes on only where both are the same.
+    # What is tuned, and how: an interrupted fine-tuning resumes only if both are the same.
     crc = zlib.crc32(json.dumps(how).encode())
     for tensor in pruned.guide.state_dict().values():
         crc = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), crc)

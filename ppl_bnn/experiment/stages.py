@@ -1,7 +1,7 @@
 """The stages of a run: summary, train, diagnose, predict, shift, prune, report; each works in the run's out folder.
 
-What draws or writes a result is imported where that is done: ArviZ and matplotlib take seconds to import, and a stage
-that has nothing to do answers without them.
+ArviZ and matplotlib take seconds to import. So what draws or writes a result is imported inside the stage that uses it,
+and a stage with nothing to do is fast.
 """
 
 import copy
@@ -51,7 +51,7 @@ def summary(run: Experiment) -> None:
 
 
 def train(run: Experiment) -> None:
-    """Train, or go on with a training that was cut off; nothing is done where it is complete."""
+    """Train, or resume an interrupted training; a complete one is skipped."""
     settings, ranks = run.config.train, run.ranks
     # Rank 0 looks, since it alone writes there.
     if ranks.any(ranks.is_main and _is_trained(run)):
@@ -87,17 +87,17 @@ def _is_trained(run: Experiment) -> bool:
         if state.step == state.meta["steps"]:
             log.info("train: complete already (%d epochs)", len(state.meta["history"]))
             return True
-        log.info("train: going on from %s", saved[-1].name)
+        log.info("train: resuming from %s", saved[-1].name)
     return False
 
 
 def diagnose(run: Experiment) -> None:
-    """Say, layer by layer, how far the posterior has come from its start; write posterior.json and a figure."""
+    """Report for each layer how far the posterior has moved from its start; write posterior.json and a figure."""
     if not run.guide.sites:
-        log.info("diagnose: skipped, a deterministic network has none")
+        log.info("diagnose: skipped, a deterministic network has no posterior")
         return
     if not (run.out / "checkpoints" / "step-00000000.safetensors").exists():
-        log.info("diagnose: skipped, there is no step-00000000 to compare with: an imported posterior has none")
+        log.info("diagnose: skipped, there is no step-00000000 to compare with (an imported posterior has none)")
         return
     path, figure = run.out / "posterior.json", run.out / "figures" / "posterior.png"
     state = run.saved(run.config.predict.checkpoint)
@@ -123,7 +123,7 @@ def diagnose(run: Experiment) -> None:
 
 
 def predict(run: Experiment) -> None:
-    """Draw the posterior predictive of the test set and write predictive.nc; draws that are there are kept."""
+    """Draw the posterior predictive of the test set and write predictive.nc; saved draws are reused."""
     settings, ranks, path = run.config.predict, run.ranks, run.out / "predictive.nc"
     partial = run.out / "predictive.partial.nc"
     inputs: dict[str, Any] = {}
@@ -175,15 +175,15 @@ def predict(run: Experiment) -> None:
     if settings.tolerance is not None and predictive.method != "moments":
         used = predictive.draws.double()
         log.info(
-            "predict: draws by image: mean %.0f, median %.0f, most %.0f; %.1f%% of the images stopped early, which "
-            "saves %.1f%% of %d draws for each; standard error %.4f at most",
+            "predict: draws per image: mean %.0f, median %.0f, maximum %.0f; %.1f%% of the images stopped early, which "
+            "saved %.1f%% of %d draws for each; standard error %.4f at most",
             used.mean(), used.median(), used.max(), 100 * (used < settings.num_samples).double().mean(),
             100 * (1 - used.mean() / settings.num_samples), settings.num_samples, predictive.mc_error.amax(),
         )  # fmt: skip
 
 
 def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:
-    """The result with the most draws, but no more than are asked for, among those that differ in nothing else."""
+    """The result with the most draws, fewer than the wanted number, among those with the same inputs."""
     most, wanted = None, inputs["settings"]["num_samples"]
     for path in (path for path in paths if path.exists()):
         there = netcdf.read_attrs(path)
@@ -196,12 +196,12 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
         if there.get("generator") == GENERATOR:
             most = max(most or (0, path), (count, path))
         else:
-            log.info("predict: the draws in %s are of another generator than %s; drawing anew", path.name, GENERATOR)
+            log.info("predict: the draws in %s are of another generator than %s; starting again", path.name, GENERATOR)
     if most is None:
         return None
     from ppl_bnn.results.saved_draws import read_predictive
 
-    log.info("predict: going on from the %d draws in %s", most[0], most[1].name)
+    log.info("predict: resuming from the %d draws in %s", most[0], most[1].name)
     return read_predictive(most[1])
 
 
@@ -229,7 +229,7 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
 
 
 def shift(run: Experiment) -> None:
-    """Predict the test set under graded shifts, and data sets the network was not made for; write shift.nc."""
+    """Predict the test set under graded shifts, and out-of-distribution data sets; write shift.nc."""
     settings, path = run.config.shift, run.out / "shift.nc"
     state = run.restored(settings.checkpoint)
     inputs = inputs_of(run, state, settings)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.guides.normal import SMALLEST_SCALE, inverse_scale
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.param_store import own_parameters
 
 LAYOUTS = ("tfp", "torch")
 Layers = dict[str, dict[str, Tensor]]
@@ -129,8 +129,8 @@ def put_in_place(
                 array = _from_tfp(array, flat.get(path))
             if array.shape != target.shape:
                 raise UserError(
-                    f"{where}: {name} is {given} in the file, layout {layout}, and would be {list(array.shape)} here, "
-                    f"where it is {list(target.shape)}"
+                    f"{where}: {name} is {given} in the file, layout {layout}, which becomes {list(array.shape)}; "
+                    f"the run needs {list(target.shape)}"
                 )
             if not bool(torch.isfinite(array).all()):
                 raise UserError(f"{where}: {name} holds NaN or infinite values")
@@ -239,7 +239,7 @@ def _flattened_images(net: nn.Module, example: Tensor) -> dict[str, tuple[int, i
         for path, module in net.named_modules()
     ]
     try:
-        with evaluating(net), poutine.block(), pyro.get_param_store().scope():
+        with evaluating(net), poutine.block(), own_parameters():
             net(example)
     finally:
         for hook in hooks:

@@ -51,7 +51,7 @@ def save(
         folder: created if need be.
         step: number of optimizer steps done.
         meta: anything that JSON holds, returned by `load` as it was.
-        keep: delete all but the last so many others, and step 0, once it is written.
+        keep: number of other checkpoints to keep, the last ones, beside step 0; older ones are then deleted.
         random: the random generators' states, if not those of this process alone (`random_state`).
         params: unconstrained values of ``pyro.param`` statements by name.
 
@@ -89,7 +89,7 @@ def save(
     return path
 
 
-def load(path: Path, *, advice: str = "delete it to go on from the one before it") -> Checkpoint:
+def load(path: Path, *, advice: str = "delete it to resume from the one before it") -> Checkpoint:
     """Read and verify a checkpoint. Nothing in it can run code.
 
     Args:
@@ -122,7 +122,7 @@ def find(folder: Path, name: str = "last") -> Path:
     """The path of a saved step: ``last``, ``step-00001234``, or just ``1234``.
 
     Raises:
-        FileError: no such checkpoint; the message lists those that are there.
+        FileError: no such checkpoint; the message lists the saved ones.
     """
     if name == "last":
         paths = saved(folder)
@@ -157,23 +157,21 @@ def restore(
     """Copy a checkpoint's state into a model, a guide and, if given, an optimizer and values of ``pyro.param``.
 
     Raises:
-        FileError: the checkpoint is of another architecture or prior; the message names the first difference.
+        FileError: the checkpoint is from another architecture or prior; the message names the first difference.
     """
     own_priors = priors_of(model)
     for site, prior in checkpoint.meta["priors"].items():
         if own_priors.get(site, prior) != prior:
-            raise FileError(
-                f"the checkpoint is of another prior: {site!r} has {prior} there and {own_priors[site]} here"
-            )
+            raise FileError(f"the checkpoint has another prior: {site!r}: saved {prior}, now {own_priors[site]}")
     for prefix, module in (("model", model), ("guide", guide)):
         state = checkpoint.part(prefix)
         if difference := shape_difference(state, module.state_dict()):
-            raise FileError(f"the checkpoint is of another network: {prefix} tensor {difference}")
+            raise FileError(f"the checkpoint is from another network: {prefix} tensor {difference}")
         module.load_state_dict(state)
     if params is not None:
         state = checkpoint.part("params")
         if difference := shape_difference(state, dict(params)):
-            raise FileError(f"the checkpoint is of another model or guide: pyro.param {difference}")
+            raise FileError(f"the checkpoint is from another model or guide: pyro.param {difference}")
         with torch.no_grad():
             for name, value in params.items():
                 value.copy_(state[name])

@@ -123,7 +123,7 @@ def start(
         if name != "ranks" and before.get(name) != value:
             raise UserError(
                 f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
-                "use another folder, or the same again"
+                "use another folder, or the saved value"
             )
     restore(state, model=model, guide=guide, optimizer=optimizer, params=params)
     if communicator.rank < before["ranks"]:
@@ -132,7 +132,7 @@ def start(
         torch.manual_seed(draw_seed(rank_seed(decisive["seed"], communicator.rank), state.step))
     if communicator.is_main and before["ranks"] != communicator.size:
         log.info(
-            "%d ranks instead of %d: from step %d on, the examples left of its epoch are shared out among them",
+            "%d ranks instead of %d: from step %d on, they share the remaining examples of its epoch",
             communicator.size, before["ranks"], state.step,
         )  # fmt: skip
     return state

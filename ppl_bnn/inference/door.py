@@ -18,7 +18,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import GuideSites, Replay, auxiliary_kl, site_kl
 from ppl_bnn.inference.observed import check_observed
 from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
-from ppl_bnn.models.labels import as_tensor
+from ppl_bnn.models.labels import as_tensor, refuse_dtype
 from ppl_bnn.models.modes import mode_setter
 from ppl_bnn.models.param_store import own_parameters
 
@@ -81,7 +81,7 @@ def check_training(
     _check_finite(model, guide)
     whole_batch = min(len(x), max(2, batch_size))
     look = partial(_look, model, guide, seed=seed, precision=precision)
-    with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)]) as seen:
+    with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)], parameters) as seen:
         _check_sites(model, seen)
         whole = ranks == 1 and batch_size >= count
         for site in seen.model.nodes.values():
@@ -93,7 +93,9 @@ def check_training(
 
 
 @contextmanager
-def _first_that_runs(look: Callable, batches: list[tuple[Tensor, Tensor]]) -> Iterator["_Seen"]:
+def _first_that_runs(
+    look: Callable, batches: list[tuple[Tensor, Tensor]], parameters: list[nn.Parameter]
+) -> Iterator["_Seen"]:
     """A look at two examples, or at a whole batch for a model that takes no other (a plate of a fixed size, say)."""
     with ExitStack() as scopes:
         try:
@@ -101,7 +103,12 @@ def _first_that_runs(look: Callable, batches: list[tuple[Tensor, Tensor]]) -> It
         except UserError:
             raise
         except (ValueError, RuntimeError, IndexError):
-            seen = scopes.enter_context(look(*batches[1]))
+            x, y = batches[1]
+            try:
+                seen = scopes.enter_context(look(x, y))
+            except RuntimeError:
+                refuse_dtype(x, parameters, lambda other: scopes.enter_context(look(other, y)))
+                raise
         yield seen
 
 
@@ -182,7 +189,7 @@ def _check_finite(model: nn.Module, guide: nn.Module) -> None:
             if not is_lazy(value) and not torch.isfinite(value).all():
                 raise UserError(
                     f"the parameter {name} of the {owner} is not finite: it holds NaN or infinite values before the "
-                    "first step; build it anew, or load a good checkpoint"
+                    "first step; build it again, or load a good checkpoint"
                 )
 
 

@@ -289,5 +289,5 @@ def _expected_log_prob(q: Distribution, draw: Tensor, name: str) -> Tensor:
     except NotImplementedError:
         raise UserError(
             f"the guide samples {name!r} from a {type(q).__name__}, which has neither an entropy nor a log_prob: "
-            "its KL cannot be had; use another distribution"
+            "its KL cannot be computed; use another distribution"
         ) from None

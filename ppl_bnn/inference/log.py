@@ -46,7 +46,7 @@ class TrainingLog:
         return int(self._epoch.get("rows", 0))
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON: ``TrainingLog(log.state())`` goes on where this one is."""
+        """Everything, as JSON: ``TrainingLog(log.state())`` continues this one."""
         return {"history": self.epochs, "step_records": self.steps, "sums": self._epoch, "window": self._window}
 
     def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float) -> None:

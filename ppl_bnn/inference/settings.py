@@ -55,7 +55,7 @@ class TrainSettings:
     )
     checkpoint_every: Count = setting(1, help="epochs between checkpoints", decisive=False)
     checkpoint_minutes: Positive = setting(
-        10.0, help="minutes between checkpoints inside an epoch; more where writing would take over 5% of the time",
+        10.0, help="minutes between checkpoints within an epoch; longer if writing would take over 5% of the time",
         decisive=False,
     )  # fmt: skip
     keep_checkpoints: Count | None = setting(
@@ -77,17 +77,27 @@ class TrainSettings:
             raise UserError(f"{prefix}scale_lr_factor has no effect with ivon: its scales follow the curvature")
 
 
-def kl_weights(kl_weight: float | Callable[[float], float], optimizer: str) -> list[float]:
+def kl_weight_at(kl_weight: float | Callable[[float], float]) -> Callable[[float], float]:
+    """The KL weight as a function of training progress in [0, 1]. Raises UserError if it is neither or no number."""
+    if callable(kl_weight):
+        return kl_weight
+    try:
+        constant = float(kl_weight)
+    except (TypeError, ValueError):
+        raise UserError(f"kl_weight must be a number or a function of progress, got {kl_weight!r}") from None
+    return lambda _: constant
+
+
+def kl_weights(weight_at: Callable[[float], float], optimizer: str) -> list[float]:
     """The KL weight at 17 points of a training, which tell one schedule from another.
 
     Raises:
-        UserError: a weight that is not positive and finite, or a schedule with ivon.
+        UserError: a weight that is not a positive and finite number, or a schedule with ivon.
     """
-    weight_at = kl_weight if callable(kl_weight) else lambda _: kl_weight
     try:
         weights = [float(weight_at(k / 97)) for k in range(0, 97, 6)]
-    except TypeError:
-        raise UserError(f"kl_weight must be a number or a function of progress, got {kl_weight!r}") from None
+    except TypeError as error:
+        raise UserError(f"kl_weight, a function of progress in [0, 1], must return numbers: {error}") from None
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
         raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
     if optimizer == "ivon" and len(set(weights)) > 1:

@@ -26,7 +26,7 @@ from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
 from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
-from ppl_bnn.inference.settings import TrainSettings, kl_weights
+from ppl_bnn.inference.settings import TrainSettings, kl_weight_at, kl_weights
 from ppl_bnn.inference.step import Step
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.modes import mode_setter
@@ -119,16 +119,16 @@ def fit(
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
     settings = TrainSettings(**{known.name: plain[known.name] for known in fields(TrainSettings)})
     settings.check()
+    weight_at = kl_weight_at(kl_weight)
     folder = None if folder is None else Path(folder)
     ranks = communicator or Alone()
     ranks.calls.clear()
     checked, examples = _checked(model, guide, x, y, settings, ranks)
-    decided = _decided(settings, kl_weight, examples, ranks)
+    decided = _decided(settings, weight_at, examples, ranks)
     step = _step(checked, examples, settings, ranks, decided["kl_weight"][0])
     # The scopes keep the caller's random state and validation setting, and the parameter store but for `params`.
     with ExitStack() as scopes:
         scopes.callback(step.model.eval)
-        scopes.enter_context(trained_store(checked.store, checked.params))
         scopes.enter_context(forked_random(*step.optimizer.param_groups[0]["params"][:1]))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
@@ -142,10 +142,11 @@ def fit(
         checkpoints = Checkpoints(step, folder, meta)
         if state is None:
             checkpoints.write(0, records)
+        # Not before: what is refused leaves the caller's store as it was.
+        scopes.enter_context(trained_store(checked.store, checked.params))
         _enter(scopes, step)
         bar = tqdm(total=steps, initial=done, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
-        weight_at = kl_weight if callable(kl_weight) else lambda _: float(kl_weight)
         _train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
     if ranks.size > 1 and ranks.is_main and steps > done:
         _log_messages(ranks, steps - done)
@@ -225,11 +226,11 @@ def _checked(
 
 
 def _decided(
-    settings: TrainSettings, kl_weight: float | Callable[[float], float], examples: Examples, ranks: Communicator
+    settings: TrainSettings, weight_at: Callable[[float], float], examples: Examples, ranks: Communicator
 ) -> dict[str, Any]:
     """What decides this training, as JSON; the same on all ranks, or UserError."""
     decided = {name: getattr(settings, name) for name in decisive(TrainSettings)}
-    decided |= {"kl_weight": kl_weights(kl_weight, settings.optimizer), "num_data": len(examples), "ranks": ranks.size}
+    decided |= {"kl_weight": kl_weights(weight_at, settings.optimizer), "num_data": len(examples), "ranks": ranks.size}
     if len(examples) < ranks.size:
         raise UserError(f"{len(examples)} examples are too few for {ranks.size} ranks: start fewer")
     if ranks.size > 1:

@@ -1,5 +1,6 @@
-"""Class labels as they come from users, made what a Categorical likelihood takes, or refused."""
+"""Inputs and class labels as they come from users: converted where that is unambiguous, or refused."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,31 @@ def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
     if like is None:
         return tensor
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+
+
+def refuse_dtype(x: Tensor, parameters: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
+    """Raise UserError if a forward pass failed by the dtype of `x`: in the parameters' dtype it does not fail.
+
+    Args:
+        x: the inputs [n, ...] of the forward pass that failed.
+        parameters: the network's; the first in floating point tells their dtype.
+        run: the forward pass, of inputs [n, ...].
+    """
+    dtype = next((value.dtype for value in parameters if value.is_floating_point()), x.dtype)
+    if x.dtype == dtype or x.is_complex():
+        return
+    try:
+        run(x.to(dtype))
+    except RuntimeError:
+        return
+    except ValueError:
+        # The run got further than before, so the dtype is to be put right first.
+        pass
+    own, theirs = (str(kind).removeprefix("torch.") for kind in (x.dtype, dtype))
+    raise UserError(
+        f"x has dtype {own} and the network's parameters have {theirs}, and the network fails on this mix: "
+        f"pass x.to(torch.{theirs})"
+    ) from None
 
 
 def class_labels(y: Any, num_classes: int, name: str = "y", *, example_shape: Size | tuple[int, ...] = ()) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import nn
 from torch.distributions import Distribution, constraints
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.param_store import own_parameters
 
 
 def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) -> dict[str, dict]:
@@ -33,7 +33,7 @@ def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) 
         forked_random(*args, *kwargs.values()),
         pyro.validation_enabled(False),
         poutine.block(),
-        pyro.get_param_store().scope(),
+        own_parameters(),
         handler,
     ):
         model(*args, **kwargs)
@@ -52,12 +52,6 @@ class _Zeros(Messenger):
     def __enter__(self) -> "_Zeros":
         self.sites: dict[str, dict] = {}
         return super().__enter__()
-
-    def _pyro_param(self, msg: dict) -> None:
-        # The store would set requires_grad on a frozen parameter.
-        initial = msg["args"][1] if len(msg["args"]) > 1 else None
-        if isinstance(initial, nn.Parameter) and not initial.requires_grad:
-            msg["value"], msg["done"] = initial, True
 
     def _pyro_post_sample(self, msg: dict) -> None:
         if msg["is_observed"] or site_is_subsample(msg):

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import pyro
 from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.param_store import own_parameters
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     ]
     hooks = [record(path or type(net).__name__.removeprefix("Pyro"), module) for path, module in listed]
     try:
-        with evaluating(net), poutine.block(), pyro.get_param_store().scope():
+        with evaluating(net), poutine.block(), own_parameters():
             net(x)
     finally:
         for hook in hooks:

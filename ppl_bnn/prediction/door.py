@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -15,7 +14,9 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior, parameters_of
 from ppl_bnn.models.classifier import Classifier
 from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.labels import refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
+from ppl_bnn.models.param_store import own_parameters
 
 
 def network_of(net: nn.Module) -> tuple[nn.Module, Likelihood]:
@@ -31,7 +32,7 @@ def check_prediction(
     Raises:
         UserError: `x` is no tensor [N, ...] of finite numbers or has no examples; a parameter is on the meta device
             or not finite; the posterior lacks a random site of the network, has another, or has one of another
-            shape; outputs that the likelihood cannot take.
+            shape; a dtype of `x` that the forward pass does not take; outputs that the likelihood cannot take.
     """
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 and below 2^63, got {seed!r}")
@@ -102,8 +103,12 @@ def _check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:
 
 def _checked_outputs(net: nn.Module, draw: Mapping[str, Tensor], x: Tensor) -> Tensor:
     sites = _GivenSites(draw)
-    with evaluating(net), forked_random(x), poutine.block(), pyro.get_param_store().scope(), sites:
-        outputs = net(x)
+    with evaluating(net), forked_random(x), poutine.block(), own_parameters(), sites:
+        try:
+            outputs = net(x)
+        except RuntimeError:
+            refuse_dtype(x, (*net.parameters(), *draw.values()), net)
+            raise
     if sites.lacking:
         raise UserError(f"the posterior has no draws for the network's random sites {_some(sites.lacking)}; {_ADVICE}")
     if others := sorted(draw.keys() - sites.given):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, fx, nn
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, offered
 from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_of
 from ppl_bnn.prediction.compact.network import CompactNetwork, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
@@ -218,7 +218,7 @@ def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size:
         return {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
 
     def logits(index: int, sign: float) -> Tensor:
-        with evaluating(net), pyro.get_param_store().scope():
+        with evaluating(net), own_parameters():
             conditioned = poutine.condition(net, data=dict(weights(index, sign)))
             return torch.cat([conditioned(part) for part in x.split(batch_size)]).unsqueeze(0)
 

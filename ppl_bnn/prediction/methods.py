@@ -54,7 +54,7 @@ def prepared_network(
         UserError: a method or sampling that the posterior does not allow, or `norm_inputs` with another than draws.
     """
     if sampling == "sobol" and method == "draws":
-        raise UserError("sampling sobol is for the method layerwise: draws of weights take more numbers than it has")
+        raise UserError("sampling sobol is for the method layerwise: draws of weights need more dimensions than it has")
     if sampling == "sobol":
         offered(guide, Factorized, "sampling sobol", "use sampling independent")
     if method in ("layerwise", "moments"):
@@ -124,5 +124,5 @@ def _whole_draws(guide: Posterior, method: str, sampling: str) -> str:
         raise UserError("a deterministic network has no draws with statistics of their own; leave out norm_inputs")
     if method not in ("auto", "draws") or sampling == "sobol":
         asked = f"method {method}" if sampling != "sobol" else "sampling sobol"
-        raise UserError(f"batch norm's own statistics are those of whole draws: method draws, not {asked}")
+        raise UserError(f"norm_inputs sets each draw's batch norm statistics, so it needs method draws, got {asked}")
     return "draws"

@@ -72,9 +72,9 @@ def export(
     check_prediction(net, guide, x, likelihood, seed=seed)
     if method == "moments":
         if each_draw:
-            raise UserError("each_draw is a second output of the method draws; moments make none")
+            raise UserError("each_draw needs method draws: moments make no draws")
         if norm_inputs is not None:
-            raise UserError("batch norm's own statistics are those of draws: method draws, not moments")
+            raise UserError("norm_inputs sets each draw's batch norm statistics, so it needs method draws, got moments")
         module: nn.Module = _Moments(moment_network(net, guide), x)
     else:
         module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs, likelihood)

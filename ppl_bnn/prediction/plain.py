@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
+from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.models.priors import map_tensors
 
 # What torch.fx raises where a forward pass depends on values: control flow, len(), numbers and keys made of a proxy.
@@ -74,7 +75,7 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     tracer = _LayersAsLeaves()
     try:
         # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
-        with evaluating(net):
+        with evaluating(net), own_parameters():
             graph = tracer.trace(net)
     except _TRACING_ERRORS as error:
         raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error

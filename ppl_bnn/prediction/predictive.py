@@ -209,6 +209,6 @@ def _check(
         raise UserError(f"tolerance must be above 0 and below 1, got {tolerance}")
     if tolerance is not None and sampling == "sobol":
         raise UserError(
-            "a tolerance needs draws that tell their own error, which Sobol points, made to fit each other, do not; "
+            "a tolerance needs independent draws to estimate the error, and Sobol points are not independent; "
             "use sampling antithetic with it"
         )

@@ -101,7 +101,7 @@ def check_so_far(
         if getattr(so_far, name) != here:
             raise UserError(f"so_far has {name} {getattr(so_far, name)!r}, and this call {here!r}: leave out so_far")
     if not torch.equal(so_far.labels, labels.cpu()) or not torch.equal(so_far.kept, kept):
-        raise UserError("so_far is of other labels, or keeps other examples: leave out so_far")
+        raise UserError("so_far has other labels, or keeps other examples: leave out so_far")
 
 
 class Tally:

@@ -58,16 +58,16 @@ def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> Mean
         raise FileError(f"{path} is not there; pruning.save_fraction writes one")
     tensors, content = read_verified(path, "pruned", name=str(path), kind="pruned posterior", advice="write it again")
     if content["format"] != FORMAT:
-        raise FileError(f"{path} is a {content['format']!r}; this version reads {FORMAT!r}")
+        raise FileError(f"{path} has format {content['format']!r}; this version reads {FORMAT!r}")
     sites = content["sites"]
     for site in sorted(sites.keys() | set(guide.sites)):
         own = list(guide.loc_scale(site)[0].shape) if site in guide.sites else "absent"
         there = sites[site]["shape"] if site in sites else "absent"
         if own != there:
-            raise FileError(f"{path} is of another network: site {site!r} is {there} there and {own} here")
+            raise FileError(f"{path} is from another network: site {site!r}: saved {there}, now {own}")
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if difference := shape_difference(state, model.state_dict()):
-        raise FileError(f"{path} is of another network: {difference}")
+        raise FileError(f"{path} is from another network: {difference}")
     model.load_state_dict(state)
     keep = {}
     for site, found in sites.items():

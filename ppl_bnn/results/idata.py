@@ -39,7 +39,7 @@ def load(path: Path) -> Any:
 
 
 def draws_of(groups: Mapping[str, xr.Dataset], image: int) -> np.ndarray:
-    """The draws that one image has of each class's softmax, [class, draw]; with a tolerance images differ in number."""
+    """One image's draws of each class's probability, [class, draw]. With a tolerance, images differ in number."""
     probs = groups["posterior_predictive"]["probs"].sel(obs_id=image).transpose("class", "chain", "draw").values
     drawn = probs.reshape(len(probs), -1)
     return drawn[:, ~np.isnan(drawn[0])]

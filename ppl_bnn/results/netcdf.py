@@ -1,4 +1,4 @@
-"""Results in netCDF: written whole and compressed, read whole or by group, damaged ones named."""
+"""Results in netCDF: written whole and compressed, read whole or by group. A damaged file is named in the error."""
 
 import json
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def read_group(path: Path, name: str) -> "xr.Dataset | None":
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a result is read into a FileError that names it."""
+    """Turn an error while reading a result into a FileError that names the file."""
     if not path.exists():
         raise FileError(f"{path} is not there; run the stage that writes it first")
     try:

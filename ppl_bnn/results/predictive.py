@@ -50,7 +50,7 @@ def to_inference_data(
         UserError: `images` and `predictive` differ in number.
     """
     if len(images) != len(predictive.labels):
-        raise UserError(f"the predictive is of {len(predictive.labels)} images, got {len(images)}")
+        raise UserError(f"the predictive has {len(predictive.labels)} images, got {len(images)}")
     if not torch.equal(images.labels.cpu().long(), predictive.labels.long()):
         raise UserError("images must be those that the predictive was made of, in its order; their labels differ")
     total, aleatoric, epistemic = predictive.uncertainties()

@@ -1,4 +1,4 @@
-"""Draws that were made before: what a result keeps so that more can be added, bitwise as if made at once."""
+"""Saved draws: what a result keeps so that more draws can be added, with bitwise the result of a single run."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def monte_carlo(predictive: Predictive) -> xr.Dataset:
         coords={"obs_id": np.arange(len(predictive.labels))},
     )
     for name in ("mean_probs", "mean_squares", "mean_entropy"):
-        dataset[name].attrs["exact"] = "float64, to go on from"
+        dataset[name].attrs["exact"] = "float64, to resume from"
     return dataset
 
 
@@ -58,7 +58,7 @@ def read_predictive(path: Path) -> Predictive:
     """A saved predictive, its kept probabilities in the file's steps of 1/65534 and all else in full precision.
 
     Raises:
-        FileError: missing, damaged, or without the sums to go on from.
+        FileError: missing, damaged, or without the sums to resume from.
     """
     groups = {
         name: netcdf.read_group(path, name)

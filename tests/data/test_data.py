@@ -158,12 +158,12 @@ def test_a_split_may_be_told_by_integers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("is_test", np.arange(12), "is_test is a vector of 0 and 1"),
+        ("is_test", np.arange(12), "is_test must be a vector of 0 and 1"),
         ("is_test", np.zeros(12, bool), "with both in it"),
         ("labels", np.arange(12), "integers from 0 to 9"),
-        ("labels", np.zeros((12, 1), int), "labels are a vector"),
-        ("labels", np.full(12, 0.5), "labels are a vector of integers"),
-        ("offsets", np.linspace(0, 1, 13), "offsets are integers, got float64"),
+        ("labels", np.zeros((12, 1), int), "labels must be a vector"),
+        ("labels", np.full(12, 0.5), "labels must be a vector of integers"),
+        ("offsets", np.linspace(0, 1, 13), "offsets must be integers, got float64"),
     ],
 )
 def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path, name, array, message):

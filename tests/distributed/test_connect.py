@@ -84,7 +84,7 @@ def test_a_horovod_without_cuda_is_told_before_any_tensor(monkeypatch):
 @pytest.mark.usefixtures("_own_environment")
 def test_horovod_does_not_wait_longer_than_the_bound():
     ranks = HorovodRanks(Deaf(), timeout=0.2)
-    with pytest.raises(RankLost, match=r"nothing from one of the 2 ranks for 0\.2 s"):
+    with pytest.raises(RankLost, match=r"one of the 2 ranks sent nothing for 0\.2 s"):
         ranks.barrier()
 
 

@@ -66,7 +66,7 @@ def test_when_a_rank_is_killed_the_others_end_soon_and_say_why(run_folder, rank)
     assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 1), ranks.errors()
     last = ranks.errors()[1 - rank].splitlines()[-1]
     assert "error: another rank is gone" in last
-    assert last.endswith("run the same command again to go on from the last checkpoint")
+    assert last.endswith("run the same command again to resume from the last checkpoint")
     assert last.startswith("rank 1: ") == (rank == 0)
     assert checkpoint.step_of(checkpoint.find(run_folder / "out" / "checkpoints")) >= 3
 

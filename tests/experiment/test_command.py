@@ -28,13 +28,13 @@ def failing(error):
     [
         (UserError("lr must be\npositive"), 2, "error: lr must be positive"),
         (Diverged("at step 3"), 1, "error: at step 3"),
-        (RankLost("closed"), 1, "error: another rank is gone (closed); run the same command again to go on from the"),
-        (OSError(28, "No space left", "a.nc"), 1, "error: a.nc: No space left; results that were there are unharmed"),
+        (RankLost("closed"), 1, "error: another rank is gone (closed); run the same command again to resume from the"),
+        (OSError(28, "No space left", "a.nc"), 1, "error: a.nc: No space left; existing results are intact"),
         (MemoryError("8 GB"), 1, "error: out of memory: ask for fewer draws"),
         (RuntimeError("[enforce fail] can't allocate memory"), 1, "error: out of memory"),
         (ValueError("bad shape"), 1, "error: ValueError: bad shape (an error of ppl_bnn's own; --debug shows where)"),
-        (Interrupted("stopped at step 3"), 75, "stopped at step 3; run the same command again to go on"),
-        (KeyboardInterrupt(), 75, "stopped at once; run the same command again to go on"),
+        (Interrupted("stopped at step 3"), 75, "stopped at step 3; run the same command again to resume"),
+        (KeyboardInterrupt(), 75, "stopped at once; run the same command again to resume"),
     ],
 )
 def test_every_error_is_one_line_and_an_exit_code(capsys, error, code, line):

@@ -45,10 +45,10 @@ def test_draws_of_another_generator_are_reported_and_left_alone_but_not_added_to
     code, lines = call("--stages", "predict,prune", "--predict.num_samples", 8)
     assert code == 0
     text = "\n".join(lines)
-    assert f"the draws in predictive.nc are of another generator than {GENERATOR}; drawing anew" in text
-    assert "going on from" not in text
+    assert f"the draws in predictive.nc are of another generator than {GENERATOR}; starting again" in text
+    assert "resuming from" not in text
     assert "pruning.nc is up to date" in text
     assert len(read_predictive(out / "predictive.nc").log_likelihood) == 8
     code, lines = call("--stages", "predict,prune", "--predict.num_samples", 10)
     assert code == 0
-    assert "going on from the 8 draws in predictive.nc" in "\n".join(lines)
+    assert "resuming from the 8 draws in predictive.nc" in "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A run that is interrupted by a signal, a kill or a full disk goes on where it was."""
+"""A run that is interrupted by a signal, a kill or a full disk resumes where it was."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_ctrl_c_before_the_stages_does_not_pass_for_a_failed_download(call, run_
     monkeypatch.setattr(experiment, "load", interrupted)
     code, lines = call()
     assert code == 75
-    assert lines == ["stopped at once; run the same command again to go on from what is saved"]
+    assert lines == ["stopped at once; run the same command again to resume from the last saved state"]
     assert not (run_folder / "out" / "checkpoints").exists()
 
 
@@ -78,7 +78,7 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "step-00000006.safetensors" in result.stderr.splitlines()[-1]
-    assert "unharmed, run again to go on" in result.stderr.splitlines()[-1]
+    assert "existing results are intact; run the same command again to resume" in result.stderr.splitlines()[-1]
     assert not list((run_folder / "out").rglob("*.part"))
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
@@ -108,7 +108,7 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
     assert [path.name for path in out.glob("*.nc")] == {"predict": ["predictive.partial.nc"], "prune": []}[stage]
     again = subprocess.run([*base, stage, setting, "6"], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0
-    assert ("going on from the 3 draws in predictive.partial.nc" in again.stderr) == (stage == "predict")
+    assert ("resuming from the 3 draws in predictive.partial.nc" in again.stderr) == (stage == "predict")
     assert len(list(out.glob("*.nc"))) == 1
     if stage == "predict":
         whole = [*base, stage, setting, "6", "--out", str(tmp_path / "whole")]
@@ -170,7 +170,7 @@ def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(run_folde
     before = checkpoint.step_of(checkpoint.find(checkpoints))
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"going on from step-{before:08d}" in result.stderr
+    assert f"resuming from step-{before:08d}" in result.stderr
     assert 50 <= before < 72
     cut, uncut = (checkpoint.load(checkpoint.find(folder)) for folder in (checkpoints, tmp_path / "whole/checkpoints"))
     assert cut.tensors.keys() == uncut.tensors.keys()

@@ -117,7 +117,8 @@ def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     before = (out / "merged" / "predictive.nc").read_bytes()
     again = [str(run_folder), "--vary", "train.seed=0,1", "--stages", "predict ", "--predict.seed", "7"]
     assert main([*again, "--shard", "0/2"]) == 0
-    assert "predictive.nc of all: not merged, some are of before: settings.seed is 0 there" in capsys.readouterr().err
+    why = "the results differ (settings.seed: one has 0, another 7)"
+    assert f"predictive.nc of all: not merged, {why}" in capsys.readouterr().err
     assert (out / "merged" / "predictive.nc").read_bytes() == before
     assert main(again) == 0
     assert "predictive.nc: 2 chains" in capsys.readouterr().err
@@ -144,7 +145,7 @@ def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_ot
     assert main([str(run_folder), "--vary", "predict.num_samples=0,3", "--stages", "predict"]) == 2
     errors = capsys.readouterr().err
     assert "failed with exit code 2: error: predict.num_samples must be at least 1, got 0" in errors
-    assert "predictive.nc of predict.num_samples=0: 0 of 1 are there" in errors
+    assert "predictive.nc of predict.num_samples=0: 0 of 1 are done" in errors
     found = inference_data.load(out / "jobs" / "predict.num_samples=3" / "predictive.nc")
     assert found["posterior_predictive"].sizes["draw"] == 3
     assert not (out / "merged").exists()
@@ -164,9 +165,9 @@ def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder, capsys):
     arguments = ["--stages", "train", "--train.epochs", "100000", "--train.checkpoint_every", "1"]
     assert main([str(run_folder), "--vary", "train.seed=0,1", *arguments]) == 75
     stopping.join()
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; run the same command again to resume"
     assert not (run_folder / "out" / "jobs" / "train.seed=1").exists()
-    assert "run the same command again to go on" in (folder.parent / "job.log").read_text()
+    assert "run the same command again to resume" in (folder.parent / "job.log").read_text()
 
 
 def test_results_of_other_images_are_not_merged():

@@ -64,7 +64,13 @@ from ppl_bnn.results import netcdf
             ["--stages", "train,dance"],
             ["unknown stage 'dance'", "summary, train, diagnose, predict, shift, prune, report"],
         ),
-        (["--device", "tpu9"], ["device 'tpu9' cannot be used"]),
+        (["--device", "tpu9"], ["device 'tpu9' cannot be used: Invalid device string: 'tpu9'; choose another"]),
+        (
+            ["--device", "gpu"],
+            ["device 'gpu' cannot be used: Expected one of cpu, cuda", "string: gpu; choose another"],
+        ),
+        (["--device", "hpu"], ["device 'hpu' cannot be used: No module named 'torch.hpu'; choose another"]),
+        (["--device", "meta"], ["device 'meta' cannot be used: ", "meta tensors; choose another"]),
         (["--stages", "predict"], ["no checkpoint", "run the train stage first"]),
         (["--stages", "report"], ["no checkpoint", "run the train stage first"]),
     ],
@@ -111,7 +117,7 @@ def test_settings_where_a_number_belongs_and_the_other_way_round(call, run_folde
 def test_weights_of_another_network_do_not_start_one(call, tmp_path):
     assert call("--model.deterministic", "true", "--stages", "train", "--out", tmp_path / "twin")[0] == 0
     arguments = ("--guide.init_from", tmp_path / "twin", "--model.name", "lenet", "--out", tmp_path / "b")
-    assert_refused(call(*arguments), "guide.init_from", "of another network: 'net.fc1.bias' is [256] there and [500]")
+    assert_refused(call(*arguments), "guide.init_from", "from another network: 'net.fc1.bias': saved [256], now [500]")
     (tmp_path / "notes").write_text("x")
     arguments = ("--guide.init_from", tmp_path / "notes", "--out", tmp_path / "c")
     code, lines = call(*arguments)
@@ -182,7 +188,9 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, m
     assert call(*how, tmp_path / "d.npz")[0] == 0
     monkeypatch.undo()
     np.savez(tmp_path / "d.npz", **{**arrays, "labels": arrays["labels"][::-1]})
-    assert_refused(call(*how, tmp_path / "d.npz"), "is of another run: trained on.checksum is", known["checksum"])
+    assert_refused(
+        call(*how, tmp_path / "d.npz"), "belongs to another run: trained on.checksum: saved", known["checksum"]
+    )
 
 
 def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
@@ -196,7 +204,8 @@ def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
     out = run_folder / "out"
     before = (out / "metrics.json").read_text()
     assert_refused(
-        call("--stages", "report", "--predict.num_samples", 9), "predictive.nc is out of date", "5 there and 9"
+        call("--stages", "report", "--predict.num_samples", 9),
+        "predictive.nc is out of date (settings.num_samples: saved 5, now 9)",
     )
     assert_refused(call("--stages", "report", "--pruning.seed", 3), "pruning.nc is out of date", "settings.seed")
     for path in (out / "checkpoints").iterdir():
@@ -220,7 +229,9 @@ def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeyp
     assert json.loads((out / "metrics.json").read_text())["data"]["title"] == "MNIST (5,000-digit subset)"
     monkeypatch.undo()
     for stage in ("train", "predict", "prune", "report"):
-        assert_refused(call("--stages", stage), "is of another run: trained on.title is 'MNIST (5,000-digit subset)'")
+        assert_refused(
+            call("--stages", stage), "belongs to another run: trained on.title: saved 'MNIST (5,000-digit subset)'"
+        )
 
 
 def test_bad_places_are_one_line(call, run_folder, tmp_path):

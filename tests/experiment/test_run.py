@@ -58,10 +58,10 @@ def test_a_run_leaves_every_result(call, run_folder):
 
     code, lines = call("--stages", "predict", "--predict.num_samples", "7")
     assert code == 0
-    assert any("settings.num_samples is 5 there and 7 here" in line for line in lines)
+    assert any("predict: recomputing predictive.nc (settings.num_samples: saved 5, now 7)" in line for line in lines)
     assert netcdf.read_attrs(out / "predictive.nc")["num_samples"] == 7
 
-    assert_refused(call("--train.lr", "0.1"), "train.lr is 0.001 there and 0.1 here", "--out")
+    assert_refused(call("--train.lr", "0.1"), "train.lr: saved 0.001, now 0.1", "--out")
     assert stamps[out / "pruning.nc"] == (out / "pruning.nc").stat().st_mtime_ns
 
 

@@ -128,8 +128,8 @@ def change(name, value):
 @pytest.mark.parametrize(
     ("altered", "message"),
     [
-        (change("hidden/loc", normal(6, 60)), r"layer hidden: loc is \[6, 60\] .* be \[60, 6\] here, .* is \[6, 60\]"),
-        (change("conv/kernel_posterior_loc", normal(3, 2, 3, 3)), r"layer conv: loc is .* where it is \[3, 2, 3, 3\]"),
+        (change("hidden/loc", normal(6, 60)), r"layer hidden: loc is \[6, 60\] .* becomes \[60, 6\].* needs \[6, 60\]"),
+        (change("conv/kernel_posterior_loc", normal(3, 2, 3, 3)), r"layer conv: loc is .* run needs \[3, 2, 3, 3\]"),
         (change("out/scale", np.zeros((6, 4))), r"layer out: scale must be above 1.2e-07 everywhere, its least is 0"),
         (change("out/scale", np.full((6, 4), -0.1)), r"layer out: scale must be above .*, its least is -0.1"),
         (change("out/scale", np.full((6, 4), math.nan)), "layer out: scale holds NaN or infinite values"),
@@ -213,7 +213,7 @@ def test_refusals_on_the_command_line_are_one_line(fc_run, tmp_path, capsys):
 
     np.savez(tmp_path / "good.npz", **fc_arrays())
     refused(tmp_path / "absent.npz", "absent.npz is not there")
-    refused(tmp_path / "good.npz", "layer fc1: loc is [784, 256]", "where it is [256, 784]", layout="torch")
+    refused(tmp_path / "good.npz", "layer fc1: loc is [784, 256]", "the run needs [256, 784]", layout="torch")
     refused(tmp_path / "good.npz", "name all of the file's", more=["--layers", "fc1,fc2"])
     refused(tmp_path / "good.npz", "layout", layout="keras")
     np.savez(tmp_path / "objects.npz", **{"fc1/loc": np.array([_Harmful()], dtype=object)})

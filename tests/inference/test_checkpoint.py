@@ -198,14 +198,14 @@ def test_a_checkpoint_of_another_network_names_the_first_difference(saved):
     net = bayesian(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2)))
     model = Classifier(net, 50)
     guide = MeanFieldNormal(model, X[:1], Y[:1])
-    with pytest.raises(FileError, match=r"'net.0.bias' is \[8\] there and \[9\] here"):
+    with pytest.raises(FileError, match=r"'net.0.bias': saved \[8\], now \[9\]"):
         checkpoint.restore(checkpoint.load(saved), model=model, guide=guide)
 
 
 def test_a_checkpoint_of_another_prior_is_named(saved):
     model, guide = small(prior=dist.Normal(0.0, 2.0))
     with pytest.raises(
-        FileError, match=r"'net.0.weight' has Normal\(loc=0, scale=1\) there and Normal\(loc=0, scale=2\)"
+        FileError, match=r"'net.0.weight': saved Normal\(loc=0, scale=1\), now Normal\(loc=0, scale=2\)"
     ):
         checkpoint.restore(checkpoint.load(saved), model=model, guide=guide)
 
@@ -259,7 +259,7 @@ def test_a_pruned_guides_masks_are_in_its_checkpoints(tmp_path):
     fit(model, guide, X, Y, **settings(), folder=tmp_path)
     other, unpruned = small(seed=5)
     saved = checkpoint.load(checkpoint.find(tmp_path / "checkpoints"))
-    with pytest.raises(FileError, match=r"guide tensor 'keep.0.weight' is \[8, 6\] there and absent here"):
+    with pytest.raises(FileError, match=r"guide tensor 'keep.0.weight': saved \[8, 6\], now absent"):
         checkpoint.restore(saved, model=other, guide=unpruned)
     pruned = prune(unpruned, fraction=0.5).guide
     checkpoint.restore(saved, model=other, guide=pruned)

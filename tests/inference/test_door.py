@@ -60,6 +60,22 @@ def test_numpy_inputs_become_numbers_of_the_models_dtype():
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("x", [X.double(), X.to(torch.uint8), X.double().numpy().astype(np.uint8)])
+def test_inputs_of_a_dtype_that_the_network_does_not_take_are_refused(x):
+    kind = str(x.dtype).removeprefix("torch.")
+    refused(rf"x has dtype {kind} and the network's parameters have float32, .*torch.float32\)$", *classifier(), x=x)
+
+
+def test_integer_inputs_of_an_embedding_are_trained_on():
+    model = Classifier(bayesian(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))), 60)
+    tokens = torch.arange(120).reshape(60, 2) % 5
+    guide = MeanFieldNormal(model, tokens[:1], Y[:1])
+    fit(model, guide, tokens, Y, **settings())
+    # Floating-point tokens fail in the parameters' dtype too: the failure is shown as it is.
+    with pytest.raises(RuntimeError, match="indices"):
+        fit(model, guide, tokens.double(), Y, **settings())
+
+
 @pytest.mark.parametrize("x", [{"left": X[:, :2], "right": X[:, 2:]}, (X, X)], ids=["dict", "tuple"])
 def test_several_inputs_are_refused(x):
     refused("x must be one tensor or numpy array", *classifier(), x=x)

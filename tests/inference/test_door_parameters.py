@@ -104,6 +104,14 @@ def test_pyro_params_resume_bitwise_from_a_checkpoint(tmp_path):
     assert same(train(tmp_path / "cut"), train(tmp_path / "whole"))
 
 
+def test_a_training_that_its_folder_refuses_leaves_the_callers_store(tmp_path):
+    model, guide = regression(noisy, TARGETS)
+    fit(model, guide, X, TARGETS, **settings(), folder=tmp_path)
+    pyro.clear_param_store()
+    refused("holds a training with lr 0.01", model, guide, y=TARGETS, folder=tmp_path, lr=0.02)
+    assert not list(pyro.get_param_store())
+
+
 def test_functions_train_with_the_modules_they_hold():
     net = nn.Linear(4, 3)
     before = net.weight.detach().clone()

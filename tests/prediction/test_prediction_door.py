@@ -4,13 +4,16 @@ import copy
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from small_posteriors import X, Y, dense
 from torch import nn
+from torch.distributions import constraints
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, predictor
 from ppl_bnn.errors import UserError
+from ppl_bnn.models import layer_table
 from ppl_bnn.prediction import predictive
 from ppl_bnn.prediction.onnx import export
 from ppl_bnn.prediction.plain import plain
@@ -190,3 +193,60 @@ def test_a_classifier_predicts_as_its_network_does():
     assert by_net.summary()["nll"] == by_model.summary()["nll"]
     answers = [predictor(one, guide, X, num_samples=4)(X)[0] for one in (net, Classifier(net, 30))]
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+@pytest.mark.usefixtures("no_draws")
+def test_inputs_of_a_dtype_that_the_network_does_not_take_are_refused(dtype):
+    kind = str(dtype).removeprefix("torch.")
+    message = rf"x has dtype {kind} and the network's parameters have float32, .*: pass x.to\(torch.float32\)$"
+    for answer in (lambda *pair: predict(*pair, X.to(dtype), Y, progress=False), lambda *p: predictor(*p, X.to(dtype))):
+        with pytest.raises(UserError, match=message):
+            answer(*dense())
+
+
+def test_integer_inputs_of_an_embedding_are_predicted():
+    net = bayesian(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3)))
+    tokens = torch.arange(60).reshape(30, 2) % 5
+    guide = MeanFieldNormal(net, tokens[:1])
+    assert predict(net, guide, tokens, Y, num_samples=2, progress=False).probs.shape == (2, 30, 3)
+    # Floating-point tokens fail in every dtype of the network's: the failure is shown as it is.
+    with pytest.raises(RuntimeError, match="indices"):
+        predict(net, guide, tokens.double(), Y, num_samples=2, progress=False)
+
+
+class Scaled(nn.Module):
+    """Logits times a ``pyro.param``; `branches` makes a network that torch.fx cannot trace."""
+
+    def __init__(self, *initial, branches=False):
+        super().__init__()
+        self.layer, self.initial, self.branches = nn.Linear(5, 3), initial, branches
+
+    def forward(self, x):
+        if self.branches and x.sum() > 1e9:
+            return self.layer(-x)
+        return self.layer(x) * pyro.param("factor", *self.initial, constraint=constraints.positive)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_pyro_param_of_the_network_has_the_callers_value(branches):
+    """It had its first value again, or there was a KeyError: the draws had a store of their own."""
+    pyro.clear_param_store()
+    pyro.param("factor", torch.tensor(3.0), constraint=constraints.positive)
+    torch.manual_seed(0)
+    net = bayesian(Scaled(torch.tensor(1.0), branches=branches))
+    guide = MeanFieldNormal(net, X[:1])
+    found = predict(net, guide, X, Y, num_samples=2, method="draws", progress=False)
+    expected = [(3 * (X @ guide.draw(s, seed=0)["layer.weight"].T + net.layer.bias)).softmax(-1) for s in range(2)]
+    torch.testing.assert_close(found.probs, torch.stack(expected).detach())
+    lacking = bayesian(Scaled(branches=branches))
+    predict(lacking, MeanFieldNormal(lacking, X[:1]), X, Y, num_samples=2, progress=False)
+    assert layer_table(lacking, X[:1])[-1].output_shape == (3,)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_prediction_leaves_no_pyro_param_in_the_callers_store(branches):
+    pyro.clear_param_store()
+    net = bayesian(Scaled(torch.tensor(1.0), branches=branches))
+    predict(net, MeanFieldNormal(net, X[:1]), X, Y, num_samples=2, progress=False)
+    assert not list(pyro.get_param_store())

@@ -20,8 +20,8 @@ def network(*layers, x=X):
         ({"method": "layerwise"}, {"method": "draws"}, "so_far has method 'layerwise', and this call 'draws'"),
         ({"method": "moments"}, {"method": "draws"}, "so_far has method 'moments'"),
         ({}, {"sampling": "antithetic"}, "so_far has sampling 'independent', and this call 'antithetic'"),
-        ({"y": (Y + 1) % 3}, {}, "so_far is of other labels, or keeps other examples"),
-        ({"keep": torch.arange(3)}, {}, "so_far is of other labels, or keeps other examples"),
+        ({"y": (Y + 1) % 3}, {}, "so_far has other labels, or keeps other examples"),
+        ({"keep": torch.arange(3)}, {}, "so_far has other labels, or keeps other examples"),
     ],
 )
 def test_draws_that_were_made_otherwise_are_not_added_to(before, after, message):

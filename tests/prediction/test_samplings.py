@@ -102,7 +102,7 @@ def test_the_monte_carlo_error_is_the_standard_error():
         ({"method": "exact"}, "method must be one of auto, draws, layerwise"),
         ({"sampling": "halton"}, "sampling must be one of independent, antithetic, sobol"),
         ({"sampling": "sobol", "method": "draws"}, "sobol is for the method layerwise"),
-        ({"sampling": "sobol", "tolerance": 0.1}, "a tolerance needs draws that tell their own error"),
+        ({"sampling": "sobol", "tolerance": 0.1}, "a tolerance needs independent draws to estimate the error"),
         ({"sampling": "antithetic", "num_samples": 3}, "must be even, got 3"),
         ({"tolerance": 0.0}, "tolerance must be above 0"),
         ({"x": X.clone().index_fill(0, torch.tensor([4, 7]), math.nan)}, r"2 examples have NaN.*the first is 4"),

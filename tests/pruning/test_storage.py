@@ -85,5 +85,5 @@ def test_what_is_read_lies_in_the_mapped_file_and_is_not_copied(tmp_path):
 def test_another_network_is_refused_by_site_and_shapes(tmp_path):
     saved(tmp_path)
     model, guide = small(hidden=41)
-    with pytest.raises(FileError, match=r"site '\S*weight' is \[40, 60\] there and \[41, 60\] here"):
+    with pytest.raises(FileError, match=r"site '\S*weight': saved \[40, 60\], now \[41, 60\]"):
         load_pruned(tmp_path / "p", model=model, guide=guide)

@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_earlier_file(results, tmp_path):
 
 def test_images_must_match(results):
     _, predictive, images, _ = results
-    with pytest.raises(ValueError, match="is of 40 images, got 7"):
+    with pytest.raises(ValueError, match="has 40 images, got 7"):
         to_inference_data(predictive, images.first(7))
 
 

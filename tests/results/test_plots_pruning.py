@@ -189,7 +189,7 @@ def test_accuracy_is_drawn_down_to_the_collapse_on_a_linear_axis(results, tmp_pa
     other_title = inference_data.load(other)
     other_title.attrs["title"] = "Fashion-MNIST"
     netcdf.save(other_title, other)
-    with pytest.raises(UserError, match=r"of other images than .*: Fashion-MNIST and MNIST"):
+    with pytest.raises(UserError, match=r"has other images than .*: Fashion-MNIST and MNIST"):
         pruning_accuracy({"a": [results[0], other]}, path)
 
 

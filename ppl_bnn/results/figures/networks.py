@@ -13,7 +13,9 @@ from ppl_bnn.results.figures.layout import Groups
 _DECIDES_PRUNING = ("scope", "criterion", "structure", "finetune_epochs", "finetune_lr", "checkpoint")
 
 
-def read_networks(results: Sequence[Path] | Mapping[str, Sequence[Path]]) -> tuple[str, dict[str, list[Groups]]]:
+def read_networks(
+    results: Sequence[Path] | Mapping[str, Sequence[Path]], *, same_number: bool = True
+) -> tuple[str, dict[str, list[Groups]]]:
     """Read ``pruning.nc`` files: (title of their data and of how they were pruned, {network: its trainings}).
 
     Files are trainings of one network where they differ in `train.seed` alone: the same settings of training and
@@ -23,6 +25,7 @@ def read_networks(results: Sequence[Path] | Mapping[str, Sequence[Path]]) -> tup
 
     Args:
         results: the files, or {name of a network: the files of its trainings} to say which belong together.
+        same_number: whether all must have the same number of test images.
 
     Raises:
         UserError: no file, a result of another stage, or files of different data.
@@ -38,11 +41,9 @@ def read_networks(results: Sequence[Path] | Mapping[str, Sequence[Path]]) -> tup
     for path, groups in read.items():
         if "pruning" not in groups:
             raise UserError(f"{path} is not a pruning.nc, which this figure is drawn from")
-        if (
-            attrs[path]["title"] != title
-            or groups["pruning"].sizes["image"] != read[paths[0]]["pruning"].sizes["image"]
-        ):
-            raise UserError(f"{path} is of other images than {paths[0]}: {attrs[path]['title']} and {title}")
+        fewer = same_number and groups["pruning"].sizes["image"] != read[paths[0]]["pruning"].sizes["image"]
+        if fewer or attrs[path]["title"] != title:
+            raise UserError(f"{path} has other images than {paths[0]}: {attrs[path]['title']} and {title}")
     if isinstance(results, Mapping):
         networks = {name: list(files) for name, files in given}
     else:

@@ -44,13 +44,17 @@ def pruning_accuracy(results: Mapping[str, Sequence[Path]], path: Path) -> Path:
     """Draw `accuracy_curves` of networks' ``pruning.nc`` into `path` (PNG) and return it.
 
     Args:
-        results: {name of a network: the files of its trainings}; a merged file holds several.
+        results: {name of a network: the files of its trainings}; a merged file holds several. They may have different
+            numbers of test images, which the legend then names.
 
     Raises:
         FileError: a result that cannot be read.
         UserError: no path, or results of different data.
     """
-    title, networks = read_networks(results)
+    title, networks = read_networks(results, same_number=False)
+    counts = {name: trainings[0]["pruning"].sizes["image"] for name, trainings in networks.items()}
+    if len(set(counts.values())) > 1:
+        networks = {f"{name} ({counts[name]:,} images)": trainings for name, trainings in networks.items()}
     return save(accuracy_curves(networks, title), path)
 
 

@@ -47,12 +47,14 @@ def load_runs(
 
 
 def check_same_images(runs: Mapping[str, Groups]) -> None:
-    """Raise UserError where the runs are not of the same images and classes."""
+    """Raise UserError where the runs have other images or classes; one may have the first images of another alone."""
     (name, groups), *others = runs.items()
     classes = groups["posterior_predictive"]["class"].values.tolist()
     for other, its in others:
-        same = np.array_equal(its["observed_data"]["y"], groups["observed_data"]["y"]) and np.array_equal(
-            its["constant_data"]["image"], groups["constant_data"]["image"]
+        shared = slice(min(groups["observed_data"].sizes["obs_id"], its["observed_data"].sizes["obs_id"]))
+        same = all(
+            np.array_equal(its[group][part][shared], groups[group][part][shared])
+            for group, part in (("observed_data", "y"), ("constant_data", "image"))
         )
         if not same or its["posterior_predictive"]["class"].values.tolist() != classes:
             raise UserError(f"{name} and {other} are not of the same test images; predict both on the same data")
