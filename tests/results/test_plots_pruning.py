@@ -119,9 +119,9 @@ def test_two_networks_are_two_curves_and_two_seeds_are_one_with_a_band(results, 
     assert {name: len(trainings) for name, trainings in networks.items()} == {"fc": 2, "conv": 1}
     for figure in (accuracy_curves(networks, title), pruning_curves(networks, title)):
         axis = figure.axes[0]
-        assert labelled(axis) == ["fc", "conv"]
+        assert labelled(axis) == ["fc (2 trainings)", "conv"]
         (band,) = axis.collections
-        lines = {line.get_label(): line for line in axis.lines}
+        lines = {line.get_label().split()[0]: line for line in axis.lines}
         assert lines["fc"].get_color() != lines["conv"].get_color()
         levels = [
             one["pruning"].isel(level=one["pruning"]["pruned_fraction"].values.argmin()) for one in networks["fc"]
@@ -135,7 +135,7 @@ def test_two_networks_are_two_curves_and_two_seeds_are_one_with_a_band(results, 
         drawn = lines["conv"].get_ydata()
         np.testing.assert_array_equal(drawn, expected[: len(drawn)])
         (legend,) = figure.legends or [axis.get_legend()]
-        assert [text.get_text() for text in legend.get_texts()] == ["fc", "conv"]
+        assert [text.get_text() for text in legend.get_texts()] == ["fc (2 trainings)", "conv"]
 
 
 def test_what_makes_results_trainings_of_one_network(results, tmp_path):

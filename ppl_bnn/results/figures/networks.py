@@ -55,7 +55,13 @@ def read_networks(
 def trainings_note(networks: Mapping[str, Sequence[Groups]]) -> str:
     """What a title says of bands: nothing where every network was trained once."""
     most = max(len(trainings) for trainings in networks.values())
-    return f"; {most} trainings: mean, and band from the least to the most" if most > 1 else ""
+    several = f"{most} trainings" if len(networks) == 1 else "of several trainings"
+    return f"; {several}: mean, and band from the least to the most" if most > 1 else ""
+
+
+def legend_name(name: str, trainings: Sequence[object]) -> str:
+    """A network's name in a legend, with the number of its trainings where there are several."""
+    return f"{name} ({len(trainings)} trainings)" if len(trainings) > 1 else name
 
 
 def _by_network(

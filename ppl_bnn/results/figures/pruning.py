@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_bnn.results.figures.layout import Groups, new_figure, save, show_image
-from ppl_bnn.results.figures.networks import read_networks, trainings_note
+from ppl_bnn.results.figures.networks import legend_name, read_networks, trainings_note
 
 _PANELS = (
     ("accuracy", "accuracy"),
@@ -219,7 +219,14 @@ def _curve(axis: Axes, trainings: Sequence[Mapping[str, np.ndarray]], quantity: 
         for each in trainings
     ]
     if len(points) == 1:
-        axis.plot(list(points[0]), list(points[0].values()), "o-", color=colour, markersize=4, label=name)
+        axis.plot(
+            list(points[0]),
+            list(points[0].values()),
+            "o-",
+            color=colour,
+            markersize=4,
+            label=legend_name(name, trainings),
+        )
         return
     common = sorted(set.intersection(*(set(own) for own in points)))
     for own in points:
@@ -228,7 +235,7 @@ def _curve(axis: Axes, trainings: Sequence[Mapping[str, np.ndarray]], quantity: 
     together = np.array([[own[pruned] for pruned in common] for own in points])
     if common:
         axis.fill_between(common, together.min(0), together.max(0), color=colour, alpha=0.2, linewidth=0)
-    axis.plot(common, together.mean(0), color=colour, label=name)
+    axis.plot(common, together.mean(0), color=colour, label=legend_name(name, trainings))
 
 
 def _one_of_a_class(candidates: np.ndarray, loss: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
