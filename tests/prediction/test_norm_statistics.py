@@ -113,9 +113,9 @@ def test_a_scale_that_a_draw_has_of_its_own_is_gone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "layerwise"}, "method draws, not method layerwise"),
-        ({"method": "moments"}, "method draws, not method moments"),
-        ({"sampling": "sobol"}, "not sampling sobol"),
+        ({"method": "layerwise"}, "needs method draws, got method layerwise"),
+        ({"method": "moments"}, "needs method draws, got method moments"),
+        ({"sampling": "sobol"}, "got sampling sobol"),
         ({"norm_inputs": K[:1]}, "at least 2 examples, got 1"),
         ({"norm_inputs": K * torch.nan}, "must be finite"),
     ],
@@ -154,7 +154,11 @@ def test_a_run_uses_it_in_every_stage_that_draws(call, tmp_path, data_dir):
     assert code == 0
     code, averages = call(*stages, "--predict.norm_images", "0", run=folder)
     assert code == 0
-    for part in ("predictive.nc again, because settings.norm_images", "shift.nc again", "pruning.nc again"):
+    for part in (
+        "recomputing predictive.nc (settings.norm_images: saved",
+        "recomputing shift.nc",
+        "recomputing pruning.nc",
+    ):
         assert any(part in line for line in averages), averages
     # Without a shift and with nothing pruned the three stages say the same.
     found = [
