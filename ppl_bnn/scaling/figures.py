@@ -78,7 +78,9 @@ def _efficiency(rows: xr.Dataset, predicted: xr.Dataset | None) -> Figure:
     figure, panels = _panels(title, rows)
     for axes, (network, its) in zip(panels[:, 0], _by_network(rows), strict=True):
         _measured_and_predicted(axes, its, predicted, "efficiency", error="efficiency_std")
-        axes.set(title=network, xlabel="ranks", ylabel="efficiency", ylim=(0, min(1.5, axes.get_ylim()[1])))
+        # Wide bands must not hide the points.
+        top = max(1.1 * float(np.nan_to_num(its["efficiency"].max())), min(1.5, axes.get_ylim()[1]))
+        axes.set(title=network, ylabel="efficiency", ylim=(0, top))
     return figure
 
 
@@ -87,7 +89,7 @@ def _prediction(rows: xr.Dataset, predicted: xr.Dataset) -> Figure:
     figure, panels = _panels(title, rows)
     for axes, (network, its) in zip(panels[:, 0], _by_network(rows), strict=True):
         _measured_and_predicted(axes, its, predicted, "samples_per_second", error="samples_per_second_std")
-        axes.set(title=network, xlabel="ranks", ylabel="samples a second", yscale="log")
+        axes.set(title=network, ylabel="samples a second", yscale="log")
     return figure
 
 

@@ -137,6 +137,10 @@ def test_what_was_not_measured_on_several_ranks_is_not_predicted(tmp_path):
     rows["held_out_step_seconds"] = held_out(rows)
     assert draw_scaling(rows, None, tmp_path / "figures") == 3
     assert (tmp_path / "figures" / "efficiency.png").exists()
+    # Without one rank there is no efficiency.
+    two = table(study(tmp_path / "two", ranks=(2,)), [0.6], whole=False)
+    assert two["efficiency"].isnull().all()
+    assert draw_scaling(two, predictions(two, num_samples=3), tmp_path / "two figures") == 4
     # The other run's points on two ranks failed.
     alone = table(study(tmp_path / "more")[:3], [0.6], whole=False)
     assert predictions(alone, num_samples=3)["workload"].values.tolist() == ["bnn, cpu, batch 64"]
