@@ -170,7 +170,7 @@ def _parser() -> ArgumentParser:
         type=float,
         nargs="+",
         default=[0.6],
-        help="training accuracies to time, with --epochs: the mean over the last 50 steps, or an epoch's if fewer",
+        help="training accuracies to time, with --epochs: the mean over the last 20 steps, or an epoch's if fewer",
     )
     add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
     add("--threads", type=int | None, default=None, help="threads of a rank (default: cores / the largest of --ranks)")

@@ -21,49 +21,50 @@ ROUTINES = {
 
 
 def calls_page(rows: xr.Dataset) -> str:
-    """Return Markdown: a table for each network, device and batch, on its largest number of ranks.
+    """Return Markdown: a table for each network, estimator, device and batch, on the largest number of ranks.
 
     Args:
         rows: a result of `ppl_bnn.scaling.table.table`.
     """
     local = first_messages(rows.isel(point=(rows["mbit"].values == 0) & (rows["ranks"].values > 1)))
-    parts = ("network", "device", "batch")
-    keys = list(zip(*(local[part].values.tolist() for part in parts), strict=True))
     text = (
         "Communication calls of rank 0 in a training: their number, their average bytes, and the seconds that rank 0 "
         "waited for them. BNN is the Bayesian network, twin its deterministic twin.\n"
     )
-    for key in dict.fromkeys(keys):
-        block = local.isel(point=[other == key for other in keys])
-        block = block.isel(point=block["ranks"].values == block["ranks"].values.max()).sortby("deterministic")
-        text += f"\n{_title(block)}\n\n{_table(block)}\n"
-    return text if keys else text + "\nNo point on several ranks was measured.\n"
+    points = [local.isel(point=place) for place in range(local.sizes["point"])]
+    for network in dict.fromkeys(map(_network, points)):
+        block = [point for point in points if _network(point) == network]
+        ranks = max(point["ranks"].item() for point in block)
+        largest = [point for point in block if point["ranks"].item() == ranks]
+        twins = [point for point in largest if point["deterministic"].item()]
+        bayesian = [[point, *twins] for point in largest if not point["deterministic"].item()]
+        for beside in bayesian or [twins]:
+            text += f"\n{_title(beside[0])}\n\n{_table(beside)}\n"
+    return text if points else text + "\nNo point on several ranks was measured.\n"
 
 
-def _title(block: xr.Dataset) -> str:
-    first = block.isel(point=0)
-    backends = ", ".join(dict.fromkeys(block["backend"].values.tolist()))
-    return (
-        f"## {first['network'].item()}, {first['device'].item()}, batch {first['batch'].item()} a rank, "
-        f"{first['ranks'].item()} ranks over {backends}"
-    )
+def _network(point: xr.Dataset) -> tuple[str, str, int]:
+    return point["network"].item(), point["device"].item(), point["batch"].item()
 
 
-def _table(block: xr.Dataset) -> str:
-    points = [block.isel(point=place) for place in range(block.sizes["point"])]
-    names = [f"{_kind(point)} {quantity}" for point in points for quantity in ("calls", "average bytes", "seconds")]
+def _title(point: xr.Dataset) -> str:
+    estimator = "" if point["deterministic"].item() else f" ({point['estimator'].item()})"
+    network, device, batch = _network(point)
+    ranks, backend = point["ranks"].item(), point["backend"].item()
+    return f"## {network}{estimator}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
+
+
+def _table(points: Sequence[xr.Dataset]) -> str:
+    kinds = ["twin" if point["deterministic"].item() else "BNN" for point in points]
+    names = [f"{kind} {quantity}" for kind in kinds for quantity in ("calls", "average bytes", "seconds")]
     lines = [["routine", *names], ["---", *("---:" for _ in names)]]
-    for routine, kinds in ROUTINES.items():
-        lines.append([f"**{routine}**", *(cell for point in points for cell in _cells(point, list(kinds)))])
-        if len(kinds) > 1:
-            for kind, purpose in kinds.items():
-                lines.append([f"of it: {purpose}", *(cell for point in points for cell in _cells(point, [kind]))])
+    for routine, parts in ROUTINES.items():
+        lines.append([f"**{routine}**", *(cell for point in points for cell in _cells(point, list(parts)))])
+        if len(parts) > 1:
+            for part, purpose in parts.items():
+                lines.append([f"of it: {purpose}", *(cell for point in points for cell in _cells(point, [part]))])
     lines.append(["time in all / elapsed", *(cell for point in points for cell in _efficiency(point))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _kind(point: xr.Dataset) -> str:
-    return "twin" if point["deterministic"].item() else f"BNN ({point['estimator'].item()})"
 
 
 def _cells(point: xr.Dataset, kinds: Sequence[str]) -> list[str]:

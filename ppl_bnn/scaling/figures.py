@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def _panels(title: str, rows: xr.Dataset, *, columns: int = 1, lines: int = 1) -
     else:
         figure = Figure(figsize=(4.6 * columns, height * len(networks)), layout="constrained")
         panels = figure.subplots(len(networks), columns, squeeze=False)
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(fill(title, round(11 * figure.get_figwidth())), fontsize="medium")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels

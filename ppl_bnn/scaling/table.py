@@ -15,7 +15,7 @@ from ppl_bnn.experiment import saved_config
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
 # The accuracy of a training is a mean over this number of its last steps, or over an epoch's if that has fewer.
-WINDOW = 50
+WINDOW = 20
 _IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "digits100k": 100_000}
 _SETTING = ("run", "device", "batch", "ranks", "estimator", "mbit", "latency_ms", "cycle_ms", "fusion_mb")
 _ALONE = ("run", "device", "batch", "estimator")
