@@ -20,8 +20,8 @@ from ppl_bnn.files import write_text
 from ppl_bnn.inference.elbo import Terms
 
 STEPS_A_RECORD = 50
-# Of how many steps the seconds are kept one by one.
-_LAST_STEPS = 10_000
+# Number of steps that performance.json keeps one by one, the last.
+_LAST_STEPS = 50_000
 
 
 class TrainingLog:
@@ -36,7 +36,8 @@ class TrainingLog:
         state = state or {}
         self.epochs: list[dict[str, float]] = state.get("history", [])
         self.steps: list[dict[str, float]] = state.get("step_records", [])
-        self._last: deque[tuple[int, float]] = deque(maxlen=_LAST_STEPS)
+        self._last: deque[tuple[int, float, float | None]] = deque(maxlen=_LAST_STEPS)
+        self._starts, self._step = [0], 0
         self._epoch: dict[str, float] = state.get("sums", {})
         self._window: dict[str, float] = state.get("window", {})
 
@@ -51,7 +52,8 @@ class TrainingLog:
 
     def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float) -> None:
         """Add a step of `rows` examples."""
-        self._last.append((rows, seconds))
+        self._step = step
+        self._last.append((rows, round(seconds, 6), round(correct / rows, 6) if math.isfinite(correct) else None))
         parts = {"loss": terms.loss * rows, "nll": terms.nll * rows, "kl": terms.kl * rows, "correct": correct}
         for sums in (self._epoch, self._window):
             for name, value in {**parts, "rows": rows, "seconds": seconds}.items():
@@ -79,16 +81,36 @@ class TrainingLog:
         if self.steps:
             write_text(folder / "steps.csv", _as_csv(self.steps))
 
-    def write_performance(self, folder: Path, communicator: Communicator) -> None:
-        """Write performance.json: what the steps since the start of this process took, and what ranks said meanwhile.
+    def resume(self, folder: Path, step: int) -> None:
+        """Keep the steps up to `step` that performance.json has of earlier processes, if it has the last of them."""
+        self._starts, self._step = [step], step
+        try:
+            before = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
+            steps = list(zip(before["rows"], before["seconds"], before["accuracy"], strict=True))
+            count, starts = step - before["first_step"] + 1, before["starts"]
+        except (OSError, ValueError, KeyError):
+            # It is missing, damaged or of version 0.1.0. The training does not need it.
+            return
+        if 0 <= count <= len(steps):
+            self._last.extend(steps[:count])
+            self._starts = [*(start for start in starts if start < step), step]
 
-        ``rows`` and ``seconds`` of each step (the last 10,000), and under ``calls`` for each kind of
-        `Communicator.calls` the ``count``, the ``bytes`` and the ``seconds`` that this rank stood still for them.
+    def write_performance(self, folder: Path, communicator: Communicator) -> None:
+        """Write performance.json: what each step took and reached, and what the ranks sent each other.
+
+        ``rows``, ``seconds`` and ``accuracy`` (over all ranks; null without class labels) have an entry for each step
+        from ``first_step`` (1, or later if there were over 50,000) on, those of a training that was resumed too.
+        ``starts`` has the number of steps before each process. Under ``calls`` there is for each kind of
+        `Communicator.calls` its ``count``, its ``bytes`` and the ``seconds`` that this rank waited, since this process
+        called `fit`.
         """
-        rows, seconds = zip(*self._last, strict=True)
+        if not self._last:
+            return
+        rows, seconds, accuracy = zip(*self._last, strict=True)
         content = {
             "ranks": communicator.size, "backend": communicator.name, "threads": torch.get_num_threads(),
-            "rows": rows, "seconds": [round(value, 6) for value in seconds],
+            "first_step": self._step - len(rows) + 1, "starts": self._starts,
+            "rows": rows, "seconds": seconds, "accuracy": accuracy,
             "calls": {kind: dataclasses.asdict(calls) for kind, calls in communicator.calls.items()},
         }  # fmt: skip
         write_text(folder / "performance.json", json.dumps(content) + "\n")

@@ -61,6 +61,8 @@ class Checkpoints:
         if self.folder is None or not ranks.is_main:
             return
         started = time.monotonic()
+        # First, because a training that resumes from the checkpoint keeps the steps before it.
+        records.write_performance(self.folder, ranks)
         checkpoint.save(
             self.folder / "checkpoints", number, model=step.model, guide=step.guide, optimizer=step.optimizer,
             meta={**records.state(), **self.meta}, keep=step.settings.keep_checkpoints, random=random,

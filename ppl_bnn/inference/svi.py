@@ -137,6 +137,8 @@ def fit(
             optimizer=step.optimizer, params=step.params, device=step.device, folder=folder,
         )  # fmt: skip
         records, done = TrainingLog(state.meta if state else None), state.step if state else 0
+        if state is not None and folder is not None and ranks.is_main:
+            records.resume(folder, done)
         steps = done + _steps_left(records, len(examples), settings, ranks)
         meta = {"steps": steps, "settings": decided, "origin": dict(origin or {})}
         checkpoints = Checkpoints(step, folder, meta)
@@ -195,13 +197,14 @@ def _train(
             records.write(folder)
         if checkpoints.due_after(epoch + 1) or agreed.stop:
             checkpoints.write(number, records)
-        if folder is not None:
-            records.write_performance(folder, ranks)
         if bar.disable and ranks.is_main:
             log.info("epoch %d of %d: %s", epoch + 1, settings.epochs, str(records))
         if agreed.stop and epoch + 1 < settings.epochs:
             ranks.barrier()
             raise Interrupted(f"stopped after epoch {epoch + 1} of {settings.epochs}")
+    if checkpoints.folder is not None and ranks.is_main and number > done:
+        # Again, with the messages of the last checkpoint.
+        records.write_performance(checkpoints.folder, ranks)
 
 
 def _checked(

@@ -1,19 +1,24 @@
-"""Measures one point of the scaling study: launches a training, which writes its performance.json."""
+"""Measures one point of the scaling study: a training, started once and started again when its settings changed."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ppl_bnn.errors import UserError
 from ppl_bnn.files import write_text
-from ppl_bnn.scaling.hosts import rehearsed_hosts, start_ranks
+from ppl_bnn.scaling.launch import PointFailed, launch, launch_on_rehearsed_hosts
+
+# Environment variables that change how fast a rank computes, by how their names begin, and how fast ranks communicate.
+_ARITHMETIC = (
+    "ATEN_", "CUDA_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PPL_BNN_NATIVE",
+    "PYTORCH_", "TORCH_",
+)  # fmt: skip
+_MESSAGES = ("FI_", "GLOO_", "HOROVOD_", "I_MPI_", "MPICH_", "NCCL_", "OMPI_", "UCX_")
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,10 @@ class Setting:
     Args:
         run: run folder.
         batch: batch size of one rank.
+        estimator: of the gradient (``train.estimator``); empty for the run's own.
         mbit, latency_ms: bandwidth (Mbit/s) and latency (ms) of the links between rehearsed hosts, one host for each
             rank. 0: no rehearsed hosts, the launcher places the ranks.
+        cycle_ms, fusion_mb: Horovod's cycle time (ms) and fusion buffer (MiB). None: not set by the study.
         repeat: number of this repeat, from 0.
     """
 
@@ -32,27 +39,40 @@ class Setting:
     device: str
     batch: int
     ranks: int
-    mbit: float
-    latency_ms: float
-    repeat: int
+    estimator: str = ""
+    mbit: float = 0.0
+    latency_ms: float = 0.0
+    cycle_ms: float | None = None
+    fusion_mb: float | None = None
+    repeat: int = 0
 
     @property
     def name(self) -> str:
         """Name of its folder."""
-        run = re.sub(r"\W+", "-", self.run).strip("-")
-        link = f"-{self.mbit:g}mbit" if self.mbit else ""
-        link += f"-{self.latency_ms:g}ms" if self.latency_ms else ""
-        return f"{run}-{self.device.replace(':', '')}-batch{self.batch}-ranks{self.ranks}{link}-{self.repeat}"
+        parts = [Path(self.run).name, self.device.replace(":", "")]
+        parts += [self.estimator] if self.estimator else []
+        parts += [f"batch{self.batch}", f"ranks{self.ranks}"]
+        parts += [f"cycle{self.cycle_ms:g}ms"] if self.cycle_ms is not None else []
+        parts += [f"fusion{self.fusion_mb:g}mb"] if self.fusion_mb is not None else []
+        parts += [f"{self.mbit:g}mbit"] if self.mbit else []
+        parts += [f"{self.latency_ms:g}ms"] if self.latency_ms else []
+        return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in [*parts, str(self.repeat)])
 
-
-class PointFailed(RuntimeError):
-    """A training failed."""
+    def environment(self) -> dict[str, str]:
+        """Return the environment of its ranks: this process's, with the settings of Horovod."""
+        own = {}
+        if self.cycle_ms is not None:
+            own["HOROVOD_CYCLE_TIME"] = f"{self.cycle_ms:g}"
+        if self.fusion_mb is not None:
+            own["HOROVOD_FUSION_THRESHOLD"] = str(round(self.fusion_mb * 2**20))
+        return {**os.environ, **own}
 
 
 def measure(
     point: Setting,
     folder: Path,
     *,
+    run_settings: Mapping[str, Any],
     steps: int,
     epochs: int | None,
     threads: int,
@@ -61,21 +81,57 @@ def measure(
 ) -> None:
     """Train in `folder`, unless the same point was finished there before.
 
+    It is the same point if these did not change: the run's settings, the command, its launcher, and the environment
+    variables that decide how fast a rank computes and the ranks communicate. ``point.json`` holds them, and
+    ``elapsed_seconds`` from the launcher's start to its end.
+
     Args:
+        run_settings: the run's own settings, resolved, as JSON.
         steps: number of timed steps, after one untimed step. Ignored with `epochs`.
         epochs: train this number of whole epochs instead.
         threads: threads of each rank.
-        launcher: ``auto``, ``horovod``, ``torch``, or a command with {ranks} in it.
+        launcher: ``horovod``, ``torch``, or a command with {ranks} in it.
         settings: further arguments of `ppl_bnn.run`.
 
     Raises:
-        PointFailed: the training failed.
+        PointFailed: the training failed, or cannot be started.
         NotPermitted: hosts cannot be rehearsed here.
     """
+    arguments = _arguments(point, steps=steps, epochs=epochs, threads=threads, settings=settings)
+    environment = point.environment()
+    identity = {
+        "settings": run_settings,
+        "arguments": arguments,
+        "launcher": launcher if point.ranks > 1 else "",
+        "environment": _that_matters(environment, point.ranks),
+    }
+    record = folder / "point.json"
+    if record.exists():
+        before = _read(record)
+        if before.get("identity") != identity:
+            shutil.rmtree(folder)
+        elif before.get("done"):
+            return
+    write_text(record, json.dumps({"identity": identity, "done": False}))
+    command, output = [*arguments, "--out", str(folder)], folder / "output.txt"
+    started = time.monotonic()
+    if point.mbit:
+        launch_on_rehearsed_hosts(command, output, ranks=point.ranks, mbit=point.mbit, latency_ms=point.latency_ms)
+    else:
+        launch(command, output, ranks=point.ranks, launcher=launcher, environment=environment)
+    elapsed = time.monotonic() - started
+    _check(point, folder)
+    write_text(record, json.dumps({"identity": identity, "done": True, "elapsed_seconds": round(elapsed, 3)}))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _arguments(point: Setting, *, steps: int, epochs: int | None, threads: int, settings: Sequence[str]) -> list[str]:
     arguments = [
         "-m", "ppl_bnn.run", point.run, "--stages", "train", "--quiet", "--device", point.device,
         "--threads", str(threads), "--train.batch_size", str(point.batch),
     ]  # fmt: skip
+    if point.estimator:
+        arguments += ["--train.estimator", point.estimator]
     if epochs is None:
         # One epoch a step: the steps do not depend on the number of images, and nothing is written between them.
         images = point.batch * point.ranks
@@ -83,59 +139,26 @@ def measure(
         arguments += ["--train.checkpoint_every", str(steps + 1)]
     else:
         arguments += ["--train.epochs", str(epochs)]
-    arguments += settings
-    command = {"arguments": arguments, "launcher": launcher if point.ranks > 1 else ""}
-    if (folder / "point.json").exists():
-        before = _read(folder / "point.json")
-        if before.get("command") != command:
-            shutil.rmtree(folder)
-        elif before.get("done"):
-            return
-    write_text(folder / "point.json", json.dumps({"command": command, "done": False}))
-    _launch(point, launcher, [*arguments, "--out", str(folder)], folder / "output.txt")
-    if not (folder / "performance.json").exists():
-        raise PointFailed(f"no {folder / 'performance.json'}: did rank 0 write to the disk of another host?")
-    write_text(folder / "point.json", json.dumps({"command": command, "done": True}))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return [*arguments, *settings]
 
 
-def _launch(point: Setting, launcher: str, arguments: list[str], output: Path) -> None:
-    """Run a training to its end and write its output to a file."""
-    if point.mbit:
-        links = rehearsed_hosts(point.ranks, mbit=point.mbit, latency_ms=point.latency_ms)
-        with links as hosts, output.open("w") as file:
-            _wait(start_ranks(hosts, [sys.executable, *arguments], file), output)
-    else:
-        command = [sys.executable] if point.ranks == 1 else _launcher(launcher, point.ranks)
-        with output.open("w") as file:
-            try:
-                process = subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT)
-            except OSError as error:
-                raise PointFailed(f"{command[0]} cannot be started: {error.strerror}") from None
-            _wait([process], output)
+def _that_matters(environment: Mapping[str, str], ranks: int) -> dict[str, str]:
+    begin = (*_ARITHMETIC, *_MESSAGES) if ranks > 1 else _ARITHMETIC
+    return {name: value for name, value in sorted(environment.items()) if name.startswith(begin)}
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
-    try:
-        codes = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if any(codes):
-        lines = [line for line in output.read_text(errors="replace").splitlines() if "error" in line.lower()] or [""]
-        raise PointFailed(f"exit code {max(map(abs, codes))}; {output} has the whole output: {lines[-1].strip()}")
-
-
-def check_launcher(launcher: str) -> None:
-    """Raise UserError for a launcher that is neither a known name nor a command."""
-    try:
-        command = launcher.format(ranks=2).split()
-    except (LookupError, ValueError) as error:
-        raise UserError(f"--launcher takes a command with {{ranks}} in it, got {launcher!r} ({error!r})") from None
-    if not command:
-        raise UserError("--launcher must be auto, horovod, torch, or a command with {ranks} in it; got nothing")
+def _check(point: Setting, folder: Path) -> None:
+    """Raise PointFailed if the training did not leave what the table needs."""
+    path = folder / "performance.json"
+    if not path.exists():
+        raise PointFailed(f"no {path}: did rank 0 write to the disk of another host?")
+    content = _read(path)
+    if (count := len(content["seconds"]) - len(content["starts"])) < 2:
+        raise PointFailed(f"at least 2 steps are needed after the first of each process, got {max(count, 0)}")
+    if content["ranks"] != point.ranks:
+        raise PointFailed(f"the launcher started {content['ranks']} ranks, not {point.ranks}: has it {{ranks}} in it?")
+    if (point.cycle_ms, point.fusion_mb) != (None, None) and not content["backend"].startswith("Horovod"):
+        raise PointFailed(f"cycle_ms and fusion_mb are settings of Horovod; these ranks used {content['backend']}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -145,15 +168,3 @@ def _read(path: Path) -> dict[str, Any]:
         # A damaged file: the point is measured again.
         content = None
     return content if isinstance(content, dict) else {}
-
-
-def _launcher(launcher: str, ranks: int) -> list[str]:
-    if launcher == "auto":
-        launcher = "horovod" if find_spec("horovod") else "torch"
-    if launcher == "horovod":
-        horovodrun = Path(sys.executable).parent / "horovodrun"
-        return [str(horovodrun), "-np", str(ranks), sys.executable]
-    if launcher == "torch":
-        # The arguments begin with -m, which torchrun passes on to python.
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return launcher.format(ranks=ranks).split()

@@ -1,210 +1,229 @@
-"""The table of the scaling study, from the results of each training, and the predictions of the cost model."""
+"""The table of the scaling study, from what each training left in its folder."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.config import TrainConfig
-from ppl_bnn.scaling.cost_model import Link, Point, fit_cost_model
 
 KINDS = ("gradients", "step", "batch norm", "broadcast", "other")
-RANKS = tuple(2**k for k in range(11))
-PUBLISHED = (
-    "published (Sharma, Jennings 2020): BNN over CNN 2.4 for fixed epochs; VGG-16 on 128 nodes 3.37 over 1.3 minutes, "
-    "that is 2.59"
-)
+# The accuracy of a training is a mean over this number of its last steps, or over an epoch's if that has fewer.
+WINDOW = 20
 _IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "digits100k": 100_000}
-_SETTING = ("run", "device", "batch", "ranks", "mbit", "latency_ms")
+_SETTING = ("run", "device", "batch", "ranks", "estimator", "mbit", "latency_ms", "cycle_ms", "fusion_mb")
+_ALONE = ("run", "device", "batch", "estimator")
+_UNITS = {
+    "samples_per_second": "1/s", "samples_per_second_std": "1/s", "step_seconds": "s", "fixed_epochs_seconds": "s",
+    "seconds_to_accuracy": "s", "call_mean_bytes": "bytes", "call_seconds": "s", "seconds": "s", "elapsed_seconds": "s",
+    "mbit": "Mbit/s", "latency_ms": "ms", "cycle_ms": "ms", "fusion_mb": "MiB",
+}  # fmt: skip
 
 
-def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracy: float, *, whole: bool) -> xr.Dataset:
+@dataclass(frozen=True)
+class _Part:
+    """One repeat of a point.
+
+    Attributes:
+        content: its performance.json.
+        settings: what it was trained with.
+        own: the run's own settings.
+        elapsed: seconds from the launcher's start to its end.
+    """
+
+    content: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    own: Mapping[str, Any]
+    elapsed: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Part":
+        point = json.loads((folder / "point.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
+        settings = saved_config.read(folder / "config.yaml")
+        return cls(content, settings, point["identity"]["settings"], point["elapsed_seconds"])
+
+    @property
+    def starts(self) -> list[int]:
+        """Places of the first steps of the processes that trained it."""
+        places = [start - self.content["first_step"] + 1 for start in self.content["starts"]]
+        return [place for place in places if place >= 0]
+
+    @property
+    def timed(self) -> NDArray[np.bool_]:
+        """Which steps count for a speed [K]: all but the first of each process."""
+        counts = np.ones(len(self.content["seconds"]), dtype=bool)
+        counts[self.starts] = False
+        return counts
+
+    @property
+    def last_process(self) -> slice:
+        """Places of the steps of the last process, whose messages were counted."""
+        return slice((self.starts or [0])[-1], None)
+
+
+def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracies: Sequence[float], *, whole: bool) -> xr.Dataset:
     """Return one row for each setting. The steps of its repeats are concatenated.
 
     Args:
-        points: for each point its run, device, batch (of one rank), ranks, mbit and latency_ms (of its links; 0 for the
-            machine's own), and the out folder of its training.
-        accuracy: training accuracy to time.
+        points: for each point the fields of its `ppl_bnn.scaling.point.Setting`, and the out folder of its training.
+        accuracies: training accuracies to time [A].
         whole: whether the trainings are whole ones. If not, no accuracy is reported.
 
     Returns:
-        A Dataset over ``point``: samples_per_second with its ``_std`` over steps, step_seconds (median),
-        fixed_epochs_seconds (the run's own epochs over all its images, at this speed), efficiency T1 / TN by the
-        medians, seconds_to_accuracy (NaN if not reached), communication_share (share of the steps' time in which rank
-        0 waited for gradients and step messages), messages and bytes of gradients a step. Over ``point`` and
-        ``kind``: call_count, call_mean_bytes, call_seconds, over the whole training. Over ``point`` and ``step``:
-        seconds. No speed counts the first step of a training.
+        A Dataset over ``point``, described in docs/scaling.md. Over ``point`` and ``accuracy``: seconds_to_accuracy
+        (NaN if a repeat did not reach it). Over ``point`` and ``kind``: call_count, call_mean_bytes, call_seconds, of
+        a training's last process. Over ``point`` and ``step``: seconds. No speed counts the first step of a process.
     """
-    found: dict[tuple[Any, ...], list[tuple[Path, dict[str, Any]]]] = {}
+    found: dict[tuple[Any, ...], list[_Part]] = {}
     for setting, folder in points:
-        content = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
-        found.setdefault(tuple(setting[name] for name in _SETTING), []).append((folder, content))
+        found.setdefault(tuple(setting[name] for name in _SETTING), []).append(_Part.read(folder))
+    settings = [dict(zip(_SETTING, key, strict=True)) for key in found]
     rows = [
-        {**dict(zip(_SETTING, key, strict=True)), **_row(parts, _epochs(key[0]), accuracy, whole)}
-        for key, parts in found.items()
+        _row(setting, parts, accuracies if whole else ())
+        for setting, parts in zip(settings, found.values(), strict=True)
     ]
-    for row in rows:
-        alone = [
-            r for r in rows if r["ranks"] == 1 and all(r[name] == row[name] for name in ("run", "device", "batch"))
-        ]
-        row["efficiency"] = alone[0]["step_seconds"] / row["step_seconds"] if alone else math.nan
+    _add_efficiency(rows, settings)
     calls = [row.pop("calls") for row in rows]
     steps = [row.pop("steps") for row in rows]
-    names = [
-        f"{Path(row['run']).name}, {row['device']}, batch {row['batch']}, {row['ranks']} ranks"
-        + (f" at {row['mbit']:g} Mbit/s" if row["mbit"] else "")
-        + (f", {row['latency_ms']:g} ms" if row["latency_ms"] else "")
-        for row in rows
-    ]
+    times = [row.pop("times") for row in rows]
     padded = np.full((len(rows), max(map(len, steps))), math.nan)
     for line, values in zip(padded, steps, strict=True):
         line[: len(values)] = values
+    reached = np.full((len(rows), len(accuracies)), math.nan)
+    if whole:
+        reached[:] = times
     variables: dict[str, Any] = {name: ("point", [row[name] for row in rows]) for name in rows[0]}
     for name in ("count", "mean_bytes", "seconds"):
         variables[f"call_{name}"] = (("point", "kind"), [[call[kind][name] for kind in KINDS] for call in calls])
     variables["seconds"] = (("point", "step"), padded)
-    dataset = xr.Dataset(variables, coords={"point": names, "kind": list(KINDS)})
-    for name, units in (("samples_per_second", "1/s"), ("step_seconds", "s"), ("fixed_epochs_seconds", "s"),
-                        ("seconds_to_accuracy", "s"), ("call_mean_bytes", "bytes"), ("call_seconds", "s"),
-                        ("seconds", "s"), ("mbit", "Mbit/s"), ("latency_ms", "ms")):  # fmt: skip
+    variables["seconds_to_accuracy"] = (("point", "accuracy"), reached)
+    names = [_label(row, setting) for row, setting in zip(rows, settings, strict=True)]
+    dataset = xr.Dataset(variables, coords={"point": names, "kind": list(KINDS), "accuracy": list(accuracies)})
+    for name, units in _UNITS.items():
         dataset[name].attrs["units"] = units
     return dataset
 
 
-def predictions(rows: xr.Dataset, *, mbit: float | None = None, num_samples: int = 200) -> xr.Dataset:
-    """Predict samples a second and efficiency on 1 to 1024 ranks.
+def flat(rows: xr.Dataset) -> Any:
+    """Return a data frame of one row a point, with columns for each kind of call and each training accuracy."""
+    dimensions = ["kind", "step", "quantile", "accuracy"]
+    frame = rows.drop_dims([name for name in dimensions if name in rows.dims]).to_dataframe().reset_index(drop=True)
+    for accuracy in rows["accuracy"].values:
+        frame[f"seconds_to_accuracy_{accuracy:g}"] = rows["seconds_to_accuracy"].sel(accuracy=accuracy).values
+    for kind in rows["kind"].values:
+        for name in ("count", "mean_bytes", "seconds"):
+            # `step_seconds` is already the column of a step's own seconds.
+            column = f"{'step message' if kind == 'step' else kind}_{name}".replace(" ", "_")
+            frame[column] = rows[f"call_{name}"].sel(kind=kind).values
+    if "held_out_step_seconds" in rows:
+        frame["held_out_step_seconds"] = rows["held_out_step_seconds"].sel(quantile=0.5).values
+    return frame
 
-    The result is over ``workload``, ``ranks`` and ``quantile`` (5, 50, 95%). The links have `mbit` Mbit/s, or by
-    default the speed of the machine's own. The attribute ``ratios`` has one line for each Bayesian network: its time
-    over that of its deterministic twin.
-    """
-    model = fit_cost_model(_model_points(rows), num_samples=num_samples)
-    link = None if mbit is None else Link(mbit * 1e6 / 8)
-    found, efficiency, times = [], [], {}
-    workloads = {_workload(row): row for row in _rows(rows)}
-    for name, row in workloads.items():
-        sent = _sent(rows, row)
-        times[name] = [model.measured(Point(name, ranks, *sent, link=link)) for ranks in RANKS]
-        found.append([_quantiles(float(row["batch"]) * n / time) for n, time in zip(RANKS, times[name], strict=True)])
-        efficiency.append([_quantiles(times[name][0] / time) for time in times[name]])
-    dimensions = ("workload", "ranks", "quantile")
-    return xr.Dataset(
-        {"samples_per_second": (dimensions, found), "efficiency": (dimensions, efficiency)},
-        coords={"workload": list(workloads), "ranks": list(RANKS), "quantile": [0.05, 0.5, 0.95]},
-        attrs={"ratios": "\n".join(_ratios(workloads, times)), "mbit": mbit or 0.0},
+
+def _row(setting: Mapping[str, Any], parts: Sequence[_Part], accuracies: Sequence[float]) -> dict[str, Any]:
+    seconds, rows = (
+        np.concatenate([np.asarray(part.content[name], dtype=float)[part.timed] for part in parts])
+        for name in ("seconds", "rows")
     )
-
-
-def held_out(rows: xr.Dataset, *, num_samples: int = 100) -> xr.DataArray:
-    """Predict each link's points by a fit to the points of the other links. This needs three links or more.
-
-    Returns:
-        Seconds a step over ``point`` and ``quantile`` (5, 50, 95%, with the model's own error), NaN where there is no
-        prediction.
-    """
-    quantiles = np.full((rows.sizes["point"], 3), math.nan)
-    points = _model_points(rows)
-    links = {point.link for point in points if point.link is not None}
-    for link in links if len(links) > 2 else []:
-        model = fit_cost_model([point for point in points if point.link != link], num_samples=num_samples)
-        for place, point in enumerate(points):
-            if point.link == link:
-                quantiles[place] = _quantiles(model.measured(point))
-    return xr.DataArray(quantiles, coords={"quantile": [0.05, 0.5, 0.95]}, dims=("point", "quantile"))
-
-
-def _row(parts: Sequence[tuple[Path, dict[str, Any]]], epochs: int, accuracy: float, whole: bool) -> dict[str, Any]:
-    settings = saved_config.read(parts[0][0] / "config.yaml")
-    first = parts[0][1]
-    seconds = np.concatenate([content["seconds"][1:] for _, content in parts])
-    speeds = np.concatenate([np.divide(content["rows"][1:], content["seconds"][1:]) for _, content in parts])
-    steps = sum(len(content["seconds"]) for _, content in parts)
-    calls = {}
-    for kind in KINDS:
-        count, bytes_, waited = (
-            sum(content["calls"].get(kind, {}).get(name, 0) for _, content in parts)
-            for name in ("count", "bytes", "seconds")
-        )
-        calls[kind] = {"count": count, "mean_bytes": bytes_ / count if count else 0.0, "seconds": waited}
-    still = calls["gradients"]["seconds"] + calls["step"]["seconds"]
+    speeds = rows / seconds
+    counted = np.concatenate([part.content["seconds"][part.last_process] for part in parts])
+    calls = {kind: _calls(parts, kind) for kind in KINDS}
+    gradients, steps = calls["gradients"], len(counted) / len(parts)
+    elapsed = sum(part.elapsed for part in parts) / len(parts)
+    first, model = parts[0], parts[0].settings["model"]
+    fixed = [_fixed_epochs(part, float(speeds.mean())) for part in parts]
     return {
-        "network": settings["model"]["name"],
-        "deterministic": bool(settings["model"]["deterministic"]),
-        "backend": first["backend"],
-        "threads": first["threads"],
+        **{name: setting[name] for name in ("run", "device", "batch", "ranks", "mbit", "latency_ms")},
+        **{name: math.nan if setting[name] is None else setting[name] for name in ("cycle_ms", "fusion_mb")},
+        "workload": _workload(setting),
+        "network": model["name"],
+        "deterministic": bool(model["deterministic"]),
+        "estimator": "none" if model["deterministic"] else first.settings["train"]["estimator"],
+        "backend": first.content["backend"],
+        "threads": first.content["threads"],
         "samples_per_second": float(speeds.mean()),
         "samples_per_second_std": float(speeds.std(ddof=1)),
         "step_seconds": float(np.median(seconds)),
-        "fixed_epochs_seconds": epochs * _IMAGES[settings["data"]["name"]] / float(speeds.mean()),
-        "seconds_to_accuracy": _time_to(accuracy, parts[0][0] / "log.csv") if whole else math.nan,
-        "communication_share": still / sum(sum(content["seconds"]) for _, content in parts),
-        "messages": calls["gradients"]["count"] / steps,
-        "bytes": calls["gradients"]["count"] * calls["gradients"]["mean_bytes"] / steps,
+        "fixed_epochs_seconds": float(np.mean([time for time, _ in fixed])),
+        "fixed_epochs_measured": all(measured for _, measured in fixed),
+        "communication_share": (gradients["seconds"] + calls["step"]["seconds"]) / (steps * float(counted.mean())),
+        "communication_efficiency": sum(call["seconds"] for call in calls.values()) / elapsed,
+        "elapsed_seconds": elapsed,
+        "messages": gradients["count"] / steps,
+        "bytes": gradients["count"] * gradients["mean_bytes"] / steps,
         "calls": calls,
         "steps": seconds,
+        "times": [float(np.mean([_seconds_to(accuracy, part) for part in parts])) for accuracy in accuracies],
     }
 
 
-def _epochs(run: str) -> int:
-    return saved_config.read(Path(run) / "config.yaml").get("train", {}).get("epochs", TrainConfig.epochs)
+def _calls(parts: Sequence[_Part], kind: str) -> dict[str, float]:
+    found = [part.content["calls"].get(kind, {}) for part in parts]
+    count, bytes_, seconds = (sum(call.get(name, 0) for call in found) for name in ("count", "bytes", "seconds"))
+    mean = bytes_ / count if count else 0.0
+    return {"count": count / len(parts), "mean_bytes": mean, "seconds": seconds / len(parts)}
 
 
-def _time_to(accuracy: float, path: Path) -> float:
-    """Return the seconds of training up to the first epoch with this training accuracy, or NaN if none reached it."""
-    seconds = 0.0
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            seconds += float(row["seconds"])
-            if float(row["accuracy"]) >= accuracy:
-                return seconds
-    return math.nan
+def _fixed_epochs(part: _Part, speed: float) -> tuple[float, bool]:
+    """Return the seconds of the run's own epochs over all its images, and whether they were measured."""
+    own, trained = part.own, part.settings
+    epochs = own["train"]["epochs"]
+    same = epochs == trained["train"]["epochs"] and own["data"]["num_train"] == trained["data"]["num_train"]
+    if same and part.content["first_step"] == 1:
+        return sum(part.content["seconds"]), True
+    images = _IMAGES.get(own["data"]["name"], math.nan) - own["data"]["holdout"]
+    if own["data"]["num_train"] is not None:
+        # In this order the number stands if the size of the data set is not known.
+        images = min(own["data"]["num_train"], images)
+    return epochs * images / speed, False
 
 
-def _rows(rows: xr.Dataset) -> list[xr.Dataset]:
-    return [rows.isel(point=number) for number in range(rows.sizes["point"])]
+def _seconds_to(accuracy: float, part: _Part) -> float:
+    """Return the seconds up to the first step whose last `WINDOW` steps have this mean accuracy, or NaN."""
+    content = part.content
+    rows = np.asarray(content["rows"], dtype=float)
+    correct = rows * np.array([math.nan if share is None else share for share in content["accuracy"]])
+    window = max(1, min(WINDOW, len(rows) // part.settings["train"]["epochs"]))
+    if content["first_step"] > 1:
+        return math.nan
+    totals = np.lib.stride_tricks.sliding_window_view(np.stack([correct, rows]), window, axis=1).sum(-1)
+    # The accuracies are rounded.
+    reached = np.flatnonzero(totals[0] / totals[1] >= accuracy - 1e-6)
+    return math.nan if not len(reached) else float(sum(content["seconds"][: reached[0] + window]))
 
 
-def _workload(row: xr.Dataset) -> str:
-    return f"{Path(row['run'].item()).name}, {row['device'].item()}, batch {row['batch'].item()}"
+def _add_efficiency(rows: Sequence[dict[str, Any]], settings: Sequence[Mapping[str, Any]]) -> None:
+    for row, setting in zip(rows, settings, strict=True):
+        alone = [
+            other for other, its in zip(rows, settings, strict=True)
+            if its["ranks"] == 1 and all(its[name] == setting[name] for name in _ALONE)
+        ]  # fmt: skip
+        row["efficiency"] = alone[0]["step_seconds"] / row["step_seconds"] if alone else math.nan
+        errors = [_relative_error(each["steps"]) for each in (row, *alone[:1])]
+        row["efficiency_std"] = 0.0 if row["ranks"] == 1 else row["efficiency"] * math.hypot(*errors)
 
 
-def _model_points(rows: xr.Dataset) -> list[Point]:
-    points = []
-    for row in _rows(rows):
-        seconds = row["seconds"].values
-        mbit, delay = float(row["mbit"]), float(row["latency_ms"]) / 1e3
-        link = Link(mbit * 1e6 / 8, delay) if mbit else None
-        sent = float(row["messages"]), float(row["bytes"])
-        points.append(Point(_workload(row), int(row["ranks"]), *sent, seconds[np.isfinite(seconds)], link))
-    return points
+def _relative_error(steps: NDArray) -> float:
+    # The standard error of a median.
+    return float(1.25 * steps.std(ddof=1) / len(steps) ** 0.5 / np.median(steps))
 
 
-def _sent(rows: xr.Dataset, row: xr.Dataset) -> tuple[float, float]:
-    """Return messages and bytes of gradients a step, from any point of the workload on several ranks."""
-    run = rows.isel(point=(rows["run"].values == row["run"].item()) & (rows["ranks"].values > 1))
-    if not run.sizes["point"]:
-        raise UserError(f"{row['run'].item()} was not run on several ranks: add one above 1 to --ranks")
-    return float(run["messages"][0]), float(run["bytes"][0])
+def _workload(setting: Mapping[str, Any]) -> str:
+    name = Path(setting["run"]).name + (f" {setting['estimator']}" if setting["estimator"] else "")
+    return f"{name}, {setting['device']}, batch {setting['batch']}"
 
 
-def _quantiles(draws: np.ndarray) -> list[float]:
-    return np.quantile(draws, (0.05, 0.5, 0.95)).tolist()
-
-
-def _ratios(workloads: Mapping[str, xr.Dataset], times: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
-    lines = []
-    for name, row in workloads.items():
-        for other, twin in workloads.items():
-            same = all(row[part].item() == twin[part].item() for part in ("network", "device", "batch"))
-            if same and not row["deterministic"] and twin["deterministic"]:
-                ratios = [_quantiles(times[name][RANKS.index(n)] / times[other][RANKS.index(n)]) for n in (1, 128)]
-                one, many = (f"{middle:.2f} ({low:.2f} to {high:.2f})" for low, middle, high in ratios)
-                lines.append(f"time of {name} over {other}: {one} on 1 rank, {many} predicted on 128")
-    return lines
+def _label(row: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
+    link = (f" at {row['mbit']:g} Mbit/s" if row["mbit"] else "") + (
+        f", {row['latency_ms']:g} ms" if row["latency_ms"] else ""
+    )
+    cycle = f", cycle {setting['cycle_ms']:g} ms" if setting["cycle_ms"] is not None else ""
+    fusion = f", fusion {setting['fusion_mb']:g} MiB" if setting["fusion_mb"] is not None else ""
+    return f"{row['workload']}, {row['ranks']} ranks{link}{cycle}{fusion}"
