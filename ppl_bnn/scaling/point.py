@@ -122,7 +122,9 @@ def measure(
     elapsed = time.monotonic() - started
     _check(point, folder)
     write_text(record, json.dumps({"identity": identity, "done": True, "elapsed_seconds": round(elapsed, 3)}))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if epochs is None:
+        # A network that was trained for some steps is of no use to anyone.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _arguments(point: Setting, *, steps: int, epochs: int | None, threads: int, settings: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
 from ppl_bnn.files import alone_in
-from ppl_bnn.scaling.point import check_launcher
+from ppl_bnn.scaling.launch import checked_launcher
 from ppl_bnn.study.page import Section, write_page
 from ppl_bnn.study.scales import SCALES, scale_named
 from ppl_bnn.study.work import Options, Work
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(parsed: Namespace) -> int:
     names = _parts(parsed.parts)
     scale, options, out = scale_named(parsed.scale), _options(parsed), Path(parsed.out or f"study-{parsed.scale}")
-    check_launcher(options.launcher)
+    checked_launcher(options.launcher)
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         work, functions = Work(out, scale, options), _functions()

@@ -8,8 +8,7 @@ import xarray as xr
 
 from ppl_bnn.results import netcdf
 from ppl_bnn.study.page import Row, Section
-from ppl_bnn.study.timings import MISSING
-from ppl_bnn.study.work import Outcome, Work
+from ppl_bnn.study.work import MISSING, Outcome, Work
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Points of accuracy that count as unchanged: about two standard errors of 10,000 test images.

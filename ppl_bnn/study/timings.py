@@ -1,15 +1,15 @@
 """Commands of `ppl_bnn.scaling` for the study's networks, and single numbers of their tables as text."""
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import xarray as xr
 
 from ppl_bnn.results import netcdf
-from ppl_bnn.study.work import Outcome, Work
-
-MISSING = "not measured"
+from ppl_bnn.study.work import MISSING, Outcome, Work
 
 
 def timed(
@@ -24,11 +24,17 @@ def timed(
         settings: settings of each training.
     """
     runs = [work.run_folder(network + twin) for network in networks for twin in ("", "-cnn")]
-    return work.do(
+    outcome = work.do(
         name, "scaling", *runs, "--ranks", *map(str, ranks or work.ranks), *how,
         "--launcher", work.options.launcher, "--out", str(work.folder(name)),
         "--", *work.data(networks[0]), *settings,
     )  # fmt: skip
+    path = work.folder(name) / "failed.json"
+    if outcome.reason is None or not path.exists():
+        return outcome
+    points = json.loads(path.read_text(encoding="utf-8"))
+    reason = "; ".join(f"{point}: {why}" for point, why in points.items()) or outcome.reason
+    return replace(outcome, reason=reason, partly=True)
 
 
 class Timings:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from ppl_bnn.results import netcdf
+from ppl_bnn.scaling.point import Setting
 from ppl_bnn.study.page import Row, Section
 from ppl_bnn.study.timings import Timings, on_ranks, text, timed
 from ppl_bnn.study.work import Outcome, Work
@@ -130,8 +131,8 @@ def _trained_resnet(work: Work) -> Outcome:
 
 
 def _point(work: Work, ranks: int) -> Path:
-    row = Timings(work, "trainings").row(_VGG, ranks)
-    return work.folder("trainings") / "missing" if row is None else Path(row["folder"].item())
+    point = Setting(work.run_folder(_VGG), "cpu", work.scale.large_batch, ranks)
+    return work.folder("trainings") / "points" / point.name
 
 
 def _predicted(work: Work, name: str, folder: Path, draws: int) -> Outcome:

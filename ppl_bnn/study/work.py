@@ -18,6 +18,8 @@ from ppl_bnn.files import write_text
 from ppl_bnn.study.scales import Scale
 from ppl_bnn.version import __version__
 
+MISSING = "not measured"
+
 log = logging.getLogger("ppl_bnn")
 
 
@@ -49,14 +51,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A command of the study, as a user would type it, and why it failed (None: it is done)."""
+    """A command of the study, as a user would type it, and why it failed (None: it is done).
+
+    Args:
+        partly: whether a command that failed has right results beside those that are missing.
+    """
 
     command: str
     reason: str | None = None
+    partly: bool = False
 
     def or_reason(self, ours: str) -> str:
         """Our number, with the reason where the command failed."""
-        return f"{ours} ({self.reason})" if self.reason else ours
+        return f"{ours} ({self.reason})" if self.reason and (MISSING in ours or not self.partly) else ours
 
 
 @dataclass
