@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator, RankLost
+from ppl_bnn.errors import UserError
 
 
 class TorchRanks(Communicator):
@@ -17,10 +19,15 @@ class TorchRanks(Communicator):
     Args:
         device: device of the gradients, ``cpu`` or ``cuda``.
         timeout: seconds to wait for a silent rank. A rank that has ended is noticed at once.
+
+    Raises:
+        UserError: the gradients' device is a GPU, and there is none.
     """
 
     def __init__(self, device: str, *, timeout: float) -> None:
         self.name = "NCCL" if device.startswith("cuda") else "Gloo"
+        if self.name == "NCCL" and not torch.cuda.is_available():
+            raise UserError(f"device {device!r} cannot be used: torch finds no GPU on this host")
         backend = "cpu:gloo,cuda:nccl" if self.name == "NCCL" else "gloo"
         with _rank_lost():
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))

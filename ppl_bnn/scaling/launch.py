@@ -68,7 +68,7 @@ def launch_on_rehearsed_hosts(
 
 
 def reason(text: str) -> str:
-    """Return the line of a failed training's output that says why it failed."""
+    """Return the line of a failed training's output that says why it failed; empty if there is no output."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [found[1] for line in lines if (found := _OWN_ERROR.search(line))]
     # The other ranks then miss the one that failed first.
@@ -76,7 +76,7 @@ def reason(text: str) -> str:
     if first:
         return first[0]
     raised = [line for line in lines if _EXCEPTION.match(line)]
-    return (raised or lines or ["it printed nothing"])[-1]
+    return (raised or lines or [""])[-1]
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
@@ -89,7 +89,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
                 process.wait()
     if any(codes):
         why = reason(output.read_text(errors="replace"))
-        raise PointFailed(f"{why} (exit code {max(map(abs, codes))}; {output} has the whole output)")
+        raise PointFailed(why or f"it printed nothing and ended with exit code {max(map(abs, codes))}")
 
 
 def _command(launcher: str, ranks: int) -> list[str]:

@@ -75,6 +75,13 @@ def _own_environment(monkeypatch):
     monkeypatch.setattr(os, "environ", others)
 
 
+def test_a_gpu_that_is_not_there_is_told_before_the_ranks_meet(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    with pytest.raises(ValueError, match="device 'cuda:1' cannot be used: torch finds no GPU on this host"):
+        connect("cuda:1", environment=environment)
+
+
 def test_a_horovod_without_cuda_is_told_before_any_tensor(monkeypatch):
     monkeypatch.setattr("ppl_bnn.distributed.horovod_backend.import_horovod", Deaf)
     with pytest.raises(ValueError, match=r"device is 'cuda:1', and this Horovod was built without CUDA.*torchrun"):

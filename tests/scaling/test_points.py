@@ -38,7 +38,7 @@ srun: error_handler done
         ("error: another rank is gone (nothing for 5 s)\n", "another rank is gone (nothing for 5 s)"),
         (CRASHED, "ValueError: bad weights: nan"),
         ("There are not enough slots available\n\n", "There are not enough slots available"),
-        ("", "it printed nothing"),
+        ("", ""),
     ],
     ids=["torchrun", "horovodrun", "lost rank", "crash", "launcher", "nothing"],
 )

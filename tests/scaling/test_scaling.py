@@ -39,7 +39,9 @@ def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, capsys):
     assert study("torch") == 0
     assert times == {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
     assert study("false {ranks}") == 1
-    assert "bnn-cpu-batch64-ranks2-0: failed: it printed nothing (exit code 1" in capsys.readouterr().err
+    assert (
+        "bnn-cpu-batch64-ranks2-0: failed: it printed nothing and ended with exit code 1 (" in capsys.readouterr().err
+    )
     assert len(list((out / "points").glob("*/performance.json"))) == 1
 
 
