@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
 from ppl_bnn.experiment.stage_check import stage_names
 
@@ -63,17 +64,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every other option goes to python -m ppl_bnn.run as it is.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder, or a run's out folder")
     parser.add_argument("--vary", action="append", required=True, metavar="SETTING=VALUE,...", help="may be repeated")
     parser.add_argument("--stages", default="train,predict,prune", help="of each job (default: %(default)s)")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only every N-th job, from the I-th (from 0)")
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time; they share the cores (default: 1)")
-    parser.add_argument("--out", help="where results go (default: <run>/out)")
+    parser.add_argument("--out", help="where results go (default: <run>/out, or the out folder itself)")
     return parser
 
 
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
-    out = Path(parsed.out or Path(parsed.run) / "out")
+    out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
     if parsed.workers < 1:
         raise UserError(f"--workers must be at least 1, got {parsed.workers}")

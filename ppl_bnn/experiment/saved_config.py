@@ -11,7 +11,18 @@ import yaml
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.files import write_text
+from ppl_bnn.inference.manifest import MANIFEST
 from ppl_bnn.settings import decisive, per_host
+
+
+def is_out(folder: Path) -> bool:
+    """Whether this is a run's out folder: settings beside what a training writes. A run folder has settings alone."""
+    return (folder / "config.yaml").exists() and any((folder / name).exists() for name in ("checkpoints", MANIFEST))
+
+
+def out_of(folder: Path) -> Path:
+    """Where results go without ``--out``: into ``out`` of a run folder, and into an out folder itself."""
+    return folder if is_out(folder) else folder / "out"
 
 
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The stages of a run: summary, train, diagnose, predict, shift, prune, report; each works in the run's out folder.
+"""The stages of a run: train, diagnose, predict, shift, prune, report; each works in the run's out folder.
 
 What draws or writes a result is imported where that is done: ArviZ and matplotlib take seconds to import, and a stage
 that has nothing to do answers without them.
@@ -26,11 +26,9 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
 from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
 from ppl_bnn.inference.elbo import kl_by_site
-from ppl_bnn.inference.manifest import manifest
 from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.models import render_table
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
@@ -44,20 +42,12 @@ SHARED = ("train", "predict")
 log = logging.getLogger(__name__)
 
 
-def summary(run: Experiment) -> None:
-    """Print the layer table with its parameter counts."""
-    kind = "deterministic" if run.config.model.deterministic else "Bayesian"
-    print(f"{run.config.model.name} ({kind}) on {run.train_images.title}\n\n{render_table(run.rows)}")
-
-
 def train(run: Experiment) -> None:
     """Train, or go on with a training that was cut off; nothing is done where it is complete."""
     settings, ranks = run.config.train, run.ranks
     # Rank 0 looks, since it alone writes there.
     if ranks.any(ranks.is_main and _is_trained(run)):
         return
-    if ranks.is_main:
-        write_text(run.out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
     x, y = run.train_tensors()
     history = fit(
         run.model,
@@ -70,7 +60,7 @@ def train(run: Experiment) -> None:
         ),
         progress=run.progress,
         folder=run.out,
-        origin=run.origin,
+        origin=run.origin | {"run": run.name},
         should_stop=run.should_stop,
         communicator=ranks,
     )
@@ -275,7 +265,6 @@ def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
 
 
 STAGES: dict[str, Callable[[Experiment], None]] = {
-    "summary": summary,
     "train": train,
     "diagnose": diagnose,
     "predict": predict,
