@@ -1,5 +1,8 @@
 """`load_checkpoint`: a saved step by name, into the model and guide of the user."""
 
+import re
+from pathlib import Path
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -75,3 +78,17 @@ def test_values_of_pyro_param_come_back_where_the_statements_have_run(tmp_path):
     guide(X)
     load_checkpoint(tmp_path, model=model, guide=guide)
     assert_same_state(dict(pyro.get_param_store().items()), trained)
+
+
+def test_the_docs_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_checkpoint" in block)
+    names = {}
+    exec(example, names)
+    assert capsys.readouterr().out.startswith("step 20: ")
+    assert names["probs"].shape == (50, 2)
+    assert not torch.equal(
+        names["guide"].loc_scale("0.weight")[0],
+        checkpoint.load(checkpoint.find(tmp_path / "results" / "checkpoints")).tensors["guide.loc.0.weight"],
+    )
