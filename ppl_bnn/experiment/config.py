@@ -150,7 +150,7 @@ class PredictConfig:
         "over training's draws: that many images more to predict, for the draws of shift and prune too; about 1000 "
         "(default: 0, the running averages)",
     )  # fmt: skip
-    checkpoint: str = setting("last", help=_CHECKPOINT)
+    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into predictive-step-00006000.nc")
     seed: Natural = setting(0, help="seed of the draws")
     train_log_likelihood: bool = setting(
         False, help="write train_log_likelihood.nc too: each draw's log likelihood of every training example, and its "
@@ -221,13 +221,22 @@ class PruningConfig:
         0, help="train what is left of each level for this number of epochs before it is measured"
     )
     finetune_lr: Positive | None = setting(None, help="learning rate of that (default: train.lr)")
-    num_samples: Count = setting(200, help="number of weight draws at each level")
-    checkpoint: str = setting("last", help=_CHECKPOINT)
+    num_samples: Count = setting(
+        200, help="number of weight draws at each level; other draws than those in pruning.nc go beside it: "
+        "pruning-100draws.nc, pruning-seed1.nc",
+    )  # fmt: skip
+    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into pruning-step-00006000.nc")
     seed: Natural = setting(0, help="seed of the draws")
     save_fraction: Share | None = setting(
         None, help="write pruned.safetensors with this share of the weights pruned (default: no such file), and "
         "fine-tuned where finetune_epochs is set: it is then a level of its own",
     )  # fmt: skip
+
+    keep_images: list[Natural] | None = setting(
+        None, help="numbers of the test images, from 0, whose single draws pruning.nc keeps (default: of each class "
+        "the first and, where predictive.nc is there, the ten most uncertain)",
+    )  # fmt: skip
+    save_snr: bool = setting(False, help="write each weight's signal-to-noise ratio into pruning.nc too")
 
     def thresholds(self) -> list[Threshold]:
         """The thresholds as a list."""

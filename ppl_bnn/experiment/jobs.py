@@ -127,7 +127,7 @@ def _run(
             _link_checkpoints(_folder(out, job), _training_folder(out, job))
         processes.run([(_folder(out, job), after, job) for job in mine])
         if not processes.stopping:
-            _merge(combinations, out, [f"{name}.nc" for name, stage in _RESULTS.items() if stage in after])
+            _merge(combinations, out, [name for name, stage in _RESULTS.items() if stage in after])
     return processes.exit_code()
 
 
@@ -199,6 +199,7 @@ class _Processes:
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
     # Not for --help: ArviZ takes seconds to import.
     from ppl_bnn.experiment.merging import differing, generators, merge
+    from ppl_bnn.experiment.provenance import result_path
     from ppl_bnn.results import idata as inference_data
     from ppl_bnn.results import netcdf
 
@@ -207,22 +208,22 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
         for job in combinations:
             groups.setdefault(_name(_without_seed(job)), []).append(job)
         for group, jobs in groups.items():
-            paths = [_folder(out, job) / name for job in jobs]
-            there = sum(path.exists() for path in paths)
+            paths = [result_path(_folder(out, job), name) for job in jobs]
+            file, there = paths[0].name, sum(path.exists() for path in paths)
             if len(paths) > 1 and there == len(paths):
                 attributes = [netcdf.read_attrs(path) for path in paths]
                 if difference := differing([of.get("inputs", {}) for of in attributes]):
-                    log.info("%s of %s: not merged, some are of before: %s", name, group or "all", difference)
+                    log.info("%s of %s: not merged, some are of before: %s", file, group or "all", difference)
                     continue
                 if len(found := generators(attributes)) > 1:
-                    log.info("%s of %s: not merged, drawn by %s", name, group or "all", " and ".join(sorted(found)))
+                    log.info("%s of %s: not merged, drawn by %s", file, group or "all", " and ".join(sorted(found)))
                     continue
-                merged = out / "merged" / group / name
+                merged = out / "merged" / group / file
                 attrs = {"chains": [str(path.relative_to(out)) for path in paths]}
                 netcdf.save(merge([inference_data.load(path) for path in paths], attrs=attrs), merged)
                 log.info("%s: %d chains", merged, len(paths))
             elif there < len(paths):
-                log.info("%s of %s: %d of %d are there, merged when all are", name, group or "all", there, len(paths))
+                log.info("%s of %s: %d of %d are there, merged when all are", file, group or "all", there, len(paths))
 
 
 def _without_seed(job: Settings) -> dict[str, Any]:

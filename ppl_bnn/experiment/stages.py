@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_bnn.data import load
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.provenance import inputs_of, read_inputs, up_to_date
+from ppl_bnn.experiment.provenance import inputs_of, predictive_path, read_inputs, up_to_date
 from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import pruning_study
@@ -114,8 +114,10 @@ def diagnose(run: Experiment) -> None:
 
 def predict(run: Experiment) -> None:
     """Draw the posterior predictive of the test set and write predictive.nc; draws that are there are kept."""
-    settings, ranks, path = run.config.predict, run.ranks, run.out / "predictive.nc"
-    partial = run.out / "predictive.partial.nc"
+    settings, ranks = run.config.predict, run.ranks
+    # Only rank 0 needs to see the folder of checkpoints.
+    path = predictive_path(run.out, settings) if ranks.is_main else run.out / "predictive.nc"
+    partial = path.with_suffix(".partial.nc")
     inputs: dict[str, Any] = {}
     state, before, done = None, None, False
     if ranks.is_main:
@@ -196,7 +198,9 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
 
 
 def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
-    settings, path = run.config.predict, run.out / "train_log_likelihood.nc"
+    settings = run.config.predict
+    path = predictive_path(run.out, settings)
+    path = path.with_name(path.name.replace("predictive", "train_log_likelihood", 1))
     inputs = inputs_of(run, state, settings) | {"data": run.origin["trained on"]}
     if up_to_date(path, inputs, "predict"):
         return
