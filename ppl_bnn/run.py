@@ -177,7 +177,7 @@ def _parser() -> ArgumentParser:
         "--stages",
         type=str,
         default="train,diagnose,predict,prune,report",
-        help=f"which of {', '.join(STAGES)}",
+        help=f"which of {', '.join(STAGES)}; summary, the layer table, needs no data",
     )
     parser.add_argument(
         "--out",

@@ -14,10 +14,21 @@ from ppl_bnn.files import write_text
 from ppl_bnn.inference.manifest import MANIFEST
 from ppl_bnn.settings import decisive, per_host
 
+# What a command writes has every setting of this section, since version 0.1.0; what a person writes has a few.
+_RESOLVED = {"name", "dir", "file", "holdout", "num_train", "num_test"}
+
 
 def is_out(folder: Path) -> bool:
-    """Whether this is a run's out folder: settings beside what a training writes. A run folder has settings alone."""
-    return (folder / "config.yaml").exists() and any((folder / name).exists() for name in ("checkpoints", MANIFEST))
+    """Whether this is a run's out folder: resolved settings beside what a training writes.
+
+    Raises:
+        FileError: its settings cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.exists() or not any((folder / name).exists() for name in ("checkpoints", MANIFEST)):
+        return False
+    data = read(path).get("data")
+    return isinstance(data, dict) and data.keys() >= _RESOLVED
 
 
 def out_of(folder: Path) -> Path:

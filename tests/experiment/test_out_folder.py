@@ -88,6 +88,11 @@ def test_a_run_folder_is_told_from_an_out_folder(call, run_folder, tmp_path):
     assert call("--stages", "predict", "--predict.num_samples", 3, run=run_folder / "out")[0] == 0
     assert (run_folder / "out" / "predictive.nc").exists()
     assert run_name(run_folder / "out") == "tiny"
+    # Settings written by hand stay what they are, whatever lies beside them.
+    (run_folder / "manifest.json").write_text("{}")
+    before = (run_folder / "config.yaml").read_bytes()
+    assert call("--stages", "train", "--train.epochs", 1)[0] == 0
+    assert (run_folder / "config.yaml").read_bytes() == before
     # A name that no checkpoint remembers, or a damaged one.
     for path in (run_folder / "out" / "checkpoints").iterdir():
         path.write_bytes(b"")
