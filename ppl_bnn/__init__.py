@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ppl_bnn.errors import UserError
     from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
     from ppl_bnn.guides.posterior import Posterior
+    from ppl_bnn.inference.checkpoint import load_checkpoint
     from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
     from ppl_bnn.inference.schedules import kl_schedule
@@ -38,6 +39,7 @@ _HOMES = {
     "ppl_bnn.errors": ("UserError",),
     "ppl_bnn.guides": ("Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"),
     "ppl_bnn.guides.posterior": ("Posterior",),
+    "ppl_bnn.inference.checkpoint": ("load_checkpoint",),
     "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
@@ -76,6 +78,7 @@ __all__ = [
     "kl_by_site",
     "kl_schedule",
     "load",
+    "load_checkpoint",
     "predict",
     "predictor",
     "prune",

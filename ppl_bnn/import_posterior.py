@@ -1,7 +1,7 @@
 """Make a run out of a mean-field posterior that was trained elsewhere.
 
     python -m ppl_bnn.import_posterior weights.npz --run runs/mnist-fc --out results/theirs --layout tfp
-    python -m ppl_bnn.run runs/mnist-fc --out results/theirs --stages predict,prune,report
+    python -m ppl_bnn.run results/theirs --stages predict,prune,report
 
 FILE holds plain arrays named <layer>/<name> or <layer>.<name>, for each layer with weights:
 
@@ -16,11 +16,10 @@ Nothing in the file is run.
     --layout tfp            kernels [in, out] and [height, width, in, out]; images flatten to [height, width, channel]
     --layout torch          kernels [out, in] and [out, in, height, width]; images flatten to [channel, height, width]
 
-The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run.
-Give the same overrides to every later command.
+The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run,
+and are kept in the new folder.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -33,11 +32,11 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
-from ppl_bnn.experiment.setup import Experiment, check_out
-from ppl_bnn.files import alone_in, write_text
+from ppl_bnn.experiment.setup import Experiment, check_out, run_name
+from ppl_bnn.files import alone_in
 from ppl_bnn.guides.importers import LAYOUTS, Layers, put_in_place, read_layers
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.inference.manifest import manifest
+from ppl_bnn.inference.manifest import write_manifest
 
 log = logging.getLogger("ppl_bnn")
 
@@ -60,7 +59,7 @@ def _import(parsed: Namespace, config: Config) -> None:
 
 
 def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None:
-    run = Experiment(Path(parsed.run).resolve().name, config, out, lambda: False, progress=False)
+    run = Experiment(run_name(Path(parsed.run)), config, out, lambda: False, progress=False)
     names = [name.strip() for name in parsed.layers.split(",")] if parsed.layers else None
     notes = put_in_place(
         layers, run.model.net, run.guide, run.example()[0], layout=parsed.layout, names=names,
@@ -69,12 +68,12 @@ def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None
     for note in notes:
         log.warning("import: %s", note)
     saved_config.save(config, out / "config.yaml")
-    write_text(out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
+    write_manifest(out, run.model, run.guide)
     meta = {
         "history": [],
         "steps": 1,
         "settings": {},
-        "origin": {**run.origin, "imported from": Path(parsed.file).name},
+        "origin": {**run.origin, "run": run.name, "imported from": Path(parsed.file).name},
     }
     written = checkpoint.save(out / "checkpoints", 1, model=run.model, guide=run.guide, meta=meta)
     weights = sum(run.guide.loc_scale(site)[0].numel() for site in run.guide.sites)

@@ -3,6 +3,7 @@
     python -m ppl_bnn.run runs/mnist-fc
     python -m ppl_bnn.run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
     python -m ppl_bnn.run runs/mnist-fc --stages summary
+    python -m ppl_bnn.run runs/mnist-fc/out --stages prune                # a run again, by its out folder alone
     horovodrun -np 2 python -m ppl_bnn.run runs/mnist-fc                  # two ranks train it
     torchrun --nproc-per-node 2 -m ppl_bnn.run runs/mnist-fc              # the same without Horovod
 
@@ -35,8 +36,9 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
-from ppl_bnn.experiment.setup import Experiment, check_out
+from ppl_bnn.experiment.setup import Experiment, check_out, run_name
 from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
+from ppl_bnn.experiment.summary import summary
 from ppl_bnn.files import alone_in
 from ppl_bnn.native.memory import keep_freed_memory
 
@@ -133,22 +135,26 @@ def _set_up(config: Config, ranks: Communicator) -> None:
 
 
 def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _StopRequest, ranks: Communicator) -> None:
+    ranks.check_same("settings or stages", [saved_config.shared_part(config).encode(), parsed.stages.encode()])
+    if "summary" in names and ranks.is_main:
+        print(summary(config))
+    # The others need the data, and write.
+    if not (names := [name for name in names if name != "summary"]):
+        return
     # ArviZ and matplotlib are for the stages alone: --help does without.
     from ppl_bnn.experiment import stages
 
     folder = Path(parsed.run)
-    out = Path(parsed.out) if parsed.out else folder / "out"
-    writes = names != ["summary"] and ranks.is_main
-    ranks.check_same("settings or stages", [saved_config.shared_part(config).encode(), parsed.stages.encode()])
-    if writes:
+    out = Path(parsed.out) if parsed.out else saved_config.out_of(folder)
+    if ranks.is_main:
         check_out(config, out, folder)
-    with alone_in(out) if writes else nullcontext():
+    with alone_in(out) if ranks.is_main else nullcontext():
         progress = not parsed.quiet and sys.stderr.isatty()
-        run = Experiment(folder.resolve().name, config, out, stop, progress, ranks)
+        run = Experiment(run_name(folder), config, out, stop, progress, ranks)
         # Of all the stages that the command names: elastic ranks train first, and know of the others here alone.
         check_stages(run, stage_names(parsed.stages))
         # Only now: settings that cannot be run must not stand in the way of those that can.
-        if writes:
+        if ranks.is_main:
             saved_config.save(config, out / "config.yaml")
         stop.asked = True
         if ranks.size > 1 and (alone := [name for name in names if name not in stages.SHARED]):
@@ -162,15 +168,23 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
 def _parser() -> ArgumentParser:
     parser = command_parser("run", __doc__, usage="RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]")
     parser.add_argument(
-        "run", type=str, help="run folder: its config.yaml holds the settings, the options below override it"
+        "run",
+        type=str,
+        help="run folder: its config.yaml holds the settings, the options below override it. Or the "
+        "out folder of a run, wherever it lies: its own settings, and results into that same folder",
     )
     parser.add_argument(
         "--stages",
         type=str,
         default="train,diagnose,predict,prune,report",
-        help=f"stages to run, separated by commas: {', '.join(STAGES)}",
+        help=f"stages to run, separated by commas: {', '.join(STAGES)}; summary, the layer table, needs no data",
     )
-    parser.add_argument("--out", type=str | None, default=None, help="where results go (default: <run>/out)")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="where results go (default: <run>/out, or the out folder given as RUN)",
+    )
     parser.add_argument("--config", action="config", help="a YAML file of settings that override the run's own")
     parser.add_argument(
         "--elastic",

@@ -19,6 +19,9 @@ _TITLES = {
     "cifar10": "CIFAR-10",
     "digits100k": "0.1M transformed digits",
 }
+# Of one image: channels, height and width.
+_SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits100k": (1, 28, 28)}
+_JPEG = " (JPEG)"
 _FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS = tuple("0123456789")
@@ -79,8 +82,7 @@ def load(
         FileError: a file that is missing, cannot be had, or is not what its checksum says.
     """
     read = lookup(DATASETS, name, what="the data set")
-    if file is not None and name in DATASETS and name != "cifar10":
-        raise UserError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
+    _check_file(name, file)
     if name == "digits100k" and holdout:
         raise UserError(
             f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "
@@ -94,6 +96,29 @@ def load(
         test = replace(train, pixels=train.pixels[cut:], labels=train.labels[cut:], split="validation")
         train = train.first(cut)
     return train, test
+
+
+def title_and_shape(
+    name: str, folder: str | Path = "data", *, file: str | Path | None = None, progress: bool = True
+) -> tuple[str, tuple[int, int, int]]:
+    """The title of a data set and the shape of its images (channels, height, width); arguments as in `load`.
+
+    Nothing is read or downloaded for the named sets. A function of the user's own is called.
+
+    Raises:
+        UserError: an unknown name, or what that function raises.
+    """
+    _check_file(name, file)
+    if name in _SHAPES:
+        return _TITLES[name] + (_JPEG if file is not None else ""), _SHAPES[name]
+    images, _ = load(name, folder, file=file, progress=progress)
+    channels, height, width = images.pixels.shape[1:]
+    return images.title, (channels, height, width)
+
+
+def _check_file(name: str, file: str | Path | None) -> None:
+    if file is not None and name in DATASETS and name != "cifar10":
+        raise UserError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
 
 
 def _load_digits(name: str, folder: Path) -> tuple[Images, Images]:
@@ -149,7 +174,7 @@ def _split_subset(pixels: np.ndarray, labels: np.ndarray) -> tuple[Images, Image
 
 def _load_cifar10(folder: Path, file: str | Path | None) -> tuple[Images, Images]:
     pixels, labels, is_test = cifar10(folder / "cifar10", None if file is None else Path(file))
-    title = "CIFAR-10" if file is None else "CIFAR-10 (JPEG)"
+    title = _TITLES["cifar10"] + (_JPEG if file is not None else "")
     train, test = (
         Images(torch.from_numpy(pixels[at]), torch.from_numpy(labels[at]).long(), _CIFAR, title, split)
         for at, split in ((~is_test, "train"), (is_test, "test"))

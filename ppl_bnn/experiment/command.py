@@ -111,7 +111,7 @@ def command_parser(name: str, description: str | None, *, usage: str | None = No
 
 
 def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str]) -> tuple[Namespace, Config]:
-    """Parse arguments over the settings of the run folder that they name, whose config.yaml gives the defaults.
+    """Parse arguments over the settings of the run or out folder that they name; its config.yaml gives the defaults.
 
     Raises:
         UserError, ArgumentError: a folder without settings, or settings that cannot be read.
@@ -132,6 +132,9 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         # The same arguments were fine without the file.
-        raise FileError(f"{path}: {error}") from None
+        version = (
+            " (an out folder of another version of ppl_bnn, or edited)" if saved_config.is_out(path.parent) else ""
+        )
+        raise FileError(f"{path}{version}: {error}") from None
     settings = parser.instantiate(parsed)
     return parsed, Config(**{name: settings[name] for name in Config.__dataclass_fields__})

@@ -150,7 +150,7 @@ class PredictConfig:
         "of the running averages; each draw, of shift and prune too, then costs that many images more (default: 0, the "
         "running averages)",
     )  # fmt: skip
-    checkpoint: str = setting("last", help=_CHECKPOINT)
+    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into predictive-step-00006000.nc")
     seed: Natural = setting(0, help="seed of the draws")
     train_log_likelihood: bool = setting(
         False, help="write train_log_likelihood.nc too: each draw's log likelihood of every training example, and its "
@@ -219,13 +219,22 @@ class PruningConfig:
     )
     finetune_epochs: Natural = setting(0, help="fine-tune each level for this number of epochs before it is evaluated")
     finetune_lr: Positive | None = setting(None, help="learning rate of the fine-tuning (default: train.lr)")
-    num_samples: Count = setting(200, help="number of weight draws at each level")
-    checkpoint: str = setting("last", help=_CHECKPOINT)
+    num_samples: Count = setting(
+        200, help="number of weight draws at each level; other draws than those in pruning.nc go beside it: "
+        "pruning-100draws.nc, pruning-seed1.nc",
+    )  # fmt: skip
+    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into pruning-step-00006000.nc")
     seed: Natural = setting(0, help="seed of the draws")
     save_fraction: Share | None = setting(
         None, help="write pruned.safetensors with this share of the weights pruned (default: no such file), "
         "fine-tuned if finetune_epochs is set; it is then a level of its own",
     )  # fmt: skip
+
+    keep_images: list[Natural] | None = setting(
+        None, help="numbers of the test images, from 0, whose single draws pruning.nc keeps (default: of each class "
+        "the first and, where predictive.nc is there, the ten most uncertain)",
+    )  # fmt: skip
+    save_snr: bool = setting(False, help="write each weight's signal-to-noise ratio into pruning.nc too")
 
     def thresholds(self) -> list[Threshold]:
         """The thresholds as a list."""

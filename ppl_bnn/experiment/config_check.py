@@ -57,5 +57,7 @@ def _check_predict(predict: PredictConfig) -> None:
 def _check_pruning(pruning: PruningConfig) -> None:
     if not pruning.thresholds() and not pruning.fractions:
         raise UserError("pruning needs at least one threshold or fraction; leave out the prune stage to skip it")
+    if pruning.keep_images == []:
+        raise UserError("pruning.keep_images must name at least one image, or be null for the usual ones; got []")
     for threshold in pruning.thresholds():
         check_threshold(threshold, pruning.criterion)

@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
 from ppl_bnn.experiment.stage_check import stage_names
 
@@ -63,17 +64,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every other option is passed on to python -m ppl_bnn.run.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder, or a run's out folder")
     parser.add_argument("--vary", action="append", required=True, metavar="SETTING=VALUE,...", help="may be repeated")
     parser.add_argument("--stages", default="train,predict,prune", help="stages of each job (default: %(default)s)")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="run only every N-th job, from job I on (from 0)")
     parser.add_argument("--workers", type=int, default=1, help="jobs run at a time; they share the cores (default: 1)")
-    parser.add_argument("--out", help="where results go (default: <run>/out)")
+    parser.add_argument("--out", help="where results go (default: <run>/out, or the out folder itself)")
     return parser
 
 
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
-    out = Path(parsed.out or Path(parsed.run) / "out")
+    out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
     if parsed.workers < 1:
         raise UserError(f"--workers must be at least 1, got {parsed.workers}")
@@ -126,7 +127,7 @@ def _run(
             _link_checkpoints(_folder(out, job), _training_folder(out, job))
         processes.run([(_folder(out, job), after, job) for job in mine])
         if not processes.stopping:
-            _merge(combinations, out, [f"{name}.nc" for name, stage in _RESULTS.items() if stage in after])
+            _merge(combinations, out, [name for name, stage in _RESULTS.items() if stage in after])
     return processes.exit_code()
 
 
@@ -198,6 +199,7 @@ class _Processes:
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
     # Not for --help: ArviZ takes seconds to import.
     from ppl_bnn.experiment.merging import differing, generators, merge
+    from ppl_bnn.experiment.provenance import result_path
     from ppl_bnn.results import idata as inference_data
     from ppl_bnn.results import netcdf
 
@@ -206,22 +208,22 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
         for job in combinations:
             groups.setdefault(_name(_without_seed(job)), []).append(job)
         for group, jobs in groups.items():
-            paths = [_folder(out, job) / name for job in jobs]
-            there = sum(path.exists() for path in paths)
+            paths = [result_path(_folder(out, job), name) for job in jobs]
+            file, there = paths[0].name, sum(path.exists() for path in paths)
             if len(paths) > 1 and there == len(paths):
                 attributes = [netcdf.read_attrs(path) for path in paths]
                 if difference := differing([of.get("inputs", {}) for of in attributes]):
-                    log.info("%s of %s: not merged, the results differ (%s)", name, group or "all", difference)
+                    log.info("%s of %s: not merged, the results differ (%s)", file, group or "all", difference)
                     continue
                 if len(found := generators(attributes)) > 1:
-                    log.info("%s of %s: not merged, drawn by %s", name, group or "all", " and ".join(sorted(found)))
+                    log.info("%s of %s: not merged, drawn by %s", file, group or "all", " and ".join(sorted(found)))
                     continue
-                merged = out / "merged" / group / name
+                merged = out / "merged" / group / file
                 attrs = {"chains": [str(path.relative_to(out)) for path in paths]}
                 netcdf.save(merge([inference_data.load(path) for path in paths], attrs=attrs), merged)
                 log.info("%s: %d chains", merged, len(paths))
             elif there < len(paths):
-                log.info("%s of %s: %d of %d are done; merged once all are", name, group or "all", there, len(paths))
+                log.info("%s of %s: %d of %d are done; merged once all are", file, group or "all", there, len(paths))
 
 
 def _without_seed(job: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
 from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
 
@@ -43,8 +44,50 @@ def inputs_of(
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.
             del inputs["settings"]["save_fraction"]
-        inputs[RANKED] = (run.out / "predictive.nc").exists()
+        if settings.keep_images is None:
+            inputs[RANKED] = predictive_path(run.out, run.config.predict).exists()
     return inputs
+
+
+def predictive_path(out: Path, settings: PredictConfig) -> Path:
+    """``predictive.nc``, or ``predictive-step-00006000.nc`` of another saved step than the last."""
+    return out / f"predictive{_of_step(settings.checkpoint)}.nc"
+
+
+def pruning_path(out: Path, settings: PruningConfig) -> Path:
+    """``pruning.nc``, or the file beside it of another saved step, number of draws or seed.
+
+    A saved step that is named has a file of its own: ``pruning-step-00006000.nc``. Draws of the same step that are not
+    those of the file that is there go beside it: ``pruning-100draws.nc``, ``pruning-seed1.nc``, or both. So the first
+    sweep of a step keeps the short name, and the same command finds its file again.
+    """
+    first = first_pruning_path(out, settings)
+    if not first.exists():
+        return first
+    name, there = first.stem, netcdf.read_attrs(first).get("inputs", {}).get("settings", {})
+    if there.get("num_samples", settings.num_samples) != settings.num_samples:
+        name += f"-{settings.num_samples}draws"
+    if there.get("seed", settings.seed) != settings.seed:
+        name += f"-seed{settings.seed}"
+    return first.with_stem(name)
+
+
+def result_path(out: Path, name: str) -> Path:
+    """The file of a result, ``predictive`` or ``pruning``, that the settings saved in an out folder name."""
+    path = out / "config.yaml"
+    saved = saved_config.read(path) if path.exists() else {}
+    if name == "predictive":
+        return predictive_path(out, PredictConfig(**saved_config.completed("predict", saved.get("predict", {}))))
+    return pruning_path(out, PruningConfig(**saved_config.completed("pruning", saved.get("pruning", {}))))
+
+
+def first_pruning_path(out: Path, settings: PruningConfig) -> Path:
+    """The file of the first sweep of a saved step."""
+    return out / f"pruning{_of_step(settings.checkpoint)}.nc"
+
+
+def _of_step(name: str) -> str:
+    return "" if name == "last" else f"-{checkpoint.full_name(name)}"
 
 
 def up_to_date(path: Path, inputs: dict[str, Any], stage: str) -> bool:
@@ -70,5 +113,6 @@ def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
         inputs["data"] = read_identity(inputs["data"])
     if _OLD_RANKED in inputs:
         inputs[RANKED] = inputs.pop(_OLD_RANKED)
-    # Version 0.1.0 had no such setting.
-    return {"predict.compact": "auto", **inputs, "settings": {"compact": "auto", **inputs.get("settings", {})}}
+    # Earlier versions had no such settings.
+    younger = {"compact": "auto", "keep_images": None, "save_snr": False}
+    return {"predict.compact": "auto", **inputs, "settings": {**younger, **inputs.get("settings", {})}}

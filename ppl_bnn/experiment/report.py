@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from ppl_bnn.errors import FileError
-from ppl_bnn.experiment.provenance import RANKED, Settings, difference_from, inputs_of
+from ppl_bnn.experiment.provenance import (
+    RANKED,
+    Settings,
+    difference_from,
+    first_pruning_path,
+    inputs_of,
+    predictive_path,
+    pruning_path,
+)
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.files import write_text
 from ppl_bnn.inference.checkpoint import Checkpoint
@@ -31,7 +39,7 @@ def report(run: Experiment) -> None:
     Raises:
         FileError: a result was made with other settings, or from another checkpoint, than the run has now.
     """
-    predictive, shifted, pruning = (run.out / f"{name}.nc" for name in ("predictive", "shift", "pruning"))
+    predictive, shifted, pruning = _results(run)
     posterior = _check(run, predictive, shifted, pruning)
     what: dict[str, Any] = {
         "run": run.name,
@@ -148,6 +156,16 @@ def _draw(run: Experiment, rows: list[dict[str, float]], predictive: Path, shift
         draw_convergence(rows, images.title + some, convergence_figure)
         figures.append(convergence_figure)
     return [*figures, write_gallery(predictive, folder / "gallery.html")]
+
+
+def _results(run: Experiment) -> tuple[Path, Path, Path]:
+    """The predictive, shift and pruning results of the run's settings, which may not be there."""
+    settings = run.config.pruning
+    pruning = pruning_path(run.out, settings)
+    if not pruning.exists():
+        # If that of other draws is there alone, it is refused by name.
+        pruning = first_pruning_path(run.out, settings)
+    return predictive_path(run.out, run.config.predict), run.out / "shift.nc", pruning
 
 
 def _check(run: Experiment, predictive: Path, shifted: Path, pruning: Path) -> dict[str, Any] | None:

@@ -11,7 +11,29 @@ import yaml
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.files import write_text
+from ppl_bnn.inference.manifest import MANIFEST
 from ppl_bnn.settings import decisive, per_host
+
+# What a command writes has every setting of this section, since version 0.1.0; what a person writes has a few.
+_RESOLVED = {"name", "dir", "file", "holdout", "num_train", "num_test"}
+
+
+def is_out(folder: Path) -> bool:
+    """Whether this is a run's out folder: resolved settings beside what a training writes.
+
+    Raises:
+        FileError: its settings cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.exists() or not any((folder / name).exists() for name in ("checkpoints", MANIFEST)):
+        return False
+    data = read(path).get("data")
+    return isinstance(data, dict) and data.keys() >= _RESOLVED
+
+
+def out_of(folder: Path) -> Path:
+    """Where results go without ``--out``: into ``out`` of a run folder, and into an out folder itself."""
+    return folder if is_out(folder) else folder / "out"
 
 
 def trained_part(config: Config) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_bnn.data import DATASETS, Images, load
 from ppl_bnn.distributed import Alone, Communicator
@@ -46,13 +46,7 @@ class Experiment:
             self.train_images, self.test_images = _load_data(config, progress)
         self.device = _device(config.device, self.ranks)
         torch.manual_seed(draw_seed(config.train.seed, 0))
-        net = build(
-            config.model.name,
-            image_shape=tuple(self.train_images.pixels.shape[1:]),  # type: ignore[arg-type]
-            prior=parse_prior(config.model.prior),
-            deterministic=config.model.deterministic,
-            bayesian_bias=config.model.bayesian_bias,
-        )
+        net = network(config, tuple(self.train_images.pixels.shape[1:]))  # type: ignore[arg-type]
         if config.predict.norm_images and not config.model.deterministic:
             batch_norms(net)
         self.model = Classifier(net, len(self.train_images)).to(self.device)
@@ -151,6 +145,17 @@ class Experiment:
         )
 
 
+def network(config: Config, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The run's network for images of this shape: channels, height, width."""
+    return build(
+        config.model.name,
+        image_shape=image_shape,
+        prior=parse_prior(config.model.prior),
+        deterministic=config.model.deterministic,
+        bayesian_bias=config.model.bayesian_bias,
+    )
+
+
 def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
     """Open a run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
 
@@ -168,16 +173,29 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
-    return Experiment(out.resolve().parent.name, config, out, lambda: False, progress=False)
+    return Experiment(run_name(out), config, out, lambda: False, progress=False)
+
+
+def run_name(folder: Path) -> str:
+    """The run's name in its results: that of the run folder, which an out folder's last checkpoint remembers.
+
+    For a checkpoint of version 0.1.0 it is the name of the out folder, or of the folder around one called ``out``.
+    """
+    folder = folder.resolve()
+    if not saved_config.is_out(folder):
+        return folder.name
+    saved = checkpoint.saved(folder / "checkpoints")
+    known = checkpoint.read_meta(saved[-1]).get("origin", {}).get("run") if saved else None
+    return known or (folder.parent if folder.name == "out" else folder).name
 
 
 def check_out(config: Config, out: Path, folder: Path) -> None:
-    """Make the out folder. Refuse one that holds another run, or is the run's own `folder`.
+    """Make the out folder. Refuse one that holds another run, or is the run folder `folder` itself.
 
     Raises:
         FileError: it holds a run trained with other settings (the message names the first), or cannot be written.
     """
-    if out.resolve() == folder.resolve():
+    if out.resolve() == folder.resolve() and not saved_config.is_out(folder):
         raise FileError(f"--out {out} is the run folder itself, whose config.yaml it would overwrite; choose another")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,8 +204,8 @@ def check_out(config: Config, out: Path, folder: Path) -> None:
     if not os.access(out, os.W_OK):
         raise FileError(f"the out folder {out} cannot be written: permission denied")
     path = out / "config.yaml"
-    results = [out / "predictive.nc", out / "pruning.nc", *checkpoint.saved(out / "checkpoints")]
-    if not path.exists() or not any(result.exists() for result in results):
+    results = [*out.glob("predictive*.nc"), *out.glob("pruning*.nc"), *checkpoint.saved(out / "checkpoints")]
+    if not path.exists() or not results:
         return
     there = saved_config.read(path)
     for part, here in saved_config.trained_part(config).items():
@@ -228,8 +246,7 @@ def _device(name: str, ranks: Communicator) -> torch.device:
 
 
 def _twin_state(path: Path) -> dict[str, Tensor]:
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    file = checkpoint.find(folder) if folder.is_dir() else folder
+    file = checkpoint.located(path)
     return checkpoint.load(file, advice="guide.init_from takes a run's out folder, or one of its checkpoints").part(
         "model"
     )

@@ -36,6 +36,12 @@ def check_stages(run: Experiment, names: Collection[str]) -> None:
                 f"shift.temperature_on must leave test images to measure on: below {len(images)}, got "
                 f"{settings.temperature_on}"
             )
+    if "prune" in names:
+        count = len(run.test_images)
+        if outside := [image for image in run.config.pruning.keep_images or [] if image >= count]:
+            raise UserError(
+                f"pruning.keep_images must be numbers of test images, from 0 to {count - 1}; got {outside[0]}"
+            )
     if "prune" in names and run.guide.sites:
         for threshold in run.config.pruning.thresholds():
             if isinstance(threshold, Mapping):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.experiment.provenance import inputs_of, up_to_date
+from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_path, up_to_date
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Classifier, site_priors
@@ -29,13 +29,14 @@ log = logging.getLogger(__name__)
 
 
 def pruning_study(run: Experiment) -> None:
-    """Sweep over the pruning levels and write pruning.nc, and pruned.safetensors if asked for."""
-    settings, path = run.config.pruning, run.out / "pruning.nc"
+    """Sweep over the pruning levels and write pruning.nc (`pruning_path`), and pruned.safetensors if asked for."""
+    settings = run.config.pruning
     if not run.guide.sites:
         log.info("prune: skipped, a deterministic network has no signal-to-noise ratio to prune by")
         return
     state = run.restored(settings.checkpoint)
-    saved = run.out / "pruned.safetensors"
+    path = pruning_path(run.out, settings)
+    saved = path.with_name(path.name.replace("pruning", "pruned", 1)).with_suffix(".safetensors")
     how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
     how["priors"] = site_priors(run.model, *run.example())
     save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
@@ -75,7 +76,7 @@ def pruning_study(run: Experiment) -> None:
     # Figures group results by it: trainings that differ in their seed alone are of one network.
     training = {**run.origin, "train": {name: value for name, value in run.origin["train"].items() if name != "seed"}}
     attrs = {"run": run.name, "inputs": inputs, "training": training, "step": state.step, "generator": GENERATOR}
-    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, attrs=attrs)
+    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, save_snr=settings.save_snr, attrs=attrs)
     netcdf.save(idata, path)
     # Not before: stopped in the sweep, it would lie beside the levels of another one.
     save_untuned()
@@ -122,10 +123,12 @@ def _name_of(pruned: Pruned, how: dict[str, Any]) -> str:
 
 
 def _images_to_keep(run: Experiment) -> Tensor:
+    if (asked := run.config.pruning.keep_images) is not None:
+        return torch.tensor(sorted(set(asked)))
     # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
     labels = run.test_images.labels
     order = torch.arange(len(labels))
-    path = run.out / "predictive.nc"
+    path = predictive_path(run.out, run.config.predict)
     if path.exists():
         uncertainty = netcdf.read_group(path, "uncertainty")
         if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):

@@ -1,4 +1,4 @@
-"""The stages of a run: summary, train, diagnose, predict, shift, prune, report; each works in the run's out folder.
+"""The stages of a run: train, diagnose, predict, shift, prune, report; each works in the run's out folder.
 
 ArviZ and matplotlib take seconds to import. So what draws or writes a result is imported inside the stage that uses it,
 and a stage with nothing to do is fast.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_bnn.data import load
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.provenance import inputs_of, read_inputs, up_to_date
+from ppl_bnn.experiment.provenance import inputs_of, predictive_path, read_inputs, up_to_date
 from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import pruning_study
@@ -26,11 +26,9 @@ from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
 from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
 from ppl_bnn.inference.elbo import kl_by_site
-from ppl_bnn.inference.manifest import manifest
 from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.models import render_table
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
@@ -44,20 +42,12 @@ SHARED = ("train", "predict")
 log = logging.getLogger(__name__)
 
 
-def summary(run: Experiment) -> None:
-    """Print the layer table with its parameter counts."""
-    kind = "deterministic" if run.config.model.deterministic else "Bayesian"
-    print(f"{run.config.model.name} ({kind}) on {run.train_images.title}\n\n{render_table(run.rows)}")
-
-
 def train(run: Experiment) -> None:
     """Train, or resume an interrupted training; a complete one is skipped."""
     settings, ranks = run.config.train, run.ranks
     # Rank 0 looks, since it alone writes there.
     if ranks.any(ranks.is_main and _is_trained(run)):
         return
-    if ranks.is_main:
-        write_text(run.out / "manifest.json", json.dumps(manifest(run.model, run.guide), indent=2) + "\n")
     x, y = run.train_tensors()
     history = fit(
         run.model,
@@ -70,7 +60,7 @@ def train(run: Experiment) -> None:
         ),
         progress=run.progress,
         folder=run.out,
-        origin=run.origin,
+        origin=run.origin | {"run": run.name},
         should_stop=run.should_stop,
         communicator=ranks,
     )
@@ -124,8 +114,10 @@ def diagnose(run: Experiment) -> None:
 
 def predict(run: Experiment) -> None:
     """Draw the posterior predictive of the test set and write predictive.nc; saved draws are reused."""
-    settings, ranks, path = run.config.predict, run.ranks, run.out / "predictive.nc"
-    partial = run.out / "predictive.partial.nc"
+    settings, ranks = run.config.predict, run.ranks
+    # Only rank 0 needs to see the folder of checkpoints.
+    path = predictive_path(run.out, settings) if ranks.is_main else run.out / "predictive.nc"
+    partial = path.with_suffix(".partial.nc")
     inputs: dict[str, Any] = {}
     state, before, done = None, None, False
     if ranks.is_main:
@@ -206,7 +198,9 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
 
 
 def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
-    settings, path = run.config.predict, run.out / "train_log_likelihood.nc"
+    settings = run.config.predict
+    path = predictive_path(run.out, settings)
+    path = path.with_name(path.name.replace("predictive", "train_log_likelihood", 1))
     inputs = inputs_of(run, state, settings) | {"data": run.origin["trained on"]}
     if up_to_date(path, inputs, "predict"):
         return
@@ -275,7 +269,6 @@ def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
 
 
 STAGES: dict[str, Callable[[Experiment], None]] = {
-    "summary": summary,
     "train": train,
     "diagnose": diagnose,
     "predict": predict,

@@ -1,13 +1,14 @@
 """Checkpoints: one safetensors file each, written atomically, verified when read, holding tensors and JSON only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,10 +28,65 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """What `fit` returns of the epochs until then: one record an epoch."""
+        found: list[dict[str, float]] = self.meta.get("history", [])
+        return found
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix`, with the prefix taken off: ``part("guide")``."""
         start = prefix + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+
+def load_checkpoint(path: str | Path, step: str | int = "last", *, model: Callable, guide: Callable) -> Checkpoint:
+    """Load a saved step of a training into `model` and `guide`, which are built as they were for that training.
+
+    Values of ``pyro.param`` statements go into Pyro's parameter store. A guide whose parameters its first call makes,
+    such as Pyro's autoguides, and a function with such statements, must have been called once. Nothing in the file can
+    run code. Where it is refused, nothing is changed.
+
+    Args:
+        path: an out folder (the `folder` of `fit`), a folder of checkpoints, or one checkpoint.
+        step: the number of steps, ``step-00001234``, or ``last``.
+
+    Returns:
+        The checkpoint: its `step`, and the training's `history` until then.
+
+    Raises:
+        FileError: no such checkpoint (the message lists those that are there), a damaged one, or one of another
+            network or prior.
+    """
+    found = load(located(Path(path), str(step)))
+    store = pyro.get_param_store().get_state()["params"]
+    params = {name: store[name] for name in found.part("params") if name in store}
+    modules = [part if isinstance(part, nn.Module) else nn.Module() for part in (model, guide)]
+    restore(found, model=modules[0], guide=modules[1], params=params)
+    return found
+
+
+def located(path: Path, step: str = "last") -> Path:
+    """The file of a saved step, in an out folder or a folder of checkpoints; of a file, the file itself.
+
+    Raises:
+        FileError: no such checkpoint, or a file beside the name of a step.
+    """
+    if path.is_dir():
+        return find(path / "checkpoints" if (path / "checkpoints").is_dir() else path, step)
+    if step != "last":
+        raise FileError(f"{path} is not a folder, in which to find {step!r}: give an out folder, or the file alone")
+    return path
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, from its header alone, unverified; nothing of a file that is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {})["ppl_bnn"])["meta"]
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return {}
+    return found
 
 
 def save(
@@ -129,11 +185,17 @@ def find(folder: Path, name: str = "last") -> Path:
         if not paths:
             raise FileError(f"there is no checkpoint in {folder}; run the train stage first")
         return paths[-1]
-    step = name.removeprefix("step-").removesuffix(".safetensors")
-    path = folder / f"step-{int(step):08d}.safetensors" if step.isdecimal() else folder / name
+    path = folder / f"{full_name(name)}.safetensors"
     if not path.is_file():
         raise FileError(f"there is no checkpoint {name!r} in {folder}; {_available(folder)}")
     return path
+
+
+def full_name(name: str) -> str:
+    """The name of a checkpoint's file without its suffix: ``step-00001234`` for ``1234``, and for itself."""
+    stem = Path(name).name.removesuffix(".safetensors")
+    step = stem.removeprefix("step-")
+    return f"step-{int(step):08d}" if step.isdecimal() else stem
 
 
 def saved(folder: Path) -> list[Path]:
@@ -163,18 +225,18 @@ def restore(
     for site, prior in checkpoint.meta["priors"].items():
         if own_priors.get(site, prior) != prior:
             raise FileError(f"the checkpoint has another prior: {site!r}: saved {prior}, now {own_priors[site]}")
-    for prefix, module in (("model", model), ("guide", guide)):
-        state = checkpoint.part(prefix)
-        if difference := shape_difference(state, module.state_dict()):
+    modules = {"model": model, "guide": guide}
+    for prefix, module in modules.items():
+        if difference := shape_difference(checkpoint.part(prefix), module.state_dict()):
             raise FileError(f"the checkpoint is from another network: {prefix} tensor {difference}")
-        module.load_state_dict(state)
-    if params is not None:
-        state = checkpoint.part("params")
-        if difference := shape_difference(state, dict(params)):
-            raise FileError(f"the checkpoint is from another model or guide: pyro.param {difference}")
-        with torch.no_grad():
-            for name, value in params.items():
-                value.copy_(state[name])
+    values = checkpoint.part("params")
+    if params is not None and (difference := shape_difference(values, dict(params))):
+        raise FileError(f"the checkpoint is from another model or guide: pyro.param {difference}")
+    for prefix, module in modules.items():
+        module.load_state_dict(checkpoint.part(prefix))
+    with torch.no_grad():
+        for name, value in (params or {}).items():
+            value.copy_(values[name])
     if optimizer is not None:
         entries: dict[int, dict[str, Tensor]] = {}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -24,6 +24,7 @@ from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.door import Training, check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
+from ppl_bnn.inference.manifest import write_manifest
 from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
 from ppl_bnn.inference.settings import TrainSettings, kl_weight_at, kl_weights
@@ -89,8 +90,8 @@ def fit(
             (`ppl_bnn.inference.schedules.kl_schedule`): 0 would drop the prior from the model.
         progress: show a progress bar; without one, the log tells of each epoch.
         folder: where to write ``log.csv`` (an epoch a row), ``steps.csv`` (50 steps a row), ``performance.json``
-            (`TrainingLog.write_performance`) and ``checkpoints/``: at the start, by `checkpoint_every` and
-            `checkpoint_minutes`, and at the end.
+            (`TrainingLog.write_performance`), ``manifest.json`` (`ppl_bnn.inference.manifest`) and ``checkpoints/``: at
+            the start, by `checkpoint_every` and `checkpoint_minutes`, and at the end (`load_checkpoint`).
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
         should_stop: called after each step; where it returns True, a checkpoint is written and Interrupted is raised.
         communicator: the ranks that train together (`ppl_bnn.distributed.connect`), each calling this alike. They start
@@ -136,6 +137,8 @@ def fit(
             ranks, last_checkpoint(folder, ranks), decided, model=step.model, guide=step.guide,
             optimizer=step.optimizer, params=step.params, device=step.device, folder=folder,
         )  # fmt: skip
+        if folder is not None and ranks.is_main:
+            write_manifest(folder, step.model, step.guide, step.params)
         records, done = TrainingLog(state.meta if state else None), state.step if state else 0
         if state is not None and folder is not None and ranks.is_main:
             records.resume(folder, done)

@@ -8,7 +8,7 @@ from ppl_bnn.models.conversion import bayesian
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.networks import NETWORKS, build
 from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior, site_priors
-from ppl_bnn.models.summary import layer_table, render_table
+from ppl_bnn.models.summary import layer_table, network_table, render_table, totals
 
 __all__ = [
     "NETWORKS",
@@ -19,7 +19,9 @@ __all__ = [
     "bayesian",
     "build",
     "layer_table",
+    "network_table",
     "parse_prior",
     "render_table",
     "site_priors",
+    "totals",
 ]

@@ -8,13 +8,19 @@ import torch
 
 from ppl_bnn.data import Images
 from ppl_bnn.guides.posterior import Posterior
+from ppl_bnn.pruning import snr
 from ppl_bnn.pruning.sweep import Level
 from ppl_bnn.results.idata import assemble, data_groups, dataset, sampled_labels
 from ppl_bnn.results.predictive import layers
 
 
 def sweep_to_inference_data(
-    levels: Sequence[Level], images: Images, *, guide: Posterior, attrs: Mapping[str, Any] | None = None
+    levels: Sequence[Level],
+    images: Images,
+    *,
+    guide: Posterior,
+    save_snr: bool = False,
+    attrs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return a pruning sweep as InferenceData with a dimension `level`.
 
@@ -23,6 +29,11 @@ def sweep_to_inference_data(
     and `constant_data` of all images, `layers` of the unpruned posterior, and `pruning`: per level threshold,
     pruned_fraction, nonzero in total and by layer, accuracy, nll, ece, brier, seconds, mean_probs
     [level, image, class], and total, aleatoric and epistemic uncertainty [level, image], nats.
+
+    Args:
+        guide: the unpruned posterior.
+        save_snr: with a group `snr`, too: a variable for each site, of its shape, with |loc| / scale of every weight of
+            the unpruned posterior.
     """
     first = levels[0]
     kept, sites = first.predictive.kept.numpy(), list(first.pruned.nonzero)
@@ -64,4 +75,11 @@ def sweep_to_inference_data(
         "layers": layers(guide, {}),
         "pruning": dataset(pruning, **coords, layer=sites, image=np.arange(len(images))),
     }
+    if save_snr:
+        groups["snr"] = dataset(
+            {
+                site: (tuple(f"{site}_dim_{axis}" for axis in range(ratio.dim())), ratio)
+                for site, ratio in snr(guide).items()
+            }
+        )
     return assemble(groups, {"title": images.title, **(attrs or {})})

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import yaml
 from refusals import assert_refused
 from safetensors.torch import load_file
 
+from ppl_bnn.data import Images
 from ppl_bnn.experiment import report
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import netcdf
@@ -145,6 +148,28 @@ def test_summary_prints_the_table_and_writes_nothing(run_folder, data_dir, capsy
     assert "fc1" in printed
     assert "538,122" in printed
     assert not (run_folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["mnist-fc", "cifar10-resnet18", "digits100k-vgg16"])
+def test_summary_needs_no_data_and_downloads_none(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ppl_bnn.data.sources._network_timeout", None)
+    assert main([str(ROOT / "runs" / name), "--stages", "summary", "--data.dir", str(tmp_path / "data")]) == 0
+    assert "Total parameters:" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+
+
+def few_images(folder, file, progress):
+    images = Images(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), tuple("abcd"), "own images", "train")
+    return images, replace(images, split="test")
+
+
+def test_summary_asks_a_data_function_of_the_users_own(run_folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_images", SimpleNamespace(few=few_images))
+    arguments = [str(run_folder), "--stages", "summary", "--data.name", "own_images:few"]
+    assert main([*arguments, "--model.name", "resnet18"]) == 0
+    printed = capsys.readouterr().out
+    assert "resnet18 (Bayesian) on own images" in printed
+    assert "block4.conv2, block4.shortcut" in printed
 
 
 def test_help_teaches_and_print_config_resolves():

@@ -19,7 +19,8 @@ def test_an_earlier_step_is_pruned_by_name(call, run_folder):
     call("--stages", "train,prune", "--train.checkpoint_every", "1")
     last = netcdf.read_attrs(run_folder / "out" / "pruning.nc")
     assert call("--stages", "prune", "--pruning.checkpoint", "step-00000006", "--train.checkpoint_every", "1")[0] == 0
-    early = netcdf.read_attrs(run_folder / "out" / "pruning.nc")
+    early = netcdf.read_attrs(run_folder / "out" / "pruning-step-00000006.nc")
+    assert netcdf.read_attrs(run_folder / "out" / "pruning.nc") == last
     assert (last["step"], early["step"]) == (12, 6)
     assert_refused(
         call("--stages", "prune", "--pruning.checkpoint", "7"), "no checkpoint '7'", "step-00000006, step-00000012"
