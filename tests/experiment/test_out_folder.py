@@ -61,7 +61,7 @@ def test_a_training_that_was_cut_off_resumes_there(call, out):
 
 def test_other_settings_of_the_training_are_refused(call, out):
     before = contents(out)
-    assert_refused(call("--train.lr", 0.1, run=out), "train.lr is 0.001 there and 0.1 here", "--out")
+    assert_refused(call("--train.lr", 0.1, run=out), "train.lr: saved 0.001, now 0.1", "--out")
     assert contents(out) == before
 
 

@@ -113,7 +113,7 @@ def test_the_images_asked_for_are_kept(prune, call, run_folder):
         how = ("--stages", "train,prune", "--train.epochs", 1, "--train.checkpoint_every", 1)
         assert_refused(call(*how, "--pruning.keep_images", images), message)
     assert (out / "pruning.nc").read_bytes() == before
-    assert "settings.keep_images is [42, 0, 7, 42] there and None here" in prune()[0]
+    assert "settings.keep_images: saved [42, 0, 7, 42], now None" in prune()[0]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
