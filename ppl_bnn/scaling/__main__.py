@@ -79,9 +79,8 @@ def _write(plan: Plan, done: Sequence, options: Namespace) -> None:
     from ppl_bnn.scaling.prediction import held_out, predictions
     from ppl_bnn.scaling.table import flat, table
 
-    rows = table(
-        [(asdict(point), folder) for point, folder in done], options.accuracy, whole=options.epochs is not None
-    )
+    accuracies = list(dict.fromkeys(options.accuracy))
+    rows = table([(asdict(point), folder) for point, folder in done], accuracies, whole=options.epochs is not None)
     rows["held_out_step_seconds"] = held_out(rows)
     predicted = predictions(rows, mbit=options.predict_mbit)
     with written_atomically(plan.out / "scaling.csv") as temporary:

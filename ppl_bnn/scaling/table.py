@@ -86,8 +86,7 @@ def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracies: Sequence
         found.setdefault(tuple(setting[name] for name in _SETTING), []).append(_Part.read(folder))
     settings = [dict(zip(_SETTING, key, strict=True)) for key in found]
     rows = [
-        _row(setting, parts, accuracies if whole else ())
-        for setting, parts in zip(settings, found.values(), strict=True)
+        _row(setting, parts, accuracies, whole=whole) for setting, parts in zip(settings, found.values(), strict=True)
     ]
     _add_efficiency(rows, settings)
     calls = [row.pop("calls") for row in rows]
@@ -96,14 +95,11 @@ def table(points: Sequence[tuple[Mapping[str, Any], Path]], accuracies: Sequence
     padded = np.full((len(rows), max(map(len, steps))), math.nan)
     for line, values in zip(padded, steps, strict=True):
         line[: len(values)] = values
-    reached = np.full((len(rows), len(accuracies)), math.nan)
-    if whole:
-        reached[:] = times
     variables: dict[str, Any] = {name: ("point", [row[name] for row in rows]) for name in rows[0]}
     for name in ("count", "mean_bytes", "seconds"):
         variables[f"call_{name}"] = (("point", "kind"), [[call[kind][name] for kind in KINDS] for call in calls])
     variables["seconds"] = (("point", "step"), padded)
-    variables["seconds_to_accuracy"] = (("point", "accuracy"), reached)
+    variables["seconds_to_accuracy"] = (("point", "accuracy"), np.reshape(times, (len(rows), len(accuracies))))
     names = [_label(row, setting) for row, setting in zip(rows, settings, strict=True)]
     dataset = xr.Dataset(variables, coords={"point": names, "kind": list(KINDS), "accuracy": list(accuracies)})
     for name, units in _UNITS.items():
@@ -127,7 +123,9 @@ def flat(rows: xr.Dataset) -> Any:
     return frame
 
 
-def _row(setting: Mapping[str, Any], parts: Sequence[_Part], accuracies: Sequence[float]) -> dict[str, Any]:
+def _row(
+    setting: Mapping[str, Any], parts: Sequence[_Part], accuracies: Sequence[float], *, whole: bool
+) -> dict[str, Any]:
     seconds, rows = (
         np.concatenate([np.asarray(part.content[name], dtype=float)[part.timed] for part in parts])
         for name in ("seconds", "rows")
@@ -160,7 +158,10 @@ def _row(setting: Mapping[str, Any], parts: Sequence[_Part], accuracies: Sequenc
         "bytes": gradients["count"] * gradients["mean_bytes"] / steps,
         "calls": calls,
         "steps": seconds,
-        "times": [float(np.mean([_seconds_to(accuracy, part) for part in parts])) for accuracy in accuracies],
+        "times": [
+            float(np.mean([_seconds_to(accuracy, part) for part in parts])) if whole else math.nan
+            for accuracy in accuracies
+        ],
     }
 
 
