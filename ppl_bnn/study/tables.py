@@ -2,7 +2,7 @@
 
 import torch
 
-from ppl_bnn.models import build, layer_table
+from ppl_bnn.models import build, network_table, totals
 from ppl_bnn.models.summary import Row as Layer
 from ppl_bnn.study.page import Row, Section, Table
 from ppl_bnn.study.published_layers import TABLES, PublishedLayer, PublishedTable
@@ -17,15 +17,15 @@ def tables(work: Work) -> Section:
     section = Section("Tables 1 to 6: the networks")
     for published in TABLES:
         rows = _ours(published)
-        trainable, fixed = sum(row.trainable for row in rows), sum(row.non_trainable for row in rows)
+        sums = totals(rows)
         section.commands.append(f"python -m ppl_bnn.run {work.run_folder(published.run)} --stages summary")
         section.rows += [
             Row(f"{published.caption}, {what} parameters", f"{theirs:,}", f"table {published.number}", f"{ours:,}",
                 len(section.commands))
             for what, theirs, ours in (
-                ("total", published.trainable + published.non_trainable, trainable + fixed),
-                ("trainable", published.trainable, trainable),
-                ("non-trainable", published.non_trainable, fixed),
+                ("total", published.trainable + published.non_trainable, sums.parameters),
+                ("trainable", published.trainable, sums.trainable),
+                ("non-trainable", published.non_trainable, sums.non_trainable),
             )
         ]  # fmt: skip
         section.tables.append(_side_by_side(published, rows))
@@ -47,7 +47,7 @@ def operations(work: Work) -> Section:
     section = Section("FLOP rates (section 4.2)")
     for published in TABLES:
         if rate := _FLOP_RATES.get(published.number):
-            count = sum(row.multiply_adds for row in _ours(published))
+            count = totals(_ours(published)).multiply_adds
             parameters = published.trainable + published.non_trainable
             section.commands.append(f"python -m ppl_bnn.run {work.run_folder(published.run)} --stages summary")
             section.rows.append(
@@ -73,23 +73,24 @@ def operations(work: Work) -> Section:
 def _ours(published: PublishedTable) -> list[Layer]:
     net = build(published.network, deterministic=published.deterministic)
     shape = (1, 28, 28) if published.network.startswith("bnn") else (3, 32, 32)
-    return layer_table(net, torch.zeros(1, *shape))
+    return network_table(net, torch.zeros(1, *shape))
 
 
 def _side_by_side(published: PublishedTable, rows: list[Layer]) -> Table:
-    """Give each of our rows the study's row with the same parameters: the first that no other row has."""
+    """Give each of our layers with parameters the study's row with as many: the first that no other layer has."""
     left = list(published.layers)
-    lines: list[tuple[str, ...]] = [("layer (type)", "output shape", "param #", "the study's layer", "its param #")]
+    branches = any(layer.connected_to for layer in left)
+    lines = [("layer (type)", "output shape", "param #", "the study's layer", "its param #")]
+    if branches:
+        lines = [(*lines[0], "connected to")]
     for row in rows:
-        count = row.trainable + row.non_trainable
-        theirs = _first(left, count) if count else None
+        theirs = _first(left, row.parameters) if row.parameters else None
         if theirs is not None:
             left.remove(theirs)
         shape = "x".join(map(str, (*row.output_shape[1:], row.output_shape[0])))
-        lines.append(
-            (f"{row.layer} ({row.kind})", shape, f"{count:,}", theirs.layer if theirs else "",
-             f"{theirs.parameters:,}" if theirs else "")
-        )  # fmt: skip
+        line = (f"{row.layer} ({row.kind})", shape, f"{row.parameters:,}")
+        line += (theirs.layer, f"{theirs.parameters:,}") if theirs else ("", "")
+        lines.append((*line, ", ".join(row.connected_to or ())) if branches else line)
     lines += [("none", "", "", layer.layer, f"{layer.parameters:,}") for layer in left if layer.parameters]
     return Table(f"Table {published.number}: {published.caption}", lines)
 

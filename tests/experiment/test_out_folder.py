@@ -55,7 +55,7 @@ def test_a_folder_that_was_moved_keeps_the_runs_name_and_finds_data_that_moved(c
 def test_a_training_that_was_cut_off_resumes_there(call, out):
     last = sorted((out / "checkpoints").iterdir())[-1]
     last.unlink()
-    assert "going on from step-00000000" in call("--stages", "train", run=out)[1][0]
+    assert "resuming from step-00000000" in call("--stages", "train", run=out)[1][0]
     assert last.exists()
 
 

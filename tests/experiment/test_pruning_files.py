@@ -54,7 +54,7 @@ def test_other_steps_and_other_draws_go_beside_and_are_found_again(prune, run_fo
     assert (attrs["step"], attrs["inputs"]["settings"]["seed"]) == (6, 1)
     # The same draws at other levels replace those that are there.
     text, after = prune("--pruning.num_samples", 2, "--pruning.criterion", "kl")
-    assert "doing pruning-2draws.nc again, because settings.criterion is 'snr' there" in text
+    assert "recomputing pruning-2draws.nc (settings.criterion: saved 'snr', now 'kl')" in text
     assert after["pruning.nc"] == first["pruning.nc"]
 
 

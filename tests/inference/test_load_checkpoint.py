@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(trained, tmp_path):
     # The guide alone differs: the model stays as it is, too.
     model, guide = small(seed=3)
     before = state(model, guide)
-    with pytest.raises(ValueError, match="of another network: guide tensor"):
+    with pytest.raises(ValueError, match="from another network: guide tensor"):
         load_checkpoint(tmp_path, model=model, guide=nn.Linear(2, 2))
     assert_same_state(state(model, guide), before)
     with pytest.raises(ValueError, match=r"no checkpoint '15' .* saved steps: step-00000000, step-00000007"):
