@@ -80,7 +80,7 @@ def _side_by_side(published: PublishedTable, rows: list[Layer]) -> Table:
     """Give each of our layers with parameters the study's row with as many: the first that no other layer has."""
     left = list(published.layers)
     branches = any(layer.connected_to for layer in left)
-    lines = [("layer (type)", "output shape", "param #", "the study's layer", "its param #")]
+    lines: list[tuple[str, ...]] = [("layer (type)", "output shape", "param #", "the study's layer", "its param #")]
     if branches:
         lines = [(*lines[0], "connected to")]
     for row in rows:
@@ -88,7 +88,7 @@ def _side_by_side(published: PublishedTable, rows: list[Layer]) -> Table:
         if theirs is not None:
             left.remove(theirs)
         shape = "x".join(map(str, (*row.output_shape[1:], row.output_shape[0])))
-        line = (f"{row.layer} ({row.kind})", shape, f"{row.parameters:,}")
+        line: tuple[str, ...] = (f"{row.layer} ({row.kind})", shape, f"{row.parameters:,}")
         line += (theirs.layer, f"{theirs.parameters:,}") if theirs else ("", "")
         lines.append((*line, ", ".join(row.connected_to or ())) if branches else line)
     lines += [("none", "", "", layer.layer, f"{layer.parameters:,}") for layer in left if layer.parameters]
