@@ -24,6 +24,7 @@ from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
 from ppl_bnn.files import alone_in
 from ppl_bnn.scaling.launch import checked_launcher
 from ppl_bnn.study.page import Section, write_page
+from ppl_bnn.study.remarks import remarks
 from ppl_bnn.study.scales import SCALES, scale_named
 from ppl_bnn.study.work import Options, Work
 
@@ -54,7 +55,7 @@ def _study(parsed: Namespace) -> int:
         for name in (bar := tqdm(names, unit="part", disable=None)):
             bar.set_postfix_str(name, refresh=True)
             sections[name] = functions[name](work)
-            write_page(list(sections.values()), _introduction(work), out)
+            write_page([*sections.values(), remarks(work)], _introduction(work), out)
     return FAILED if work.failed else DONE
 
 

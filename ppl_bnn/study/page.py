@@ -1,6 +1,7 @@
 """The study's page, as Markdown and as HTML."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,8 +121,12 @@ def _html(sections: Sequence[Section], introduction: Sequence[str], out: Path) -
             for caption, path in section.figures
         ]
         if section.notes:
-            parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in section.notes) + "</ul>")
+            parts.append("<ul>" + "".join(f"<li>{_bold(escape(note))}</li>" for note in section.notes) + "</ul>")
     return "\n".join(parts) + "\n"
+
+
+def _bold(text: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -35,8 +35,7 @@ def throughput(work: Work) -> Section:
         "convolution, with more gradient variance than flipout (Benchmarks has both).",
         "The study times 1 to 128 nodes of 64 cores each; its bars are standard deviations over all iterations. Ours "
         "are over the timed steps, and the ranks are processes of this machine.",
-        "The batch is that of one rank. Section 4.1 names 128, the caption of figure 2c and the appendix 256, and "
-        "section 4.2 repeats 256 for figure 3c: we time 128 here, and 256 for figure 2c.",
+        "The batch is that of one rank, 128 as in section 4.1.",
         "Footnote 2 calls communication time over elapsed time an efficiency: the higher, the more of the time a rank "
         "communicates or waits. Section 4.2 then says that a higher one is better for the BNN ResNet. Our share "
         "leaves out the start and the end of the process.",

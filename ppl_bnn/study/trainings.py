@@ -75,8 +75,8 @@ def draw_counts(work: Work) -> Section:
         section.figures.append(("Figure 4: density of the true class's softmax by number of draws", path))
     section.notes = [
         f"Our times are of {scale.test_images} test images; the study does not say how many its times are of.",
-        "Section 4.6 says that 1000 draws cost 18.3 times as much as 10; the times in section 4.3 give 18.8. Draws "
-        "cost the same each, so without a start-up the ratio would be 100: its 10 draws paid mostly for the start.",
+        "Each draw costs the same, so without a start-up the ratio would be 1%: the study's 10 draws paid mostly for "
+        "the start.",
         "The study finds 400 draws enough by eye. Ours say their own error: predict.tolerance stops an image's draws "
         "when its probabilities are known closely enough (Prediction).",
     ]
