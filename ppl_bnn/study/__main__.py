@@ -56,7 +56,7 @@ def _study(parsed: Namespace) -> int:
             bar.set_postfix_str(name, refresh=True)
             sections[name] = functions[name](work)
             write_page([*sections.values(), remarks(work)], _introduction(work), out)
-    return FAILED if work.failed else DONE
+    return FAILED if work.failures else DONE
 
 
 def _functions() -> dict[str, Callable[[Work], Section]]:

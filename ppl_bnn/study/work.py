@@ -71,13 +71,13 @@ class Work:
     """The study's folder: its commands, their logs and what is done.
 
     Attributes:
-        failed: whether a command failed.
+        failures: the commands that failed, by name; they are not tried again until the next start.
     """
 
     out: Path
     scale: Scale
     options: Options
-    failed: bool = False
+    failures: dict[str, Outcome] = field(default_factory=dict)
     _record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,6 +115,8 @@ class Work:
         made_of = {"command": command, "runs": self._checksums(arguments)}
         if self._record["commands"].get(name) == made_of:
             return Outcome(command)
+        if name in self.failures:
+            return self.failures[name]
         log.info("study: %s", command)
         path = self.out / "logs" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +133,8 @@ class Work:
         if code != DONE:
             reason = f"{_last_error(path)} ({path} has the whole output)"
             log.error("study: %s failed: %s", name, reason)
-            self.failed = True
-            return Outcome(command, reason)
+            self.failures[name] = Outcome(command, reason)
+            return self.failures[name]
         self._record["commands"][name] = made_of
         self._save()
         return Outcome(command)

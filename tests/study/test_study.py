@@ -83,7 +83,7 @@ def test_a_command_that_fails_says_why_and_is_tried_again(tmp_path):
     mine = work(tmp_path)
     outcome = mine.do("bad", "run", str(tmp_path / "nowhere"))
     assert "there is no" in outcome.reason
-    assert mine.failed
+    assert mine.do("bad", "run", str(tmp_path / "nowhere")) is mine.failures["bad"]
     assert outcome.or_reason("not measured").startswith("not measured (error: there is no")
     assert work(tmp_path).do("bad", "run", str(tmp_path / "nowhere")).reason == outcome.reason
 
