@@ -25,7 +25,7 @@ from ppl_bnn.files import alone_in
 from ppl_bnn.scaling.launch import checked_launcher
 from ppl_bnn.study.page import Section, write_page
 from ppl_bnn.study.remarks import remarks
-from ppl_bnn.study.scales import SCALES, scale_named
+from ppl_bnn.study.scales import SCALES, Scale, scale_named
 from ppl_bnn.study.work import Options, Work
 
 PARTS = (
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _study(parsed: Namespace) -> int:
     names = _parts(parsed.parts)
-    scale, options, out = scale_named(parsed.scale), _options(parsed), Path(parsed.out or f"study-{parsed.scale}")
+    scale = scale_named(parsed.scale)
+    options, out = _options(parsed, scale), Path(parsed.out or f"study-{parsed.scale}")
     checked_launcher(options.launcher)
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
@@ -88,15 +89,19 @@ def _parts(text: str | None) -> list[str]:
     return [name for name in PARTS if name in names]
 
 
-def _options(parsed: Namespace) -> Options:
+def _options(parsed: Namespace, scale: Scale) -> Options:
     runs = Path(parsed.runs)
     if not (runs / "study-cifar10-vgg16" / "config.yaml").exists():
         raise UserError(f"--runs {runs} has no study-... run folders: run this in a checkout, or give its runs folder")
-    for name, last in (("cifar_image", 9_999), ("cifar_images", 9_999), ("digits", 9_999)):
+    for name, count in (
+        ("cifar_image", scale.test_images), ("cifar_images", scale.test_images), ("digits", scale.test_digits)
+    ):  # fmt: skip
         given = getattr(parsed, name)
         for image in given if isinstance(given, list) else [] if given is None else [given]:
-            if not 0 <= image <= last:
-                raise UserError(f"--{name} takes numbers of test images, 0 to {last}; got {image}")
+            if not 0 <= image < count:
+                raise UserError(
+                    f"--{name} takes numbers of test images, 0 to {count - 1} at the scale {scale.name}; got {image}"
+                )
     if parsed.ranks and min(parsed.ranks) < 1:
         raise UserError(f"--ranks must be at least 1, got {parsed.ranks}")
     use = {}
@@ -122,12 +127,12 @@ def _parser() -> ArgumentParser:
     add("--runs", type=str, default="runs", help="folder that holds the run folders study-...")
     add("--data_dir", type=str, default="data", help="folder of the data sets")
     add("--cifar10", type=str | None, default=None, help="an .npz of CIFAR-10 as JPEGs, to read instead of downloading")
-    add("--ranks", type=list[int] | None, default=None, help="numbers of ranks, such as [1,2,4] (default: the scale's)")
+    add("--ranks", type=int, nargs="+", default=None, help="numbers of ranks (default: the scale's)")
     add("--launcher", type=str, default="auto", help="auto, horovod, torch, or a command with {ranks} in it")
     add("--cifar_image", type=int | None, default=None, help="number of the CIFAR-10 test image in figure 4")
-    add("--cifar_images", type=list[int] | None, default=None, help="numbers of the test images in figure 5: [3,8,0]")
-    add("--digits", type=list[int] | None, default=None, help="numbers of the MNIST test digits in figure 9")
-    add("--use", type=list[str] | None, default=None, help="mnist-conv=FOLDER: use a trained out folder as it is")
+    add("--cifar_images", type=int, nargs="+", default=None, help="numbers of the CIFAR-10 test images in figure 5")
+    add("--digits", type=int, nargs="+", default=None, help="numbers of the MNIST test digits in figure 9")
+    add("--use", type=str, nargs="+", default=None, help="mnist-conv=FOLDER: use a trained out folder as it is")
     return parser  # fmt: skip
 
 

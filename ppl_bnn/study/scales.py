@@ -54,6 +54,12 @@ class Scale:
     pruning_draws: int
     betas: tuple[float, ...]
 
+    @property
+    def test_digits(self) -> int:
+        """The number of test digits that BNN-FC and BNN-Conv share."""
+        counts = dict(zip(self.convolutional[::2], self.convolutional[1::2], strict=True))
+        return int(counts.get("--data.num_test", 10_000))
+
 
 _FULL = Scale(
     name="full", ranks=(1, 2, 4, 8, 16, 32, 64, 128), estimators=("flipout", "groups", "plain"), steps=50, batch=128,

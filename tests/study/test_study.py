@@ -90,7 +90,10 @@ def test_a_command_that_fails_says_why_and_is_tried_again(tmp_path):
 
 def test_a_stopped_command_stops_the_study(tmp_path, monkeypatch):
     mine = work(tmp_path)
-    monkeypatch.setattr("ppl_bnn.study.work.subprocess.Popen.wait", lambda self, timeout=None: 75)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 75\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
     with pytest.raises(Interrupted, match="stopped in python"):
         mine.do("stopped", "run", "--help")
 
@@ -120,9 +123,9 @@ def test_a_folder_of_another_version_or_a_damaged_one_is_refused(tmp_path, recor
     [
         (["--scale", "huge"], "--scale must be one of tiny, small, full; got 'huge'"),
         (["--parts", "figure-1"], "got 'figure-1'"),
-        (["--digits", "[10000]"], "--digits takes numbers of test images, 0 to 9999; got 10000"),
+        (["--digits", "3", "10000"], "--digits takes numbers of test images, 0 to 499 at the scale small; got 10000"),
         (["--cifar_image", "-1"], "--cifar_image takes numbers of test images"),
-        (["--ranks", "[0]"], "--ranks must be at least 1"),
+        (["--ranks", "0"], "--ranks must be at least 1"),
         (["--runs", "nowhere"], "--runs nowhere has no study-... run folders"),
         (["--use", "vgg=x"], "--use takes mnist-conv=FOLDER"),
         (["--launcher", "{rank}"], "--launcher takes a command"),
