@@ -109,7 +109,7 @@ def launched(run_folder, launcher):
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
     assert (out / "posterior.json").exists()
-    assert "diagnose: rank 0 alone" in output
+    assert "diagnose: run by rank 0 alone" in output
     return output, rows_of(out)
 
 
