@@ -77,12 +77,12 @@ _SMALL = Scale(
     convolutional_use=("--data.num_test", "500"), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
 )  # fmt: skip
 _TINY = Scale(
-    name="tiny", ranks=(1, 2), estimators=("flipout",), steps=2, batch=2, time_batch=2, digit_batches=(2, 4),
+    name="tiny", ranks=(1,), estimators=("flipout",), steps=2, batch=2, time_batch=2, digit_batches=(2, 4),
     digit_steps=2, cycles=(1.0,), fusion=64.0, large=("--data.num_train", "64"),
     large_batch=8, large_epochs=1, test_images=20, draws=12, few_draws=4, class_draws=10,
     dense=("--data.num_train", "2000", "--data.num_test", "200", "--train.epochs", "1"),
-    convolutional=("--data.num_train", "200", "--data.num_test", "50", "--train.epochs", "1"),
-    convolutional_use=("--data.num_test", "50"), seeds=1, pruning_draws=4, betas=(10.0,),
+    convolutional=("--data.num_train", "100", "--data.num_test", "20", "--train.epochs", "1"),
+    convolutional_use=("--data.num_test", "20"), seeds=1, pruning_draws=4, betas=(10.0,),
 )  # fmt: skip
 SCALES = {scale.name: scale for scale in (_TINY, _SMALL, _FULL)}
 

@@ -1,7 +1,7 @@
 """Figures 2, 3a and 3b: throughput, time of 64 epochs, communication and efficiency."""
 
 from ppl_bnn.study.page import Row, Section, Table
-from ppl_bnn.study.timings import Timings, on_ranks, text, timed
+from ppl_bnn.study.timings import ALONE, Timings, on_ranks, text, timed
 from ppl_bnn.study.work import Outcome, Work
 
 NETWORKS = {"VGG": "cifar10-vgg16", "ResNet": "cifar10-resnet18"}
@@ -113,7 +113,7 @@ def _communication(work: Work, title: str, network: str, table: Timings, outcome
     ranks, estimator = max(work.ranks), work.scale.estimators[0]
     found = {
         name: outcome.or_reason(table.pair(name, network, ranks, "{:.1%}", estimator=estimator))
-        if ranks > 1 else "needs several ranks"
+        if ranks > 1 else ALONE
         for name in ("communication_efficiency", "communication_share", "efficiency")
     }  # fmt: skip
     on = f"BNN; CNN, {on_ranks(ranks)}"

@@ -11,6 +11,9 @@ import xarray as xr
 from ppl_bnn.results import netcdf
 from ppl_bnn.study.work import MISSING, Outcome, Work
 
+# In place of a number.
+ALONE = "not measured: needs several ranks, see --ranks"
+
 
 def timed(
     work: Work, name: str, networks: Sequence[str], *how: str, ranks: Sequence[int] | None = None,
