@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +57,13 @@ class Outcome:
 
     Args:
         partly: whether a command that failed has right results beside those that are missing.
+        found: the number that was read from its results.
     """
 
     command: str
     reason: str | None = None
     partly: bool = False
+    found: float = math.nan
 
     def or_reason(self, ours: str) -> str:
         """Our number, with the reason where the command failed."""
@@ -101,33 +105,34 @@ class Work:
         archive = ["--data.file", self.options.cifar10] if self.options.cifar10 and "cifar10" in name else []
         return ["--data.dir", self.options.data_dir, *archive]
 
-    def do(self, name: str, module: str, *arguments: str) -> Outcome:
+    def do(
+        self, name: str, module: str, *arguments: str, after: Sequence[str] = (),
+        read: Callable[[], float] = lambda: math.nan,
+    ) -> Outcome:  # fmt: skip
         """Run ``python -m ppl_bnn.<module>``, unless the same command is done already.
 
         Args:
             name: names the command in the record and in ``logs/``.
+            after: names of the commands whose results it uses; where one was done again, so is this one.
+            read: reads a number from the results right after the command, which a later one may replace.
 
         Raises:
             Interrupted: the command was stopped.
         """
         words = ["-m", f"ppl_bnn.{module}", *arguments]
-        command = shlex.join(["python", *words])
-        made_of = {"command": command, "runs": self._checksums(arguments)}
-        if self._record["commands"].get(name) == made_of:
-            return Outcome(command)
+        command, done = shlex.join(["python", *words]), self._record["commands"]
+        made_of = {
+            "command": command,
+            "runs": self._checksums(arguments),
+            "after": {before: done.get(before, {}).get("at") for before in after},
+        }
+        if done.get(name, {}).get("made_of") == made_of:
+            return Outcome(command, found=float(done[name]["found"]))
         if name in self.failures:
             return self.failures[name]
         log.info("study: %s", command)
         path = self.out / "logs" / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT)
-            try:
-                code = process.wait()
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+        code = _run([sys.executable, *words], path)
         if code == STOPPED:
             raise Interrupted(f"stopped in {command}")
         if code != DONE:
@@ -135,16 +140,10 @@ class Work:
             log.error("study: %s failed: %s", name, reason)
             self.failures[name] = Outcome(command, reason)
             return self.failures[name]
-        self._record["commands"][name] = made_of
-        self._save()
-        return Outcome(command)
-
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A JSON value that is computed once and kept."""
-        if name not in self._record["values"]:
-            self._record["values"][name] = compute()
-            self._save()
-        return self._record["values"][name]
+        found = read()
+        done[name] = {"made_of": made_of, "at": time.time(), "found": found}
+        write_text(self.out / "study.json", json.dumps(self._record, indent=2) + "\n")
+        return Outcome(command, found=found)
 
     def figures(self, name: str, captions: Mapping[str, str]) -> list[tuple[str, Path]]:
         """The figures of a command's out folder that are there, copied into ``figures/``: caption and path."""
@@ -167,7 +166,7 @@ class Work:
         path = self.out / "study.json"
         own = {"ppl_bnn": __version__, "scale": self.scale.name}
         if not path.exists():
-            return {**own, "commands": {}, "values": {}}
+            return {**own, "commands": {}}
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
             for name, value in own.items():
@@ -176,14 +175,24 @@ class Work:
                         f"{self.out} holds a study with {name} {there[name]}, this one has {value}; choose another "
                         "folder with --out"
                     )
-            return {**own, "commands": dict(there["commands"]), "values": dict(there["values"])}
+            return {**own, "commands": dict(there["commands"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, FileError):
                 raise
             raise FileError(f"{path} is damaged; delete it, and finished work is looked at again") from None
 
-    def _save(self) -> None:
-        write_text(self.out / "study.json", json.dumps(self._record, indent=2) + "\n")
+
+def _run(words: Sequence[str], output: Path) -> int:
+    """Run a process to its end and return its exit code."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
 
 def _last_error(path: Path) -> str:

@@ -98,15 +98,24 @@ def test_a_stopped_command_stops_the_study(tmp_path, monkeypatch):
         mine.do("stopped", "run", "--help")
 
 
-def test_a_value_is_computed_once(tmp_path):
-    assert work(tmp_path).once("seconds", lambda: 3.5) == 3.5
-    assert work(tmp_path).once("seconds", lambda: 4.5) == 3.5
+def test_what_uses_a_result_that_was_made_again_is_made_again(tmp_path):
+    run = work(tmp_path).run_folder("cifar10-vgg16")
+    numbers = iter((1.0, 2.0))
+
+    def both():
+        mine = work(tmp_path)
+        mine.do("first", "run", run, "--print_config")
+        return mine.do("second", "run", "--help", after=["first"], read=lambda: next(numbers)).found
+
+    assert both() == both() == 1.0
+    (tmp_path / "runs" / "study-cifar10-vgg16" / "config.yaml").write_text("train:\n  epochs: 2\n")
+    assert both() == both() == 2.0
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"ppl_bnn": "0.0.9", "scale": "tiny", "commands": {}, "values": {}}, "ppl_bnn 0.0.9, this one has"),
+        ({"ppl_bnn": "0.0.9", "scale": "tiny", "commands": {}}, "ppl_bnn 0.0.9, this one has"),
         ({"scale": "tiny"}, "is damaged; delete it"),
         ("[", "is damaged; delete it"),
     ],

@@ -39,11 +39,12 @@ def compare_densities(
     *,
     images: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    num_samples: int | None = None,
 ) -> Path:
     """Draw `density_by_class` of two runs' ``predictive.nc`` side by side into `path` (PNG) and return it.
 
     Args:
-        images: numbers of the test images, as `density_by_class` takes them.
+        images, num_samples: the test images and the number of draws, as `density_by_class` takes them.
         names: of the two runs (default: their own).
 
     Raises:
@@ -54,13 +55,16 @@ def compare_densities(
     return save(density_by_class(load_runs([left, right], names, kind="predictive"), images=images), path)
 
 
-def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = None) -> Figure:
+def density_by_class(
+    runs: dict[str, Groups], *, images: Sequence[int] | None = None, num_samples: int | None = None
+) -> Figure:
     """Density of the true class's softmax for one test image of each class, the runs side by side (study, figure 5).
 
     Args:
         runs: {name of a run: its groups}, all of the same images.
         images: positions of the images to show (default: of each class that occurs the one on which the runs'
             epistemic uncertainties add up to the most).
+        num_samples: the number of draws to use, the first (default: all).
 
     Raises:
         UserError: the runs are not of the same images and classes, or an image that is not in them.
@@ -69,7 +73,8 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
     groups = next(iter(runs.values()))
     labels, probs = groups["observed_data"]["y"].values, groups["posterior_predictive"]["probs"]
     if images is None:
-        epistemic = np.sum([its["uncertainty"]["epistemic"].values for its in runs.values()], 0)
+        labels = labels[: min(its["observed_data"].sizes["obs_id"] for its in runs.values())]
+        epistemic = np.sum([its["uncertainty"]["epistemic"].values[: len(labels)] for its in runs.values()], 0)
         images = [int(np.where(labels == label, epistemic, -1).argmax()) for label in np.unique(labels)]
         choice = "of each class the image with the most epistemic uncertainty"
     else:
@@ -98,7 +103,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
         for row, (run, its) in enumerate(runs.items()):
             axis = axes[block * height + 1 + row, column]
             axis.set_axis_on()
-            values = inference_data.draws_of(its, image)[label]
+            values = inference_data.draws_of(its, image)[label][:num_samples]
             grid, density = inference_data.density(values)
             axis.fill_between(grid, density, facecolor=(f"C{row}", 0.6), edgecolor=f"C{row}", linewidth=0.8)
             axis.axvline(values.mean(), color="0.2", linestyle="--", linewidth=1)
@@ -111,7 +116,7 @@ def density_by_class(runs: dict[str, Groups], *, images: Sequence[int] | None = 
             axis.set(ylim=(0, 1.05 * density.max()), yticks=[])
             axis.tick_params(labelsize=7, labelbottom=row == len(runs) - 1)
             if column == 0 and run:
-                name = wrapped(f"{run}\n({inference_data.draws_in(its)} draws)", 1.1, 8)
+                name = wrapped(f"{run}\n({len(values)} draws)", 1.1, 8)
                 axis.set_ylabel(name, fontsize=8, color=f"C{row}")
     return figure
 
