@@ -3,7 +3,7 @@
     python -m ppl_bnn.study --scale small --cifar10 cifar10.npz       # about three hours on 2 cores
     python -m ppl_bnn.study --scale tiny --parts tables,figure-8      # minutes: to see how it works
     python -m ppl_bnn.study --scale full --launcher "srun -n {ranks} python" --out /scratch/study
-    python -m ppl_bnn.study --use mnist-conv=results/conv             # a training that is there
+    python -m ppl_bnn.study --conv results/conv                       # with a BNN-Conv that you trained
 
 Each part runs the commands of this library that a reader would type, and shows them beside their numbers. The page is
 OUT/study.html and OUT/study.md, written after each part. What is done is not done again: the same command resumes.
@@ -11,6 +11,8 @@ OUT/study.html and OUT/study.md, written after each part. What is done is not do
 Exit codes: 0 done; 1 a command of some part failed (the page says which and why); 2 bad command; 75 stopped.
 """
 
+import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,13 +22,16 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
 from ppl_bnn.files import alone_in
 from ppl_bnn.scaling.launch import checked_launcher
-from ppl_bnn.study.page import Section, write_page
+from ppl_bnn.study.page import Section, keep_section, write_page
 from ppl_bnn.study.remarks import remarks
 from ppl_bnn.study.scales import SCALES, Scale, scale_named
 from ppl_bnn.study.work import Options, Work
+
+log = logging.getLogger("ppl_bnn")
 
 PARTS = (
     "tables", "operations", "figure-2", "figure-2c", "figure-3c", "cycle-time", "figure-4", "figure-5", "figure-6",
@@ -39,25 +44,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return guarded(lambda: _study(_parser().parse_args(arguments)), debug="--debug" in arguments)
+        return guarded(
+            lambda: _study(_parser().parse_args(arguments), shlex.join(["python", "-m", "ppl_bnn.study", *arguments])),
+            debug="--debug" in arguments,
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _study(parsed: Namespace) -> int:
-    names = _parts(parsed.parts)
-    scale = scale_named(parsed.scale)
+def _study(parsed: Namespace, command: str) -> int:
+    names, scale = _parts(parsed.parts), scale_named(parsed.scale)
     options, out = _options(parsed, scale), Path(parsed.out or f"study-{parsed.scale}")
     checked_launcher(options.launcher)
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         work, functions = Work(out, scale, options), _functions()
-        sections: dict[str, Section] = {}
+        failed = False
         for name in (bar := tqdm(names, unit="part", disable=None)):
             bar.set_postfix_str(name, refresh=True)
-            sections[name] = functions[name](work)
-            write_page([*sections.values(), remarks(work)], _introduction(work), out)
-    return FAILED if work.failures else DONE
+            try:
+                section = functions[name](work)
+            except UserError as error:
+                # A part that cannot be drawn does not stop the others.
+                log.error("study: %s failed: %s", name, error)
+                section, failed = Section(name, notes=[f"This part failed: {error}"]), True
+            # Sections of earlier commands stay on the page.
+            sections = keep_section(name, section, out)
+            ordered = [sections[part] for part in PARTS if part in sections]
+            write_page([*ordered, remarks(work)], _introduction(work, command), out)
+    log.info("study: %s and study.md", out / "study.html")
+    return FAILED if failed or work.failures else DONE
 
 
 def _functions() -> dict[str, Callable[[Work], Section]]:
@@ -72,12 +88,12 @@ def _functions() -> dict[str, Callable[[Work], Section]]:
     return dict(zip(PARTS, found, strict=True))
 
 
-def _introduction(work: Work) -> list[str]:
+def _introduction(work: Work, command: str) -> list[str]:
     return [
         'This page sets "Bayesian Neural Networks at Scale: A Performance Analysis and Pruning Study" (Sharma and '
         "Jennings, 2020) beside what this library measured. Every number of the study stands with its place in the "
         'paper ("figure only" where it stands in a picture), every number of ours with its command.',
-        f"Scale: {work.scale.name}. Written by: python -m ppl_bnn.study --scale {work.scale.name}",
+        f"Scale: {work.scale.name}. Last command: {command}",
     ]
 
 
@@ -104,15 +120,17 @@ def _options(parsed: Namespace, scale: Scale) -> Options:
                 )
     if parsed.ranks and min(parsed.ranks) < 1:
         raise UserError(f"--ranks must be at least 1, got {parsed.ranks}")
-    use = {}
-    for word in parsed.use or []:
-        name, equals, folder = word.partition("=")
-        if name != "mnist-conv" or not equals or not (Path(folder) / "checkpoints").is_dir():
-            raise UserError(f"--use takes mnist-conv=FOLDER, an out folder with checkpoints; got {word!r}")
-        use[name] = Path(folder)
+    conv = None if parsed.conv is None else Path(parsed.conv)
+    if conv is not None:
+        if not any((conv / "checkpoints").glob("step-*.safetensors")):
+            raise UserError(f"--conv takes an out folder with checkpoints; there are none in {conv}")
+        if (name := saved_config.read(conv / "config.yaml").get("model", {}).get("name")) != "bnn-conv":
+            raise UserError(f"--conv takes the out folder of a bnn-conv; {conv} has a {name}")
+    if parsed.cifar10 is not None and not Path(parsed.cifar10).is_file():
+        raise UserError(f"--cifar10 takes an .npz of CIFAR-10's images as JPEGs; there is no {parsed.cifar10}")
     return Options(
         runs=runs, data_dir=parsed.data_dir, cifar10=parsed.cifar10, launcher=parsed.launcher, ranks=parsed.ranks,
-        cifar_image=parsed.cifar_image, cifar_images=parsed.cifar_images, digits=parsed.digits, use=use,
+        cifar_image=parsed.cifar_image, cifar_images=parsed.cifar_images, digits=parsed.digits, conv=conv,
     )  # fmt: skip
 
 
@@ -132,7 +150,7 @@ def _parser() -> ArgumentParser:
     add("--cifar_image", type=int | None, default=None, help="number of the CIFAR-10 test image in figure 4")
     add("--cifar_images", type=int, nargs="+", default=None, help="numbers of the CIFAR-10 test images in figure 5")
     add("--digits", type=int, nargs="+", default=None, help="numbers of the MNIST test digits in figure 9")
-    add("--use", type=str, nargs="+", default=None, help="mnist-conv=FOLDER: use a trained out folder as it is")
+    add("--conv", type=str | None, default=None, help="out folder of a BNN-Conv to use, as far as it is trained")
     return parser  # fmt: skip
 
 

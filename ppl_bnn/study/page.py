@@ -1,10 +1,12 @@
 """The study's page, as Markdown and as HTML."""
 
 import html
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ppl_bnn.files import write_text
 
@@ -55,6 +57,29 @@ def write_page(sections: Sequence[Section], introduction: Sequence[str], out: Pa
     """Write ``study.md`` and ``study.html`` into `out`. Figures are named relative to it."""
     write_text(out / "study.md", _markdown(sections, introduction, out))
     write_text(out / "study.html", _html(sections, introduction, out))
+
+
+def keep_section(name: str, section: Section, out: Path) -> dict[str, Section]:
+    """Keep a section in ``sections.json`` beside those of earlier commands, and return them all by name."""
+    path = out / "sections.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    kept[name] = asdict(section)
+    write_text(path, json.dumps(kept, indent=1, default=str) + "\n")
+    return {name: _section(fields) for name, fields in kept.items()}
+
+
+def _section(fields: dict[str, Any]) -> Section:
+    return Section(
+        title=fields["title"],
+        rows=[Row(**row) for row in fields["rows"]],
+        commands=fields["commands"],
+        notes=fields["notes"],
+        tables=[Table(**table) for table in fields["tables"]],
+        figures=[(caption, Path(path)) for caption, path in fields["figures"]],
+    )
 
 
 def _compared(section: Section) -> Table | None:

@@ -13,12 +13,13 @@ def remarks(work: Work) -> Section:
         "Ours is torch and Pyro.",
         *(jpeg if work.options.cifar10 else []),
         "**KL weight.** beta = 1 throughout, as in the study (section 3.2): the full KL over the number of examples.",
-        "**Start of q.** Section A names an unconstrained scale of -9.0 with a standard deviation of 0.1 next to the "
+        "**Start of q.** Appendix A names an unconstrained scale of -9.0 with a standard deviation of 0.1 next to the "
         "large networks. For the MNIST networks it names none, so we show -9 and TensorFlow Probability's default, -3. "
         "loc starts at Normal(0, 0.1), that library's default too; the study does not say.",
         "**Batch.** Section 4.1 says 128 for figures 2a and b. The caption of figure 2c, section 4.2 (for figure 3c) "
         "and the appendix say 256.",
-        "**Digits.** Section 3.1 says that MNIST has 50,000 training digits. It has 60,000; all are used here.",
+        "**Digits.** Section 3.1 says that MNIST has 50,000 training digits. It has 60,000. The commands of figure 8 "
+        "say where ours were trained on fewer.",
         "**Training accuracy.** Section 4.3 says 0.923 for VGG-16, the caption of figure 4 says 0.91.",
         "**Draws.** Section 4.6 says that 1000 draws cost 18.3 times as much as 10; 2861.0 over 152.4 seconds "
         "(section 4.3) are 18.8.",

@@ -63,7 +63,7 @@ def operations(work: Work) -> Section:
     section.notes = [
         "The study's numbers are not operations of a forward pass: a convolution uses each weight at every position of "
         "the image. They are 2.00 times the parameters of both deterministic networks, and 30.5 times those of both "
-        "Bayesian ones. So they count what is done once a parameter: drawing it and its KL.",
+        "Bayesian ones. So they look like counts of what is done once a parameter.",
         'So the study\'s "30x increase in the FLOP rate" (section 6) is a ratio of work on parameters. In operations '
         "of a pass, flipout costs twice the deterministic network, and plain, groups and IVON the same as it.",
     ]

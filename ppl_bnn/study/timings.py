@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +28,19 @@ def timed(
         settings: settings of each training.
     """
     runs = [work.run_folder(network + twin) for network in networks for twin in ("", "-cnn")]
+    started = time.time()
     outcome = work.do(
         name, "scaling", *runs, "--ranks", *map(str, ranks or work.ranks), *how,
         "--launcher", work.options.launcher, "--out", str(work.folder(name)),
-        "--", *work.data(networks[0]), *settings,
+        "--", *work.data(networks[0]), *settings, makes=[work.folder(name) / "scaling.nc"],
     )  # fmt: skip
     path = work.folder(name) / "failed.json"
-    if outcome.reason is None or not path.exists():
+    if outcome.reason is None or outcome.partly or not path.exists() or path.stat().st_mtime < started:
         return outcome
     points = json.loads(path.read_text(encoding="utf-8"))
     reason = "; ".join(f"{point}: {why}" for point, why in points.items()) or outcome.reason
-    return replace(outcome, reason=reason, partly=True)
+    work.failures[name] = replace(outcome, reason=reason, partly=True)
+    return work.failures[name]
 
 
 class Timings:
@@ -83,4 +86,9 @@ def text(value: float, form: str) -> str:
 
 def on_ranks(number: int) -> str:
     """``1 rank``, ``2 ranks``."""
-    return f"{number} rank" + "s" * (number > 1)
+    return counted(number, "rank")
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, as in ``1 epoch`` and ``6,000 digits``."""
+    return f"{number:,} {what}" + "s" * (number != 1)

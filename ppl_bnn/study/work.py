@@ -5,6 +5,7 @@ import logging
 import math
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ class Options:
         ranks: numbers of ranks; None: the scale's own.
         cifar_image: number of the image of figure 4.
         cifar_images, digits: numbers of the images of figures 5 and 9; None: the first of each class.
-        use: {name of a training: out folder to use in place of it}.
+        conv: out folder of a BNN-Conv to use; None: train one.
     """
 
     runs: Path
@@ -48,7 +49,7 @@ class Options:
     cifar_image: int | None
     cifar_images: list[int] | None
     digits: list[int] | None
-    use: dict[str, Path]
+    conv: Path | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Work:
 
     def folder(self, name: str) -> Path:
         """The out folder of a training or a table of timings."""
-        return self.options.use.get(name, self.out / name)
+        return self.out / name
 
     def data(self, name: str) -> list[str]:
         """The options that say where the data of a network are."""
@@ -106,13 +107,15 @@ class Work:
         return ["--data.dir", self.options.data_dir, *archive]
 
     def do(
-        self, name: str, module: str, *arguments: str, after: Sequence[str] = (),
-        read: Callable[[], float] = lambda: math.nan,
+        self, name: str, module: str, *arguments: str, makes: Sequence[Path], after: Sequence[str] = (),
+        of: str = "", read: Callable[[], float] = lambda: math.nan,
     ) -> Outcome:  # fmt: skip
         """Run ``python -m ppl_bnn.<module>``, unless the same command is done already.
 
         Args:
             name: names the command in the record and in ``logs/``.
+            makes: files that are there once it is done.
+            of: tells a version of what it reads from the next one.
             after: names of the commands whose results it uses; where one was done again, so is this one.
             read: reads a number from the results right after the command, which a later one may replace.
 
@@ -124,9 +127,10 @@ class Work:
         made_of = {
             "command": command,
             "runs": self._checksums(arguments),
+            "of": of,
             "after": {before: done.get(before, {}).get("at") for before in after},
         }
-        if done.get(name, {}).get("made_of") == made_of:
+        if done.get(name, {}).get("made_of") == made_of and all(path.exists() for path in makes):
             return Outcome(command, found=float(done[name]["found"]))
         if name in self.failures:
             return self.failures[name]
@@ -136,7 +140,7 @@ class Work:
         if code == STOPPED:
             raise Interrupted(f"stopped in {command}")
         if code != DONE:
-            reason = f"{_last_error(path)} ({path} has the whole output)"
+            reason = f"{_reason(code, path)} ({path} has the whole output)"
             log.error("study: %s failed: %s", name, reason)
             self.failures[name] = Outcome(command, reason)
             return self.failures[name]
@@ -157,10 +161,14 @@ class Work:
                 found.append((caption, copy))
         return found
 
-    def _checksums(self, arguments: tuple[str, ...]) -> dict[str, int]:
-        # A run folder whose settings were edited is another command.
-        files = (Path(word) / "config.yaml" for word in arguments if word.startswith(str(self.options.runs)))
-        return {str(path): zlib.crc32(path.read_bytes()) for path in files if path.exists()}
+    def _checksums(self, arguments: Sequence[str]) -> dict[str, Any]:
+        # A run folder whose settings were edited, or another archive, makes another command.
+        files = (Path(word) / "config.yaml" for word in arguments if Path(word).parent == self.options.runs)
+        found: dict[str, Any] = {str(path): zlib.crc32(path.read_bytes()) for path in files if path.exists()}
+        if self.options.cifar10 in arguments:
+            stat = Path(str(self.options.cifar10)).stat()
+            found["archive"] = [stat.st_size, stat.st_mtime_ns]
+        return found
 
     def _opened(self) -> dict[str, Any]:
         path = self.out / "study.json"
@@ -179,14 +187,15 @@ class Work:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, FileError):
                 raise
-            raise FileError(f"{path} is damaged; delete it, and finished work is looked at again") from None
+            raise FileError(f"{path} is damaged; delete it, and the same command finds what is finished") from None
 
 
 def _run(words: Sequence[str], output: Path) -> int:
     """Run a process to its end and return its exit code."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        # In a session of its own: Ctrl-C reaches it once and through here, so that it stops at a safe point.
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait()
         finally:
@@ -195,7 +204,11 @@ def _run(words: Sequence[str], output: Path) -> int:
                 process.wait()
 
 
-def _last_error(path: Path) -> str:
+def _reason(code: int, path: Path) -> str:
+    """Why a command failed: its last error line, or the signal that ended it."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}, often for lack of memory"
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    return (errors or lines or ["it said nothing"])[-1]
+    errors = [line for line in lines if line.startswith("error:")]
+    errors = errors or [line for line in lines if "Error:" in line or "failed" in line]
+    return (errors or lines or [f"exit code {code}"])[-1]

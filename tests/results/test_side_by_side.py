@@ -209,3 +209,16 @@ def test_wrong_input_is_refused_in_one_line(tmp_path):
             refused()
         assert "\n" not in str(raised.value)
         assert not png.exists()
+
+
+def test_the_first_draws_alone_are_compared(tmp_path):
+    paths = [predictive_file(tmp_path / f"{seed}.nc", drawn(seed), run=str(seed)) for seed in (1, 2)]
+    some = density_by_class(load_runs(paths, kind="predictive"), num_samples=20)
+    labels = [axis.get_ylabel() for axis in some.axes if axis.get_ylabel()]
+    assert labels == ["1\n(20 draws)", "2\n(20 draws)"]
+    means = [float(text.get_text()) for axis in some.axes for text in axis.texts]
+    groups = load_runs(paths, kind="predictive")["1"]
+    image = int(some.axes[0].get_title().split(":")[0][1:])
+    expected = inference_data.draws_of(groups, image)[int(LABELS[image])][:20].mean()
+    assert means[0] == pytest.approx(expected, abs=0.006)
+    assert compare_densities(*paths, tmp_path / "f.png", num_samples=20).stat().st_size > 1000

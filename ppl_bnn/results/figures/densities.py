@@ -52,7 +52,8 @@ def compare_densities(
             number of names.
         FileError: a result that cannot be read.
     """
-    return save(density_by_class(load_runs([left, right], names, kind="predictive"), images=images), path)
+    runs = load_runs([left, right], names, kind="predictive")
+    return save(density_by_class(runs, images=images, num_samples=num_samples), path)
 
 
 def density_by_class(
