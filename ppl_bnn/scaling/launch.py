@@ -116,6 +116,8 @@ def _wait(processes: list[subprocess.Popen[bytes]], output: Path) -> None:
     if codes:
         text = output.read_text(errors="replace")
         codes = {int(code) for code in _EXIT_CODE.findall(text)} - {0} or codes
+        # A launcher terminates the ranks that are left.
+        codes = codes - {-signal.SIGTERM} or codes
         if codes == {STOPPED}:
             raise Interrupted("the ranks were stopped")
         raise PointFailed(reason(text, codes) or f"it printed nothing and ended with exit code {max(map(abs, codes))}")

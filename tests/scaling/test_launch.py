@@ -73,8 +73,9 @@ def test_ranks_that_were_stopped_are_no_failure(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_tells_that_its_ranks_were_stopped(tmp_path):
+    # The second rank is then terminated.
     script = tmp_path / "rank.py"
-    script.write_text("raise SystemExit(75)")
+    script.write_text("import os, time\ntime.sleep(60 * int(os.environ['RANK']))\nraise SystemExit(75)")
     launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {{ranks}} {script}"
     with pytest.raises(Interrupted, match="the ranks were stopped"):
         launched(tmp_path, "", ranks=2, launcher=launcher)
