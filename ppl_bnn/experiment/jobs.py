@@ -78,8 +78,7 @@ def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
     if parsed.workers < 1:
         raise UserError(f"--workers must be at least 1, got {parsed.workers}")
-    command = [parsed.run, "--quiet", "--threads", str(max(1, len(os.sched_getaffinity(0)) // parsed.workers))]
-    with _Processes(parsed.workers, [*command, *rest]) as processes:
+    with _Processes(parsed.workers, [parsed.run, "--quiet", *rest]) as processes:
         return _run(processes, combinations, stages, _shard(parsed.shard), out)
 
 
@@ -159,11 +158,16 @@ class _Processes:
         # The command's own options last: they count.
         arguments = [*self.command, *varied, "--out", str(folder), "--stages", ",".join(stages)]
         path = folder / "job.log"
+        # Not as a setting, which the out folder would keep for commands that have all cores. MKL has a variable of its
+        # own, which comes first.
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.workers))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with path.open("ab") as file:
             # In a session of its own, so that Ctrl-C comes once and through here.
             process = subprocess.Popen(
-                [sys.executable, "-m", "ppl_bnn.run", *arguments], stdout=file, stderr=file, start_new_session=True
-            )
+                [sys.executable, "-m", "ppl_bnn.run", *arguments], env=environment, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
             self.running.add(process)
             code = process.wait()
             self.running.discard(process)

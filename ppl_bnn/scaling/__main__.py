@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -65,8 +66,18 @@ def _study(options: Namespace, settings: list[str]) -> bool:
     if done:
         _write(plan, done, options)
     else:
-        log.error("error: no point was measured, so there is no table")
+        log.error("error: no point was measured, so there is no table%s", _without_results(plan.out))
     return bool(failed) or not done
+
+
+def _without_results(out: Path) -> str:
+    """Delete the table and figures of before, which are not of these points; return what to say of it."""
+    names = ("scaling.csv", "scaling.nc", "calls.md", "figures/*.png")
+    if not (found := [path for name in names for path in out.glob(name)]):
+        return ""
+    for path in found:
+        path.unlink()
+    return f"; the table and figures of before were deleted from {out}"
 
 
 def _write(plan: Plan, done: Sequence, options: Namespace) -> None:

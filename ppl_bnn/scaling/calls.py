@@ -21,7 +21,7 @@ ROUTINES = {
 
 
 def calls_page(rows: xr.Dataset) -> str:
-    """Return Markdown: a table for each network, estimator, device and batch, on the largest number of ranks.
+    """Return Markdown: a table for each network, data set, estimator, device and batch, on the largest number of ranks.
 
     Args:
         rows: a result of `ppl_bnn.scaling.table.table`.
@@ -43,15 +43,15 @@ def calls_page(rows: xr.Dataset) -> str:
     return text if points else text + "\nNo point on several ranks was measured.\n"
 
 
-def _network(point: xr.Dataset) -> tuple[str, str, int]:
-    return point["network"].item(), point["device"].item(), point["batch"].item()
+def _network(point: xr.Dataset) -> tuple[str, str, str, int]:
+    return point["network"].item(), point["data"].item(), point["device"].item(), point["batch"].item()
 
 
 def _title(point: xr.Dataset) -> str:
     estimator = "" if point["deterministic"].item() else f" ({point['estimator'].item()})"
-    network, device, batch = _network(point)
+    network, data, device, batch = _network(point)
     ranks, backend = point["ranks"].item(), point["backend"].item()
-    return f"## {network}{estimator}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
+    return f"## {network}{estimator}, {data}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
 
 
 def _table(points: Sequence[xr.Dataset]) -> str:

@@ -73,7 +73,10 @@ def start_ranks(
         }  # fmt: skip
         environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
         whole = [*host.prefix, *command]
-        processes.append(subprocess.Popen(whole, env=environment, stdout=output, stderr=subprocess.STDOUT))
+        # In a session of its own, so that Ctrl-C comes once and through this process.
+        processes.append(
+            subprocess.Popen(whole, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        )
     return processes
 
 

@@ -50,7 +50,11 @@ class Plan:
     out: Path
 
     def measure(self) -> tuple[Done, dict[str, str], dict[str, str]]:
-        """Measure every point; return those measured with their folders, and why others were skipped or failed."""
+        """Measure every point; return those measured with their folders, and why others were skipped or failed.
+
+        Raises:
+            Interrupted: a point was stopped; the points after it are not measured.
+        """
         done: Done = []
         skipped, failed = {}, {}
         for point in (bar := tqdm(self.points, unit="point", disable=None)):

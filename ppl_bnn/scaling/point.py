@@ -1,17 +1,22 @@
 """Measures one point of the scaling study: a training, started once and started again when its settings changed."""
 
 import json
+import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.saved_config import first_difference
 from ppl_bnn.files import write_text
 from ppl_bnn.scaling.launch import PointFailed, launch, launch_on_rehearsed_hosts
+from ppl_bnn.settings import decisive, per_host
 
 # Environment variables that change how fast a rank computes, by how their names begin, and how fast ranks communicate.
 _ARITHMETIC = (
@@ -19,6 +24,8 @@ _ARITHMETIC = (
     "PYTORCH_", "TORCH_",
 )  # fmt: skip
 _MESSAGES = ("FI_", "GLOO_", "HOROVOD_", "I_MPI_", "MPICH_", "NCCL_", "OMPI_", "UCX_")
+
+log = logging.getLogger("ppl_bnn")
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,9 @@ def measure(
     """Train in `folder`, unless the same point was finished there before.
 
     It is the same point if these did not change: the run's settings, the command, its launcher, and the environment
-    variables that decide how fast a rank computes and the ranks communicate. ``point.json`` holds them, and
-    ``elapsed_seconds`` from the launcher's start to its end.
+    variables that decide how fast a rank computes and the ranks communicate. Where a host has its data does not count,
+    nor do the threads and the arithmetic of a whole training. ``point.json`` holds all this, and ``elapsed_seconds``
+    from the launcher's start to its end. A whole training of another point is moved aside, never deleted.
 
     Args:
         run_settings: the run's own settings, resolved, as JSON.
@@ -96,6 +104,7 @@ def measure(
     Raises:
         PointFailed: the training failed, or cannot be started.
         NotPermitted: hosts cannot be rehearsed here.
+        Interrupted: the ranks were stopped. A whole training resumes, and one of some steps starts again.
     """
     arguments = _arguments(point, steps=steps, epochs=epochs, threads=threads, settings=settings)
     environment = point.environment()
@@ -108,10 +117,16 @@ def measure(
     record = folder / "point.json"
     if record.exists():
         before = _read(record)
-        if before.get("identity") != identity:
-            shutil.rmtree(folder)
-        elif before.get("done"):
+        there, own = before.get("identity"), len(arguments) - len(settings)
+        difference = _difference(there, identity, own=own, whole=epochs is not None)
+        if not difference and before.get("done"):
             return
+        if difference and (epochs is not None or not _is_short(there)):
+            aside = _set_aside(folder)
+            log.warning("%s: trained anew (%s); the training before is now %s", point.name, difference, aside)
+        elif epochs is None:
+            # To resume a training of some steps would leave too few to time: the first of each process does not count.
+            shutil.rmtree(folder)
     write_text(record, json.dumps({"identity": identity, "done": False}))
     command, output = [*arguments, "--out", str(folder)], folder / "output.txt"
     started = time.monotonic()
@@ -147,6 +162,59 @@ def _arguments(point: Setting, *, steps: int, epochs: int | None, threads: int, 
 def _that_matters(environment: Mapping[str, str], ranks: int) -> dict[str, str]:
     begin = (*_ARITHMETIC, *_MESSAGES) if ranks > 1 else _ARITHMETIC
     return {name: value for name, value in sorted(environment.items()) if name.startswith(begin)}
+
+
+def _difference(before: Mapping[str, Any] | None, now: Mapping[str, Any], *, own: int, whole: bool) -> str | None:
+    """Return in words the first difference that makes it another point, or None."""
+    if before is None:
+        return "its point.json is damaged"
+    there, here = (_compared(identity, own=own, whole=whole) for identity in (before, now))
+    # What only one of them has is found in one direction only.
+    return first_difference(here, there, words=("before", "now")) or first_difference(
+        there, here, words=("now", "before")
+    )
+
+
+def _compared(identity: Mapping[str, Any], *, own: int, whole: bool) -> dict[str, Any]:
+    """Return what makes it the same point. Of the arguments the first `own` count: the others are in the settings."""
+    _, _, run, _, _, _, *options = identity["arguments"][:own]
+    of_host = {
+        name: set(per_host(type(part))) - set(decisive(type(part)))
+        for name, part in vars(Config()).items()
+        if is_dataclass(part)
+    }
+    found = {
+        "run": run,
+        "options": dict(zip(options[::2], options[1::2], strict=False)),
+        "settings": {
+            name: {key: value for key, value in part.items() if key not in of_host.get(name, ())}
+            if isinstance(part, dict)
+            else part
+            for name, part in identity["settings"].items()
+        },
+        "launcher": identity["launcher"],
+        "environment": dict(identity["environment"]),
+    }
+    if whole:
+        # They decide how fast it trains, not what.
+        found["options"].pop("--threads", None)
+        found["settings"].pop("threads", None)
+        found["environment"] = {
+            name: value for name, value in found["environment"].items() if not name.startswith(_ARITHMETIC)
+        }
+    return found
+
+
+def _is_short(identity: Mapping[str, Any] | None) -> bool:
+    """Whether this is known to be a training of some steps."""
+    arguments = identity["arguments"] if identity else ["--train.epochs"]
+    return "--data.num_train" in arguments[: arguments.index("--train.epochs")]
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a folder to ``<name>-before``, or ``<name>-before-2`` and so on; return its new path."""
+    names = (f"{folder.name}-before" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 
 def _check(point: Setting, folder: Path) -> None:

@@ -112,7 +112,7 @@ def _ratios(workloads: Mapping[str, xr.Dataset], times: Mapping[str, Sequence[ND
     lines = []
     for name, row in workloads.items():
         for other, twin in workloads.items():
-            same = all(row[part].item() == twin[part].item() for part in ("network", "device", "batch"))
+            same = all(row[part].item() == twin[part].item() for part in ("network", "data", "device", "batch"))
             if same and not row["deterministic"] and twin["deterministic"]:
                 ratios = [_quantiles(times[name][RANKS.index(n)] / times[other][RANKS.index(n)]) for n in (1, 128)]
                 one, many = (f"{middle:.2f} ({low:.2f} to {high:.2f})" for low, middle, high in ratios)

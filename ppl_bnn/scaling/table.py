@@ -142,6 +142,7 @@ def _row(
         **{name: math.nan if setting[name] is None else setting[name] for name in ("cycle_ms", "fusion_mb")},
         "workload": _workload(setting),
         "network": model["name"],
+        "data": first.settings["data"]["name"],
         "deterministic": bool(model["deterministic"]),
         "estimator": "none" if model["deterministic"] else first.settings["train"]["estimator"],
         "backend": first.content["backend"],

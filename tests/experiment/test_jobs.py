@@ -1,5 +1,6 @@
 """Independent jobs: which there are, what becomes of them, and their results as the chains of one file."""
 
+import json
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from run_folders import written
 
 from ppl_bnn import metrics, run
@@ -168,6 +170,22 @@ def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; run the same command again to resume"
     assert not (run_folder / "out" / "jobs" / "train.seed=1").exists()
     assert "run the same command again to resume" in (folder.parent / "job.log").read_text()
+
+
+def test_jobs_share_the_cores_and_leave_no_setting_of_it_in_the_out_folder(run_folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    command = [str(run_folder), "--vary", "predict.seed=0", "--stages", "train"]
+
+    def threads(out):
+        used = json.loads((out / "performance.json").read_text())["threads"]
+        return used, yaml.safe_load((out / "config.yaml").read_text())["threads"]
+
+    assert main(command) == 0
+    assert threads(run_folder / "out") == (len(os.sched_getaffinity(0)), None)
+    # What the user sets is kept.
+    other = run_folder / "other"
+    assert main([*command, "--threads", "3", "--out", str(other)]) == 0
+    assert threads(other) == (3, 3)
 
 
 def test_results_of_other_images_are_not_merged():

@@ -21,7 +21,7 @@ def configuration(*, deterministic, epochs, num_train=None, network="bnn-fc", da
     }
 
 
-def write_point(folder, *, deterministic, ranks, seconds, still, bytes_, network="bnn-fc", **others):
+def write_point(folder, *, deterministic, ranks, seconds, still, bytes_, network="bnn-fc", data="mnist", **others):
     """A training of 64 images a rank and 3 epochs: its first step is slow, then `seconds` of each."""
     folder.mkdir(parents=True)
     count = len(seconds) + 1
@@ -35,9 +35,9 @@ def write_point(folder, *, deterministic, ranks, seconds, still, bytes_, network
         "seconds": [5.0, *seconds], "accuracy": [0.1] * count, "calls": calls if ranks > 1 else {}, **others,
     }  # fmt: skip
     (folder / "performance.json").write_text(json.dumps(content))
-    own = configuration(deterministic=deterministic, epochs=10, network=network)
+    own = configuration(deterministic=deterministic, epochs=10, network=network, data=data)
     (folder / "point.json").write_text(json.dumps({"identity": {"settings": own}, "elapsed_seconds": 20.0}))
-    trained = configuration(deterministic=deterministic, epochs=3, num_train=64, network=network)
+    trained = configuration(deterministic=deterministic, epochs=3, num_train=64, network=network, data=data)
     (folder / "config.yaml").write_text(yaml.safe_dump(trained))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ppl_bnn.errors import UserError
+from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.scaling import point as point_module
 from ppl_bnn.scaling.launch import PointFailed, checked_launcher, launch, reason
 from ppl_bnn.scaling.point import Setting, measure
@@ -60,11 +60,11 @@ def launches(monkeypatch):
     return found
 
 
-def measured(tmp_path, run, *, settings=(), launcher="horovod", steps=3, **setting):
+def measured(tmp_path, run, *, settings=(), launcher="horovod", steps=3, epochs=None, threads=1, **setting):
     point = Setting(**{"run": str(run), "device": "cpu", "batch": 8, "ranks": 2, **setting})
     measure(
         point, tmp_path / "points" / point.name, run_settings=run_settings(str(run), settings), steps=steps,
-        epochs=None, threads=1, launcher=launcher, settings=settings,
+        epochs=epochs, threads=threads, launcher=launcher, settings=settings,
     )  # fmt: skip
     return point
 
@@ -104,6 +104,88 @@ def test_a_point_is_measured_again_when_its_settings_or_environment_change(tmp_p
     assert (again(ranks=1), again()) == (0, 1)
     monkeypatch.setenv("OMP_PROC_BIND", "true")
     assert (again(ranks=1), again()) == (1, 1)
+
+
+def test_a_whole_training_is_the_same_on_other_threads_devices_and_data_folders(tmp_path, launches, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run = write_run(tmp_path / "run", lr=0.1)
+    measured(tmp_path, run, epochs=4, settings=["--data.dir", "here"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    measured(tmp_path, run, epochs=4, threads=7, settings=["--data.dir", "misspelt", "--threads", "2"])
+    assert len(launches) == 1
+    # Of steps that are timed, only the folder does not count.
+    for settings, threads, times in ((["--data.dir", "here"], 1, 2), ([], 1, 2), ([], 2, 3)):
+        measured(tmp_path, run, settings=settings, threads=threads)
+        assert len(launches) == times
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    measured(tmp_path, run, threads=2)
+    assert len(launches) == 4
+
+
+def test_a_whole_training_is_moved_aside_and_never_deleted(tmp_path, launches, caplog):
+    run = write_run(tmp_path / "run", lr=0.1)
+    folder = tmp_path / "points" / measured(tmp_path, run, epochs=4).name
+
+    def aside(number):
+        return folder.with_name(f"{folder.name}-before{number}")
+
+    def mark(name):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / name).touch()
+
+    mark("first")
+    write_run(run, lr=0.2)
+    measured(tmp_path, run, epochs=4)
+    assert (aside("") / "checkpoints" / "first").exists()
+    assert not (folder / "checkpoints").exists()
+    assert f"settings.train.lr: before 0.1, now 0.2); the training before is now {aside('')}" in caplog.text
+    mark("second")
+    # Steps that are timed have the same folder.
+    measured(tmp_path, run)
+    assert (aside("-2") / "checkpoints" / "second").exists()
+    # A whole training that was not finished, too.
+    measured(tmp_path, run, epochs=4, launcher="torch")
+    mark("third")
+    record = json.loads((folder / "point.json").read_text())
+    (folder / "point.json").write_text(json.dumps(record | {"done": False}))
+    measured(tmp_path, run, epochs=5, launcher="torch")
+    assert (aside("-4") / "checkpoints" / "third").exists()
+    assert "options.--train.epochs: before '4', now '5'" in caplog.text
+    # Nobody knows what a damaged record is of.
+    mark("fourth")
+    (folder / "point.json").write_text("{")
+    measured(tmp_path, run)
+    assert (aside("-5") / "checkpoints" / "fourth").exists()
+
+
+def test_other_trainings_decide_another_network(tmp_path, launches):
+    """The folder of the twin that training starts from is of a host, and decides what is trained."""
+    run = write_run(tmp_path / "run")
+    for twin, times in (("one", 1), ("one", 1), ("two", 2)):
+        measured(tmp_path, run, epochs=4, settings=["--guide.init_from", twin])
+        assert len(launches) == times
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(None, False), (4, True)])
+def test_an_interrupted_training_resumes_unless_its_steps_are_timed(tmp_path, monkeypatch, epochs, kept):
+    found = []
+
+    def launched(arguments, output, *, ranks, **_):
+        out = Path(arguments[-1])
+        found.append((out / "checkpoints").exists())
+        (out / "checkpoints").mkdir(exist_ok=True)
+        if len(found) == 1:
+            raise Interrupted("stopped")
+        content = {"ranks": ranks, "backend": "Gloo", "seconds": [1.0] * 4, "starts": [0]}
+        (out / "performance.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(point_module, "launch", launched)
+    run = write_run(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        measured(tmp_path, run, epochs=epochs)
+    measured(tmp_path, run, epochs=epochs)
+    assert found == [False, kept]
 
 
 def test_swept_settings_of_horovod_reach_the_ranks(tmp_path, launches):

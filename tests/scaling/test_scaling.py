@@ -2,12 +2,14 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import yaml
 
 from ppl_bnn.results import netcdf
 from ppl_bnn.scaling.__main__ import main
+from ppl_bnn.scaling.point import Setting
 
 
 @pytest.mark.slow
@@ -100,7 +102,19 @@ def test_points_that_fail_are_told_and_the_others_make_the_table(tmp_path, data_
     assert {"cycle_ms", "fusion_mb", "communication_efficiency", "fixed_epochs_measured"} <= row.keys()
     assert row["seconds_to_accuracy_0.6"] == ""
     assert "no point on several ranks was measured, so nothing is predicted" in told
+    # A launcher that is stopped stops the study, which is no failure of its points.
+    stopped = tmp_path / "stopped.py"
+    stopped.write_text("raise SystemExit(75)")
+    assert main([*study, "--ranks", "2", "--launcher", f"{sys.executable} {stopped} {{ranks}}"]) == 75
+    assert "the ranks were stopped; run the same command again to resume" in capsys.readouterr().err
     # Without the point that fails, the same table is no failure.
     assert main([*study, "--ranks", "1"]) == 0
     assert json.loads((out / "failed.json").read_text()) == {}
     assert netcdf.read_group(out / "scaling.nc", "prediction") is None
+    # If none is left, the table of before is not theirs. The trainings stay.
+    assert main([*study, "--devices", "nothing", "--ranks", "1"]) == 1
+    assert f"so there is no table; the table and figures of before were deleted from {out}" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"failed.json", "figures", "points"}
+    assert not list((out / "figures").iterdir())
+    trained = Setting(str(run), "cpu", 16, 1).name
+    assert (out / "points" / trained / "performance.json").exists()

@@ -172,7 +172,9 @@ def test_the_page_of_calls_has_networks_beside_their_twins(tmp_path):
     rows = table(study(tmp_path, ranks=(1, 2, 4), networks=("vgg16", "resnet18")), [0.6], whole=False)
     page = calls_page(rows)
     titles = [line for line in page.splitlines() if line.startswith("#")]
-    assert titles == [f"## {name} (flipout), cpu, batch 64 a rank, 4 ranks over Gloo" for name in ("vgg16", "resnet18")]
+    assert titles == [
+        f"## {name} (flipout), mnist, cpu, batch 64 a rank, 4 ranks over Gloo" for name in ("vgg16", "resnet18")
+    ]
     table_lines = [line for line in page.split(titles[1])[0].splitlines() if line.startswith("|")]
     header, _, allreduce, gradients, *_, broadcast, efficiency = table_lines
     assert header == (
@@ -184,6 +186,25 @@ def test_the_page_of_calls_has_networks_beside_their_twins(tmp_path):
     assert broadcast == "| **Bcast** | 9 | 1000 | 0.3 | 9 | 1000 | 0.3 |"
     assert efficiency.count("1 / 20 = 5.0%") == 2
     assert "##" not in calls_page(table(study(tmp_path / "alone", ranks=(1,)), [0.6], whole=False))
+
+
+def test_a_twin_that_learned_other_data_is_no_twin(tmp_path):
+    points = [(kind, data, ranks) for kind, data in (("bnn", "cifar10"), ("cnn", "digits100k")) for ranks in (1, 2)]
+    found = []
+    for kind, data, ranks in points:
+        folder = tmp_path / f"{kind}-{ranks}"
+        write_point(folder, deterministic=kind == "cnn", ranks=ranks, seconds=[0.2, 0.21, 0.22], still=0.1,
+                    bytes_=1e6, network="vgg16", data=data)  # fmt: skip
+        found.append((setting(kind, ranks=ranks), folder))
+    rows = table(found, [0.6], whole=False)
+    assert flat(rows)["data"].tolist() == [data for _, data, _ in points]
+    page = calls_page(rows)
+    assert [line.split(",")[:2] for line in page.splitlines() if line.startswith("#")] == [
+        ["## vgg16 (flipout)", " cifar10"],
+        ["## vgg16", " digits100k"],
+    ]
+    assert "BNN seconds | twin" not in page
+    assert predictions(rows, num_samples=3).attrs["ratios"] == ""
 
 
 def test_every_figure_that_the_table_allows_is_drawn(tmp_path):
