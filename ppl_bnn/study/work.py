@@ -3,11 +3,9 @@
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ppl_bnn.errors import FileError, Interrupted
-from ppl_bnn.experiment.command import DONE, STOPPED
 from ppl_bnn.files import write_text
+from ppl_bnn.scaling.launch import PointFailed, launch
 from ppl_bnn.study.scales import Scale
 from ppl_bnn.version import __version__
 
@@ -136,11 +134,13 @@ class Work:
             return self.failures[name]
         log.info("study: %s", command)
         path = self.out / "logs" / f"{name}.txt"
-        code = _run([sys.executable, *words], path)
-        if code == STOPPED:
-            raise Interrupted(f"stopped in {command}")
-        if code != DONE:
-            reason = f"{_reason(code, path)} ({path} has the whole output)"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            launch(words, path, ranks=1, launcher="", environment=os.environ)
+        except Interrupted:
+            raise Interrupted(f"stopped in {command}") from None
+        except PointFailed as error:
+            reason = f"error: {error} ({path} has the whole output)"
             log.error("study: %s failed: %s", name, reason)
             self.failures[name] = Outcome(command, reason)
             return self.failures[name]
@@ -188,27 +188,3 @@ class Work:
             if isinstance(error, FileError):
                 raise
             raise FileError(f"{path} is damaged; delete it, and the same command finds what is finished") from None
-
-
-def _run(words: Sequence[str], output: Path) -> int:
-    """Run a process to its end and return its exit code."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w") as file:
-        # In a session of its own: Ctrl-C reaches it once and through here, so that it stops at a safe point.
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-
-
-def _reason(code: int, path: Path) -> str:
-    """Why a command failed: its last error line, or the signal that ended it."""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}, often for lack of memory"
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
-    errors = errors or [line for line in lines if "Error:" in line or "failed" in line]
-    return (errors or lines or [f"exit code {code}"])[-1]
