@@ -21,16 +21,31 @@ ROUTINES = {
 
 
 def calls_page(rows: xr.Dataset) -> str:
-    """Return Markdown: a table for each network, data set, estimator, device and batch, on the largest number of ranks.
-
-    Args:
-        rows: a result of `ppl_bnn.scaling.table.table`.
-    """
-    local = first_messages(rows.isel(point=(rows["mbit"].values == 0) & (rows["ranks"].values > 1)))
+    """Return the tables of `call_tables` as Markdown."""
     text = (
         "Communication calls of rank 0 in a training: their number, their average bytes, and the seconds that rank 0 "
         "waited for them. BNN is the Bayesian network, twin its deterministic twin.\n"
     )
+    tables = call_tables(rows)
+    for title, (header, *lines) in tables:
+        alignment = ["---", *("---:" for _ in header[1:])]
+        text += (
+            f"\n## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in (header, alignment, *lines)) + "\n"
+        )
+    return text if tables else text + "\nNo point on several ranks was measured.\n"
+
+
+def call_tables(rows: xr.Dataset) -> list[tuple[str, list[list[str]]]]:
+    """Return a table for each network, data set, estimator, device and batch, on the largest number of ranks.
+
+    Args:
+        rows: a result of `ppl_bnn.scaling.table.table`.
+
+    Returns:
+        Of each table its title and its lines of cells, the header first.
+    """
+    local = first_messages(rows.isel(point=(rows["mbit"].values == 0) & (rows["ranks"].values > 1)))
+    tables = []
     points = [local.isel(point=place) for place in range(local.sizes["point"])]
     for network in dict.fromkeys(map(_network, points)):
         block = [point for point in points if _network(point) == network]
@@ -39,8 +54,8 @@ def calls_page(rows: xr.Dataset) -> str:
         twins = [point for point in largest if point["deterministic"].item()]
         bayesian = [[point, *twins] for point in largest if not point["deterministic"].item()]
         for beside in bayesian or [twins]:
-            text += f"\n{_title(beside[0])}\n\n{_table(beside)}\n"
-    return text if points else text + "\nNo point on several ranks was measured.\n"
+            tables.append((_title(beside[0]), _table(beside)))
+    return tables
 
 
 def _network(point: xr.Dataset) -> tuple[str, str, str, int]:
@@ -51,20 +66,20 @@ def _title(point: xr.Dataset) -> str:
     estimator = "" if point["deterministic"].item() else f" ({point['estimator'].item()})"
     network, data, device, batch = _network(point)
     ranks, backend = point["ranks"].item(), point["backend"].item()
-    return f"## {network}{estimator}, {data}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
+    return f"{network}{estimator}, {data}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
 
 
-def _table(points: Sequence[xr.Dataset]) -> str:
+def _table(points: Sequence[xr.Dataset]) -> list[list[str]]:
     kinds = ["twin" if point["deterministic"].item() else "BNN" for point in points]
     names = [f"{kind} {quantity}" for kind in kinds for quantity in ("calls", "average bytes", "seconds")]
-    lines = [["routine", *names], ["---", *("---:" for _ in names)]]
+    lines = [["routine", *names]]
     for routine, parts in ROUTINES.items():
         lines.append([f"**{routine}**", *(cell for point in points for cell in _cells(point, list(parts)))])
         if len(parts) > 1:
             for part, purpose in parts.items():
                 lines.append([f"of it: {purpose}", *(cell for point in points for cell in _cells(point, [part]))])
     lines.append(["time in all / elapsed", *(cell for point in points for cell in _efficiency(point))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _cells(point: xr.Dataset, kinds: Sequence[str]) -> list[str]:

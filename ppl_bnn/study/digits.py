@@ -1,9 +1,8 @@
 """Section 3.2's cycle time, figure 6 (the 0.1M digits at two batches) and figure 7 (GPUs)."""
 
-from importlib.util import find_spec
-
 import torch
 
+from ppl_bnn.scaling.launch import checked_launcher
 from ppl_bnn.study.page import Row, Section
 from ppl_bnn.study.timings import ALONE, Timings, on_ranks, text, timed
 from ppl_bnn.study.work import MISSING, Work
@@ -16,15 +15,14 @@ def cycle_time(work: Work) -> Section:
     scale, network = work.scale, "cifar10-vgg16"
     section, ranks = Section("Section 3.2: cycle time and fusion buffer"), max(work.ranks)
     published = "5 ms and 64 MB are optimal, no numbers"
-    horovod = work.options.launcher != "torch" and (work.options.launcher != "auto" or find_spec("horovod"))
-    if ranks == 1 or not horovod:
+    if ranks == 1 or checked_launcher(work.options.launcher) == "torch":
         why = ALONE if ranks == 1 else f"{MISSING}: torchrun has no such settings, Horovod has"
         section.rows = [Row("VGG: samples a second by cycle time", published, "section 3.2", why, None)]
         return section
     outcome = timed(
         work, "cycle-time", [network], "--batches", str(scale.batch), "--steps", str(scale.steps),
         "--cycle_ms", *(f"{cycle:g}" for cycle in scale.cycles), "--fusion_mb", f"{scale.fusion:g}",
-        ranks=[ranks], settings=("--channels_last", "true"),
+        ranks=[ranks],
     )  # fmt: skip
     section.commands, table = [outcome.command], Timings(work, "cycle-time")
     for cycle in scale.cycles:
@@ -48,7 +46,6 @@ def batches(work: Work) -> Section:
     section = Section("Figure 6: 0.1 million digits, batch 512 and 1024")
     outcome = timed(
         work, "figure-6", [_DIGITS], "--batches", *map(str, scale.digit_batches), "--steps", str(scale.digit_steps),
-        settings=("--channels_last", "true"),
     )  # fmt: skip
     section.commands, table = [outcome.command], Timings(work, "figure-6")
     small, large = scale.digit_batches
@@ -104,7 +101,7 @@ def gpus(work: Work) -> Section:
     ranks = [number for number in (1, 2, 4, 8) if number <= torch.cuda.device_count()]
     outcome = timed(
         work, "figure-7", [_DIGITS], "--batches", str(scale.digit_batches[0]), "--steps", str(scale.digit_steps),
-        "--devices", "cpu", "cuda", ranks=ranks, settings=("--channels_last", "true"),
+        "--devices", "cpu", "cuda", ranks=ranks,
     )  # fmt: skip
     section.commands, table = [outcome.command], Timings(work, "figure-7")
     section.rows = [Row(what, published, source, "see below", None) for what, published in _PUBLISHED]

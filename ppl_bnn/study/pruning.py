@@ -13,7 +13,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.provenance import result_path
 from ppl_bnn.results import netcdf
 from ppl_bnn.study.page import Row, Section
-from ppl_bnn.study.timings import counted
+from ppl_bnn.study.timings import counted, training_accuracy
 from ppl_bnn.study.work import MISSING, Outcome, Work
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -172,10 +172,11 @@ def _rows(network: _Network, published: tuple[str, str, str], command: int) -> l
     ours = _curve(levels) if levels else dict.fromkeys(("unchanged", "accuracy", "loss", "time"), MISSING)
     digits = f", {counted(levels[0].sizes['image'], 'test digit')}" if levels else ""
     what = f"{network.name}{digits}, {counted(len(network.folders), 'seed')}"
+    trained_to = "; ".join(training_accuracy(path.parent) for path in paths) or MISSING
     return [
         Row(f"{what}: share pruned that leaves the accuracy unchanged", published[0], "section 4.6, figure 8",
             outcome.or_reason(ours["unchanged"]), command),
-        Row(f"{what}: training accuracy", published[1], "section 4.6", outcome.or_reason(_trained_to(paths)), command),
+        Row(f"{what}: training accuracy", published[1], "section 4.6", outcome.or_reason(trained_to), command),
         Row(f"{what}: test accuracy at 0, 60, 80 and 95% pruned", "figure only", "figure 8",
             outcome.or_reason(ours["accuracy"]), command),
         Row(f"{what}: accuracy lost at 80% pruned, in points", "7.0%" if "FC" in what else "none",
@@ -208,12 +209,6 @@ def _at(levels: xr.Dataset, fraction: float, name: str) -> float:
     """A number of the level whose share of pruned weights is nearest to `fraction`."""
     place = int(np.abs(levels["pruned_fraction"].values - fraction).argmin())
     return float(levels[name].values[place])
-
-
-def _trained_to(paths: list[Path]) -> str:
-    files = (path.parent / "predictive.nc" for path in paths)
-    found = [netcdf.read_group(path, "training") for path in files if path.exists()]
-    return "; ".join(f"{float(one['accuracy'][-1]):.3f}" for one in found if one is not None) or MISSING
 
 
 def _scores(path: Path) -> str:

@@ -1,5 +1,7 @@
 """Tables 1 to 6, the layers and parameters of the study's networks, and its "FLOP rates"."""
 
+from functools import cache
+
 import torch
 
 from ppl_bnn.models import build, network_table, totals
@@ -70,6 +72,7 @@ def operations(work: Work) -> Section:
     return section
 
 
+@cache
 def _ours(published: PublishedTable) -> list[Layer]:
     net = build(published.network, deterministic=published.deterministic)
     shape = (1, 28, 28) if published.network.startswith("bnn") else (3, 32, 32)

@@ -5,7 +5,6 @@ from ppl_bnn.study.timings import ALONE, Timings, on_ranks, text, timed
 from ppl_bnn.study.work import Outcome, Work
 
 NETWORKS = {"VGG": "cifar10-vgg16", "ResNet": "cifar10-resnet18"}
-_CHANNELS_LAST = ("--channels_last", "true")
 
 
 def throughput(work: Work) -> Section:
@@ -25,7 +24,7 @@ def throughput(work: Work) -> Section:
             "efficiency": "Figure 3a, b: efficiency T1 / TN with 1-sigma bars, and predictions for more ranks",
         },
     )
-    section.tables = _calls(work)
+    section.tables = [Table(f"Table 2d: {title}", lines) for title, lines in table.calls()]
     section.notes = [
         "The study trains with flipout, which convolves twice. groups and plain are what we offer beside it: one "
         "convolution, with more gradient variance than flipout (Benchmarks has both).",
@@ -50,7 +49,7 @@ def fixed_epochs(work: Work) -> Section:
         name = "figure-2c"
         outcome = timed(
             work, name, list(NETWORKS.values()), "--batches", str(scale.time_batch), "--steps", str(scale.steps),
-            "--estimators", scale.estimators[0], settings=_CHANNELS_LAST,
+            "--estimators", scale.estimators[0],
         )  # fmt: skip
     table, section = Timings(work, name), Section("Figure 2c: time of 64 epochs")
     own = {"estimator": scale.estimators[0]}
@@ -84,7 +83,7 @@ def _timed_at_the_first_batch(work: Work) -> Outcome:
     scale = work.scale
     return timed(
         work, "figure-2", list(NETWORKS.values()), "--batches", str(scale.batch), "--steps", str(scale.steps),
-        "--estimators", *scale.estimators, settings=_CHANNELS_LAST,
+        "--estimators", *scale.estimators,
     )  # fmt: skip
 
 
@@ -131,22 +130,3 @@ def _communication(work: Work, title: str, network: str, table: Timings, outcome
 def _minutes(table: Timings, network: str, ranks: int, **same: float | str) -> str:
     seconds = (table.value("fixed_epochs_seconds", network + twin, ranks, **same) for twin in ("", "-cnn"))
     return "; ".join(text(value / 60, "{:,.1f}") for value in seconds)
-
-
-def _calls(work: Work) -> list[Table]:
-    """Table 2d, as ``calls.md`` of `ppl_bnn.scaling` has it."""
-    path = work.folder("figure-2") / "calls.md"
-    if not path.exists():
-        return []
-    tables, caption, lines = [], "", []
-    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if set("".join(cells)) - set("-: "):
-                lines.append(cells)
-        elif line.strip():
-            caption = line.strip("# ")
-        if not line.startswith("|") and lines:
-            tables.append(Table(f"Table 2d: {caption}", lines))
-            lines = []
-    return tables

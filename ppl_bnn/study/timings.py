@@ -10,6 +10,7 @@ from pathlib import Path
 import xarray as xr
 
 from ppl_bnn.results import netcdf
+from ppl_bnn.scaling.calls import call_tables
 from ppl_bnn.study.work import MISSING, Outcome, Work
 
 # In place of a number.
@@ -18,7 +19,7 @@ ALONE = "not measured: needs several ranks, see --ranks"
 
 def timed(
     work: Work, name: str, networks: Sequence[str], *how: str, ranks: Sequence[int] | None = None,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] = ("--channels_last", "true"),
 ) -> Outcome:  # fmt: skip
     """Time networks and their deterministic twins with ``python -m ppl_bnn.scaling`` into the folder `name`.
 
@@ -64,6 +65,10 @@ class Timings:
                 return row
         return None
 
+    def calls(self) -> list[tuple[str, list[list[str]]]]:
+        """Table 2d: `call_tables` of `ppl_bnn.scaling.calls`."""
+        return [] if self._rows is None else call_tables(self._rows)
+
     def value(self, column: str, run: str, ranks: int, **same: float | str) -> float:
         """One number, NaN where there is none."""
         row = self.row(run, ranks, **same)
@@ -77,6 +82,13 @@ class Timings:
         """The number of a Bayesian network over that of its twin."""
         one, other = (self.value(column, network + twin, ranks, **same) for twin in ("", "-cnn"))
         return text(one / other if other else math.nan, "{:.2f}")
+
+
+def training_accuracy(folder: Path) -> str:
+    """The training accuracy of the last epoch of an out folder that was predicted with."""
+    path = folder / "predictive.nc"
+    history = netcdf.read_group(path, "training") if path.exists() else None
+    return MISSING if history is None else f"{float(history['accuracy'][-1]):.3f}"
 
 
 def text(value: float, form: str) -> str:

@@ -8,7 +8,7 @@ import xarray as xr
 from ppl_bnn.results import netcdf
 from ppl_bnn.scaling.point import Setting
 from ppl_bnn.study.page import Row, Section
-from ppl_bnn.study.timings import Timings, counted, on_ranks, text, timed
+from ppl_bnn.study.timings import Timings, counted, on_ranks, text, timed, training_accuracy
 from ppl_bnn.study.work import MISSING, Outcome, Work
 
 _VGG, _RESNET = "cifar10-vgg16", "cifar10-resnet18"
@@ -59,7 +59,7 @@ def draw_counts(work: Work) -> Section:
         seconds, total, at = few.found, many.found, len(section.commands)
         section.rows += [
             Row(f"training accuracy, {what}", "0.923 (text), 0.91 (caption)" if number == 1 else "0.64 (16 nodes)",
-                "section 4.3, figure 4", _training_accuracy(folder)),
+                "section 4.3, figure 4", training_accuracy(folder)),
             Row(f"seconds of {scale.few_draws} and of {scale.draws} draws, {what}",
                 "152.4; 2861.0 (10 and 1000 draws)", "section 4.3",
                 many.or_reason(f"{text(seconds, '{:.1f}')}; {text(total, '{:.1f}')}"), at),
@@ -105,7 +105,7 @@ def classes(work: Work) -> Section:
     for place, (name, published) in enumerate((("VGG", "0.923"), ("ResNet", "0.942"))):
         section.rows.append(
             Row(f"{name}: training accuracy", published, "section 4.3",
-                outcomes[place].or_reason(_training_accuracy(folders[place])), 1 + 2 * place)
+                outcomes[place].or_reason(training_accuracy(folders[place])), 1 + 2 * place)
         )  # fmt: skip
     if not any(outcome.reason for outcome in outcomes):
         from ppl_bnn.results.figures.densities import compare_densities
@@ -154,9 +154,3 @@ def _predicted(work: Work, name: str, folder: Path, draws: int, *, after: list[s
         "--predict.num_samples", str(draws), "--predict.method", "draws", after=after, makes=[folder / "predictive.nc"],
         read=lambda: float(netcdf.read_attrs(folder / "predictive.nc")["seconds"]),
     )  # fmt: skip
-
-
-def _training_accuracy(folder: Path) -> str:
-    path = folder / "predictive.nc"
-    history = netcdf.read_group(path, "training") if path.exists() else None
-    return "not measured" if history is None else f"{float(history['accuracy'][-1]):.3f}"
