@@ -40,7 +40,6 @@ def inputs_of(
         inputs["predict.norm_images"] = run.config.predict.norm_images
     if isinstance(settings, PruningConfig):
         inputs["predict.compact"] = run.config.predict.compact
-    if isinstance(settings, PruningConfig):
         if not settings.finetune_epochs:
             # It has a file of its own; fine-tuned, it is one of the levels.
             del inputs["settings"]["save_fraction"]

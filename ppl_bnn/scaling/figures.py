@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_bnn.files import written_atomically
+from ppl_bnn.results.figures.layout import save
 from ppl_bnn.scaling.prediction import first_messages
 
 _MARKERS = "osD^vP*X"
@@ -35,14 +35,14 @@ def draw_scaling(rows: xr.Dataset, predicted: xr.Dataset | None, folder: Path) -
         OSError: a figure cannot be written.
     """
     local = rows.isel(point=rows["mbit"].values == 0)
-    alike = first_messages(local)
+    alike, with_links = first_messages(local), first_messages(rows)
     figures: dict[str, Figure] = {
         "throughput": _throughput(alike),
         "fixed_epochs": _fixed_epochs(alike),
-        "efficiency": _efficiency(first_messages(rows), predicted),
+        "efficiency": _efficiency(with_links, predicted),
     }
     if predicted is not None:
-        figures["prediction"] = _prediction(first_messages(rows), predicted)
+        figures["prediction"] = _prediction(with_links, predicted)
     if rows["seconds_to_accuracy"].notnull().any():
         figures["time_to_accuracy"] = _time_to_accuracy(alike)
     for name in ("batch", "device"):
@@ -55,8 +55,7 @@ def draw_scaling(rows: xr.Dataset, predicted: xr.Dataset | None, folder: Path) -
     if (rows["mbit"].values > 0).any():
         figures["links"] = _links(rows)
     for name, figure in figures.items():
-        with written_atomically(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=130)
+        save(figure, folder / f"{name}.png")
     return len(figures)
 
 

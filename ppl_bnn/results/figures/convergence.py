@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppl_bnn.files import written_atomically
+from ppl_bnn.results.figures.layout import save
 
 
 def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
@@ -27,5 +27,4 @@ def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path
     left.legend(frameon=False)
     right.errorbar(draws, columns["nll"], yerr=2 * np.nan_to_num(columns["nll_error"]), fmt="o-", capsize=3)
     right.set(xscale="log", xlabel="draws", ylabel="NLL, nats per datum\n(bars: 2 standard deviations)")
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    save(figure, path)

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ppl_bnn.files import written_atomically
 from ppl_bnn.inference.diagnosis import LayerPosterior, verdict
+from ppl_bnn.results.figures.layout import save
 
 
 def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> None:
@@ -44,8 +44,7 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    save(figure, path)
 
 
 def _logarithmic(axis: Axes, label: str) -> None:

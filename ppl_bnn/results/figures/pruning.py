@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ppl_bnn.results.figures.layout import Groups, new_figure, save, show_image
 from ppl_bnn.results.figures.networks import legend_name, read_networks, trainings_note
+from ppl_bnn.results.figures.side_by_side import first_of_each_class
 
 _PANELS = (
     ("accuracy", "accuracy"),
@@ -239,7 +240,5 @@ def _curve(axis: Axes, trainings: Sequence[Mapping[str, np.ndarray]], quantity: 
 
 
 def _one_of_a_class(candidates: np.ndarray, loss: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
-    chosen: dict[int, int] = {}
-    for index in candidates[np.argsort(-loss[candidates], kind="stable")]:
-        chosen.setdefault(int(labels[index]), int(index))
-    return list(chosen.values())[:count]
+    most_first = candidates[np.argsort(-loss[candidates], kind="stable")]
+    return list(first_of_each_class(most_first, labels).values())[:count]

@@ -10,7 +10,13 @@ from matplotlib.figure import Figure, SubFigure
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.results.figures.layout import Groups, probability_axis, save, show_image, wrapped
-from ppl_bnn.results.figures.side_by_side import check_images, check_same_images, images_with_draws, load_runs
+from ppl_bnn.results.figures.side_by_side import (
+    check_images,
+    check_same_images,
+    first_of_each_class,
+    images_with_draws,
+    load_runs,
+)
 from ppl_bnn.results.idata import NARROWEST, density, draws_in
 
 LEVELS = (0.0, 25.0, 50.0, 70.0, 90.0)
@@ -142,7 +148,4 @@ def _levels_of(groups: Groups, levels: Sequence[float] | None) -> dict[int, floa
 
 
 def _one_a_class(images: Sequence[int], labels: np.ndarray) -> list[int]:
-    chosen: dict[int, int] = {}
-    for image in images:
-        chosen.setdefault(int(labels[image]), image)
-    return [chosen[label] for label in sorted(chosen)]
+    return [image for _, image in sorted(first_of_each_class(images, labels).items())]

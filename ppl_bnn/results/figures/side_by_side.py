@@ -1,6 +1,6 @@
 """Results of several models on the same test images, by name, for figures that show them side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,14 @@ def check_images(images: Sequence[int], runs: Mapping[str, Groups]) -> None:
                 raise UserError(f"image {image} has no draws; the images go from 0 to {total - 1}")
             some = ", ".join(str(one) for one in known[:10]) + (", ..." if len(known) > 10 else "")
             raise UserError(f"image {image} has no draws in {name or 'the result'}, which kept those of {some}")
+
+
+def first_of_each_class(images: Iterable[int], labels: np.ndarray) -> dict[int, int]:
+    """{class: the first of the images that is of it}, in the order of the images."""
+    chosen: dict[int, int] = {}
+    for image in images:
+        chosen.setdefault(int(labels[image]), int(image))
+    return chosen
 
 
 def images_with_draws(runs: Mapping[str, Groups]) -> list[int]:
