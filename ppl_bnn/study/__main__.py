@@ -12,10 +12,12 @@ Exit codes: 0 done; 1 a command of some part failed (the page says which and why
 """
 
 import logging
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -30,6 +32,7 @@ from ppl_bnn.study.page import Section, keep_section, write_page
 from ppl_bnn.study.remarks import remarks
 from ppl_bnn.study.scales import SCALES, Scale, scale_named
 from ppl_bnn.study.work import Options, Work
+from ppl_bnn.version import __version__
 
 log = logging.getLogger("ppl_bnn")
 
@@ -93,7 +96,8 @@ def _introduction(work: Work, command: str) -> list[str]:
         'This page sets "Bayesian Neural Networks at Scale: A Performance Analysis and Pruning Study" (Sharma and '
         "Jennings, 2020) beside what this library measured. Every number of the study stands with its place in the "
         'paper ("figure only" where it stands in a picture), every number of ours with its command.',
-        f"Scale: {work.scale.name}. Last command: {command}",
+        f"Scale: {work.scale.name}. Machine: {os.cpu_count()} CPU cores. torch {version('torch')}, ppl_bnn "
+        f"{__version__}. Last command: {command}",
     ]
 
 
