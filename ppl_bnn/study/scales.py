@@ -73,8 +73,8 @@ _SMALL = Scale(
     digit_batches=(512, 1024), digit_steps=2, cycles=(1.0, 5.0, 10.0), fusion=64.0,
     large=("--data.num_train", "20000", "--channels_last", "true"), large_batch=64, large_epochs=2,
     test_images=100, draws=1000, few_draws=10, class_draws=400,
-    dense=(), convolutional=("--data.num_train", "6000", "--data.num_test", "200", "--train.epochs", "2"),
-    convolutional_use=("--data.num_test", "200"), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
+    dense=(), convolutional=("--data.num_train", "6000", "--data.num_test", "100", "--train.epochs", "2"),
+    convolutional_use=("--data.num_test", "100"), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
 )  # fmt: skip
 _TINY = Scale(
     name="tiny", ranks=(1,), estimators=("flipout",), steps=2, batch=2, time_batch=2, digit_batches=(2, 4),
