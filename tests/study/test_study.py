@@ -132,7 +132,7 @@ def test_a_folder_of_another_version_or_a_damaged_one_is_refused(tmp_path, recor
     [
         (["--scale", "huge"], "--scale must be one of tiny, small, full; got 'huge'"),
         (["--parts", "figure-1"], "got 'figure-1'"),
-        (["--digits", "3", "10000"], "--digits takes numbers of test images, 0 to 499 at the scale small; got 10000"),
+        (["--digits", "3", "10000"], "--digits takes numbers of test images, 0 to 99 at the scale small; got 10000"),
         (["--cifar_image", "-1"], "--cifar_image takes numbers of test images"),
         (["--ranks", "0"], "--ranks must be at least 1"),
         (["--runs", "nowhere"], "--runs nowhere has no study-... run folders"),
