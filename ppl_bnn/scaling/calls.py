@@ -35,11 +35,12 @@ def calls_page(rows: xr.Dataset) -> str:
     return text if tables else text + "\nNo point on several ranks was measured.\n"
 
 
-def call_tables(rows: xr.Dataset) -> list[tuple[str, list[list[str]]]]:
+def call_tables(rows: xr.Dataset, *, twin: str = "twin") -> list[tuple[str, list[list[str]]]]:
     """Return a table for each network, data set, estimator, device and batch, on the largest number of ranks.
 
     Args:
         rows: a result of `ppl_bnn.scaling.table.table`.
+        twin: what the header calls a deterministic network.
 
     Returns:
         Of each table its title and its lines of cells, the header first.
@@ -54,7 +55,7 @@ def call_tables(rows: xr.Dataset) -> list[tuple[str, list[list[str]]]]:
         twins = [point for point in largest if point["deterministic"].item()]
         bayesian = [[point, *twins] for point in largest if not point["deterministic"].item()]
         for beside in bayesian or [twins]:
-            tables.append((_title(beside[0]), _table(beside)))
+            tables.append((_title(beside[0]), _table(beside, twin)))
     return tables
 
 
@@ -69,8 +70,8 @@ def _title(point: xr.Dataset) -> str:
     return f"{network}{estimator}, {data}, {device}, batch {batch} a rank, {ranks} ranks over {backend}"
 
 
-def _table(points: Sequence[xr.Dataset]) -> list[list[str]]:
-    kinds = ["twin" if point["deterministic"].item() else "BNN" for point in points]
+def _table(points: Sequence[xr.Dataset], twin: str) -> list[list[str]]:
+    kinds = [twin if point["deterministic"].item() else "BNN" for point in points]
     names = [f"{kind} {quantity}" for kind in kinds for quantity in ("calls", "average bytes", "seconds")]
     lines = [["routine", *names]]
     for routine, parts in ROUTINES.items():

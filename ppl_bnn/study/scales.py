@@ -24,7 +24,6 @@ class Scale:
         few_draws: draws of the other timing beside it.
         class_draws: draws of figure 5.
         dense, convolutional: settings of BNN-FC and BNN-Conv on MNIST.
-        convolutional_use: settings of the predictions of a BNN-Conv that is there.
         seeds: trainings of BNN-FC.
         pruning_draws: draws of a pruning level.
         betas: weights of the KL beside 1.
@@ -49,16 +48,20 @@ class Scale:
     class_draws: int
     dense: tuple[str, ...]
     convolutional: tuple[str, ...]
-    convolutional_use: tuple[str, ...]
     seeds: int
     pruning_draws: int
     betas: tuple[float, ...]
 
     @property
+    def convolutional_use(self) -> tuple[str, ...]:
+        """Settings of the predictions of a BNN-Conv that is there: its number of test digits, if not all."""
+        count = dict(zip(self.convolutional[::2], self.convolutional[1::2], strict=True)).get("--data.num_test")
+        return () if count is None else ("--data.num_test", count)
+
+    @property
     def test_digits(self) -> int:
         """The number of test digits that BNN-FC and BNN-Conv share."""
-        counts = dict(zip(self.convolutional[::2], self.convolutional[1::2], strict=True))
-        return int(counts.get("--data.num_test", 10_000))
+        return int(self.convolutional_use[1]) if self.convolutional_use else 10_000
 
 
 _FULL = Scale(
@@ -66,7 +69,7 @@ _FULL = Scale(
     time_batch=256, digit_batches=(512, 1024), digit_steps=20, cycles=(1.0, 5.0, 10.0), fusion=64.0,
     large=("--channels_last", "true"), large_batch=256, large_epochs=64, test_images=1000, draws=1000, few_draws=10,
     class_draws=400,
-    dense=(), convolutional=(), convolutional_use=(), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
+    dense=(), convolutional=(), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
 )  # fmt: skip
 _SMALL = Scale(
     name="small", ranks=(1, 2), estimators=("flipout", "groups", "plain"), steps=4, batch=128, time_batch=256,
@@ -74,7 +77,7 @@ _SMALL = Scale(
     large=("--data.num_train", "20000", "--channels_last", "true"), large_batch=64, large_epochs=2,
     test_images=100, draws=1000, few_draws=10, class_draws=400,
     dense=(), convolutional=("--data.num_train", "6000", "--data.num_test", "100", "--train.epochs", "2"),
-    convolutional_use=("--data.num_test", "100"), seeds=2, pruning_draws=200, betas=(0.1, 10.0),
+    seeds=2, pruning_draws=200, betas=(0.1, 10.0),
 )  # fmt: skip
 _TINY = Scale(
     name="tiny", ranks=(1,), estimators=("flipout",), steps=2, batch=2, time_batch=2, digit_batches=(2, 4),
@@ -82,7 +85,7 @@ _TINY = Scale(
     large_batch=8, large_epochs=1, test_images=20, draws=12, few_draws=4, class_draws=10,
     dense=("--data.num_train", "2000", "--data.num_test", "200", "--train.epochs", "1"),
     convolutional=("--data.num_train", "100", "--data.num_test", "20", "--train.epochs", "1"),
-    convolutional_use=("--data.num_test", "20"), seeds=1, pruning_draws=4, betas=(10.0,),
+    seeds=1, pruning_draws=4, betas=(10.0,),
 )  # fmt: skip
 SCALES = {scale.name: scale for scale in (_TINY, _SMALL, _FULL)}
 

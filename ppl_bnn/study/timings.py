@@ -67,10 +67,7 @@ class Timings:
 
     def calls(self) -> list[tuple[str, list[list[str]]]]:
         """Table 2d: `call_tables` of `ppl_bnn.scaling.calls`. Every twin of the study is a CNN."""
-        tables = [] if self._rows is None else call_tables(self._rows)
-        return [
-            (title, [[cell.replace("twin", "CNN") for cell in header], *lines]) for title, (header, *lines) in tables
-        ]
+        return [] if self._rows is None else call_tables(self._rows, twin="CNN")
 
     def value(self, column: str, run: str, ranks: int, **same: float | str) -> float:
         """One number, NaN where there is none."""
