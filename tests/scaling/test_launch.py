@@ -25,8 +25,10 @@ time.sleep(1)
 open({signals!r}, "a").write("checkpoint\\n")
 sys.exit(75)
 """
+# A shell's background job ignores SIGINT, and so would the parent that it starts.
 PARENT = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.scaling.launch import launch
