@@ -43,11 +43,38 @@ def reliability(probs: Tensor, labels: Tensor, *, bins: int = 15) -> tuple[Tenso
     Mean and accuracy are NaN where a bin is empty.
     """
     top, choice = probs.max(1)
-    index = (top * bins).ceil().long().clamp(1, bins) - 1
-    count = torch.bincount(index, minlength=bins).double()
-    confidence = torch.bincount(index, weights=top.double(), minlength=bins) / count
-    correct = torch.bincount(index, weights=(choice == labels).double(), minlength=bins) / count
-    return confidence, correct, count
+    return _binned(top, choice == labels, bins)
+
+
+def binary_accuracy(probs: Tensor, labels: Tensor) -> float:
+    """Share of labels that are 1 exactly where their probability is above 1 / 2; both [N, ...], pooled over labels."""
+    return float(((probs > 0.5) == labels.bool()).double().mean())
+
+
+def binary_brier(probs: Tensor, labels: Tensor) -> float:
+    """Mean of (p - y)^2 over examples and labels, from 0 to 1; p(y = 1) and y [N, ...].
+
+    Half of `brier` of the two classes (1 - p, p).
+    """
+    return float((probs.double() - labels.double()).square().mean())
+
+
+def binary_ece(probs: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Expected calibration error of p(y = 1) over the bins of `binary_reliability`, pooled over labels."""
+    probability, share, count = binary_reliability(probs, labels, bins=bins)
+    return float(((probability - share).abs() * count).nansum() / count.sum())
+
+
+def binary_reliability(probs: Tensor, labels: Tensor, *, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean p(y = 1), share of y = 1 and number of labels in each bin (k / bins, (k + 1) / bins], each [bins].
+
+    Unlike in `reliability` the probability is that of 1, not that of the more probable label, where a p(y = 1) that is
+    always too high is partly cancelled: it makes the answer 1 too sure and the answer 0 too unsure.
+
+    Args:
+        probs, labels: p(y = 1) and y of 0 and 1, [N, ...]; one label of several is ``probs[:, k]``.
+    """
+    return _binned(probs.flatten(), labels.flatten(), bins)
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -145,3 +172,11 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
 
 def _log(probs: Tensor) -> Tensor:
     return probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def _binned(probability: Tensor, happened: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    # Mean probability, share that happened and number of values in each bin, NaN where it is empty.
+    index = (probability * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(index, minlength=bins).double()
+    confidence = torch.bincount(index, weights=probability.double(), minlength=bins) / count
+    return confidence, torch.bincount(index, weights=happened.double(), minlength=bins) / count, count

@@ -36,7 +36,7 @@ COMMANDS = {"__main__", "run", "jobs", "export", "import_posterior", "scaling.__
 # These know nothing of files either, which are part of the ground.
 PURE = (
     "models/*.py", "guides/*.py", "guides/estimators/*.py", "distributed/*.py", "pruning/criteria.py",
-    "pruning/masks.py", "pruning/ratios.py", "inference/elbo.py", "metrics.py",
+    "pruning/masks.py", "pruning/ratios.py", "inference/elbo.py", "*metrics.py",
 )  # fmt: skip
 IMPURE = {"ppl_bnn.files", "ppl_bnn.inference.checkpoint", "ppl_bnn.data.images"}
 # The public entry points whose keywords are settings.
