@@ -19,7 +19,7 @@ from ppl_bnn.experiment.setup import Experiment, opened
 from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.prediction.moments import moment_network, moment_predictive, softmax_moments, standard_normals
 from ppl_bnn.prediction.plain import plain
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def _by_draws(
     run: Experiment, x: Tensor, count: int, seed: int, batch: int, found: dict, at: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     probs, entropy = torch.zeros(1), torch.zeros(1)
-    draws = draw_logits(run.model.net, run.guide, x, num_samples=count, seed=seed, batch_size=batch)
+    draws = draw_outputs(run.model.net, run.guide, x, num_samples=count, seed=seed, batch_size=batch)
     for number, logits in enumerate(tqdm(draws, total=count, disable=None), start=1):
         one = logits.softmax(-1)
         probs, entropy = probs + one, entropy + metrics.entropy(one)

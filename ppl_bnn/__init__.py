@@ -1,8 +1,8 @@
 """ppl_bnn: Bayesian neural networks as Pyro models -- trained, predicted with, and pruned.
 
-Six ideas: a *model* (`Classifier` around a network from `build` or `bayesian`), its *likelihood* (`Categorical`), a
-*posterior* (`MeanFieldNormal`, the guide), an *estimator* (how a training step uses the random weights), *draws*
-(`predict`), and *InferenceData* (`to_inference_data`).
+Six ideas: a *model* (`Model` or `Classifier` around a network from `build` or `bayesian`), its *likelihood*
+(`Categorical`, `Normal`), a *posterior* (`MeanFieldNormal`, the guide), an *estimator* (how a training step uses the
+random weights), *draws* (`predict`), and *InferenceData* (`to_inference_data`).
 
 Each folder is a room, whose docstring says what it may import. The modules beside the rooms are commands and the
 ground: errors, files, metrics and the like, which every room may import.
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ppl_bnn.inference.ivon import IVON
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
-    from ppl_bnn.models import Classifier, GaussianScaleMixture, bayesian, build
-    from ppl_bnn.models.likelihoods import Categorical, Likelihood
+    from ppl_bnn.models import Classifier, GaussianScaleMixture, Model, bayesian, build
+    from ppl_bnn.models.likelihoods import Categorical, Likelihood, Normal
     from ppl_bnn.prediction.predictive import predict
     from ppl_bnn.prediction.predictor import predictor
-    from ppl_bnn.prediction.tally import Predictive
+    from ppl_bnn.prediction.result import Predictive
     from ppl_bnn.pruning import prune, snr
     from ppl_bnn.pruning.sweep import sweep
     from ppl_bnn.results.predictive import to_inference_data
@@ -44,11 +44,11 @@ _HOMES = {
     "ppl_bnn.inference.ivon": ("IVON",),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
-    "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "bayesian", "build"),
-    "ppl_bnn.models.likelihoods": ("Categorical", "Likelihood"),
+    "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "Model", "bayesian", "build"),
+    "ppl_bnn.models.likelihoods": ("Categorical", "Likelihood", "Normal"),
     "ppl_bnn.prediction.predictive": ("predict",),
     "ppl_bnn.prediction.predictor": ("predictor",),
-    "ppl_bnn.prediction.tally": ("Predictive",),
+    "ppl_bnn.prediction.result": ("Predictive",),
     "ppl_bnn.pruning": ("prune", "snr"),
     "ppl_bnn.pruning.sweep": ("sweep",),
     "ppl_bnn.results.predictive": ("to_inference_data",),
@@ -68,6 +68,8 @@ __all__ = [
     "Likelihood",
     "LocalReparameterization",
     "MeanFieldNormal",
+    "Model",
+    "Normal",
     "Posterior",
     "Predictive",
     "UserError",

@@ -32,8 +32,8 @@ from ppl_bnn.inference.svi import fit
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
+from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
-from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results import netcdf
 
 # What all ranks do together; rank 0 does the others alone.

@@ -1,8 +1,8 @@
 """The Posterior protocol: what prediction, pruning, export and results ask of q(w), and what they may ask beside it.
 
 `Posterior` is all that draws need. A posterior that can do more offers one of the capabilities below; whoever needs one
-asks for it with `offered`, which refuses by name. Two names are reserved for later: ``draw_local(index, x)``
-(latents of an example, dropout masks) and ``output_moments(x)`` (predictives that are no draws of weights).
+asks for it with `offered`, which refuses by name. One name is reserved for later: ``output_moments(x)``
+(predictives that are no draws of weights).
 
 tests/guides/posterior_conformance.py runs any implementation through this contract.
 """
@@ -70,6 +70,32 @@ class Symmetric(Factorized, Protocol):
 
     def noise(self, index: int, *, seed: int = 0) -> Iterable[tuple[str, Tensor]]:
         """The standard normal numbers of each site, in order: draw = loc + scale * noise."""
+        ...
+
+
+@runtime_checkable
+class WithLatents(Posterior, Protocol):
+    """A posterior over random variables that are no weights too: a noise scale, a temperature, hyper-priors.
+
+    `draw` returns them beside the weights. They are never pruned.
+    """
+
+    @property
+    def latents(self) -> Sequence[str]:
+        """Names of these sites."""
+        ...
+
+    def draw_latents(self, index: int, *, seed: int = 0, sign: float = 1.0) -> Mapping[str, Tensor]:
+        """The latents of draw number `index`, {site: [*shape]}, without its weights; -1 is its mirror image."""
+        ...
+
+
+@runtime_checkable
+class WithLocals(Posterior, Protocol):
+    """A posterior over latents of single examples too, inside the data plate."""
+
+    def draw_local(self, index: int, x: Tensor, *, seed: int = 0) -> Mapping[str, Tensor]:
+        """The local latents of draw number `index` for the examples x [n, ...], {site: [n, ...]}."""
         ...
 
 

@@ -1,56 +1,83 @@
 """What `predict` and `predictor` check before the first draw: the posterior is the network's, inputs and labels fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, parameters_of
-from ppl_bnn.models.classifier import Classifier
+from ppl_bnn.guides.posterior import Posterior, WithLocals, parameters_of
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.labels import refuse_dtype
-from ppl_bnn.models.likelihoods import Categorical, Likelihood
+from ppl_bnn.models.likelihoods import Categorical
+from ppl_bnn.models.model import Model
 from ppl_bnn.models.param_store import own_parameters
-
-
-def network_of(net: nn.Module) -> tuple[nn.Module, Likelihood]:
-    """The network and the likelihood of a `Classifier`; of a bare network, itself and Categorical."""
-    return (net.net, net.likelihood) if isinstance(net, Classifier) else (net, Categorical())
+from ppl_bnn.prediction.observed_site import observed_site
+from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, some
 
 
 def check_prediction(
-    net: nn.Module, posterior: Posterior, x: Tensor, likelihood: Likelihood, *, seed: int = 0
-) -> Tensor:
-    """Refuse by name what would fail or predict nonsense; return the outputs [n, *] of draw 0 for n <= 2 examples.
+    model: Callable[..., Any], posterior: Posterior, x: Tensor, y: object = None, *, seed: int = 0,
+    site: str | None = None, own_model: str | None = None,
+) -> Target:  # fmt: skip
+    """Refuse by name what would fail or predict nonsense; return what is predicted.
+
+    Args:
+        model: a `Model`, whose likelihood is its own; a network of class logits; or a user's own Pyro model.
+        y: observed values, for a Pyro model that cannot run without.
+        site: which observed site of a Pyro model; not needed where it has one.
+        own_model: what cannot take a user's own Pyro model, if so, for the message.
 
     Raises:
         UserError: `x` is no tensor [N, ...] of finite numbers or has no examples; a parameter is on the meta device
-            or not finite; the posterior lacks a random site of the network, has another, or has one of another
-            shape; a dtype of `x` that the forward pass does not take; outputs that the likelihood cannot take.
+            or not finite; the posterior lacks a random site of the model, has another, or has one of another
+            shape; a dtype of `x` that the forward pass does not take; outputs that the likelihood cannot take; an
+            observed site that is missing.
     """
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 and below 2^63, got {seed!r}")
     check_inputs(x)
-    _check_parameters("the network", dict([*net.named_parameters(), *net.named_buffers()]))
+    if isinstance(model, nn.Module):
+        _check_parameters("the network", dict([*model.named_parameters(), *model.named_buffers()]))
     _check_parameters("the posterior", parameters_of(posterior))
-    draw = posterior.draw(0, seed=seed)
+    few = x[:2]
+    draw = dict(posterior.draw(0, seed=seed))
     _check_parameters("draw 0 of the posterior", draw)
-    outputs = _checked_outputs(net, draw, x[:2])
-    likelihood.check(outputs)
-    return outputs
+    if isinstance(posterior, WithLocals):
+        draw |= posterior.draw_local(0, few, seed=seed)
+    outputs, sites = _run(model, draw, few, y)
+    if isinstance(model, Model):
+        net, likelihood, latents = model.net, model.likelihood, given_latents(model.likelihood, draw)
+    elif not sites.observable:
+        net, likelihood, latents = cast(nn.Module, model), Categorical(), {}
+    else:
+        if own_model is not None:
+            raise UserError(f"{own_model} takes a Model or a network, not a Pyro model of your own; use predict")
+        return observed_site(model, sites.observable, site, few)
+    if site is not None:
+        raise UserError(f"site {site!r} is for a Pyro model of your own; a Model has one observed site: leave it out")
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"the network must return one tensor [N, ...], got a {type(outputs).__name__}")
+    if outputs.dim() == 0 or len(outputs) != len(few):
+        raise UserError(
+            f"the network must return one row an example, got {list(outputs.shape)} for {len(few)} examples"
+        )
+    likelihood.check(outputs, **latents)
+    return Target(net, likelihood, outputs.to(torch.promote_types(outputs.dtype, torch.float32)), latents)
 
 
-def checked_targets(y: object, x: Tensor, outputs: Tensor, likelihood: Likelihood) -> Tensor:
-    """The observed y [N, ...] as the likelihood takes it. Raises UserError for other values or another length."""
+def checked_y(y: object, x: Tensor, target: Target) -> Tensor | None:
+    """The observed y [N, ...] as the likelihood takes it; None for None.
+
+    Raises:
+        UserError: other values, or another length than `x`.
+    """
     if y is None:
-        raise UserError("predict needs the labels y of x; for new inputs without labels use predictor(net, guide, x)")
-    found = likelihood.observed(y, outputs)
+        return None
+    found = target.likelihood.observed(y, target.outputs, **target.latents)
     if len(found) != len(x):
         raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(found)}")
     return found
@@ -101,51 +128,18 @@ def _check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:
             )
 
 
-def _checked_outputs(net: nn.Module, draw: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    sites = _GivenSites(draw)
-    with evaluating(net), forked_random(x), poutine.block(), own_parameters(), sites:
+def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, y: object) -> tuple[Any, GivenSites]:
+    """Run the model on a few examples with a draw's values; refuse a draw that does not fit its random sites."""
+    sites = GivenSites(draw)
+    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
         try:
-            outputs = net(x)
+            outputs = model(*arguments(model, x, y))
         except RuntimeError:
-            refuse_dtype(x, (*net.parameters(), *draw.values()), net)
+            parameters = model.parameters() if isinstance(model, nn.Module) else ()
+            refuse_dtype(x, (*parameters, *draw.values()), model)
             raise
     if sites.lacking:
-        raise UserError(f"the posterior has no draws for the network's random sites {_some(sites.lacking)}; {_ADVICE}")
+        raise UserError(f"the posterior has no draws for the network's random sites {some(sites.lacking)}; {ADVICE}")
     if others := sorted(draw.keys() - sites.given):
-        raise UserError(f"the posterior has sites that the network lacks, {_some(others)}; {_ADVICE}")
-    if not isinstance(outputs, Tensor):
-        raise UserError(f"the network must return one tensor [N, ...], got a {type(outputs).__name__}")
-    if outputs.dim() == 0 or len(outputs) != len(x):
-        raise UserError(f"the network must return one row an example, got {list(outputs.shape)} for {len(x)} examples")
-    return outputs
-
-
-class _GivenSites(Messenger):
-    """Gives random sites their drawn values. By Pyro, which sees the sites of any network, not of our layers alone."""
-
-    def __init__(self, draw: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.draw, self.given = draw, set[str]()
-        self.lacking: list[str] = []
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        name = msg["name"]
-        if msg["is_observed"] or site_is_subsample(msg):
-            return
-        if name not in self.draw:
-            self.lacking.append(name)
-            return
-        shape, value = msg["fn"].shape(), self.draw[name]
-        if value.shape != shape:
-            raise UserError(
-                f"site {name!r} is {list(shape)} in the network and {list(value.shape)} in the posterior; {_ADVICE}"
-            )
-        self.given.add(name)
-        msg["value"], msg["is_observed"] = value, True
-
-
-_ADVICE = "build the guide of this network: MeanFieldNormal(model, x[:1], y[:1])"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(f"the posterior has sites that the network lacks, {some(others)}; {ADVICE}")
+    return outputs, sites

@@ -147,8 +147,9 @@ def _setter(network: PlainNetwork, guide: Posterior, seed: int) -> Callable[[int
 
     def set_draw(index: int, sign: float) -> None:
         assert sign == 1, "mirror images need a posterior with noise"
-        for site, weight in guide.draw(index, seed=seed).items():
-            network.set(site, weight)
+        draw = guide.draw(index, seed=seed)
+        for site in guide.sites:
+            network.set(site, draw[site])
 
     return set_draw
 

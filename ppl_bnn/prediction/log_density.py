@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, WithDensity, check_num_draws, offered
-from ppl_bnn.models import Classifier, site_priors
-from ppl_bnn.prediction.door import check_prediction, checked_targets
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.models import Model, site_priors
+from ppl_bnn.prediction.door import check_prediction, checked_y
+from ppl_bnn.prediction.predictive import draw_outputs
+from ppl_bnn.prediction.running import drawn_latents, given_latents
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrainLogLikelihood:
 
 @torch.no_grad()
 def train_log_likelihood(
-    model: Classifier,
+    model: Model,
     guide: Posterior,
     x: Tensor,
     y: Tensor,
@@ -62,15 +63,21 @@ def train_log_likelihood(
         raise UserError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
     q = offered(guide, WithDensity, "the training log likelihood", "importance sampling needs the density of its draws")
     check_num_draws(guide, num_samples)
-    labels = checked_targets(y, x, check_prediction(model.net, guide, x, model.likelihood, seed=seed), model.likelihood)
+    target = check_prediction(model, guide, x, seed=seed, own_model="the training log likelihood")
+    labels = checked_y(y, x, target)
+    if labels is None:
+        raise UserError("the training log likelihood needs the observed y of the training data")
     log_likelihood = torch.empty(num_samples, len(x), dtype=torch.float32)
     log_prior, log_q = torch.empty(2, num_samples, dtype=torch.double)
     priors = site_priors(model, x[:1], labels[:1])
-    draws = draw_logits(
+    draws = draw_outputs(
         model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
     )
-    for s, logits in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
-        log_likelihood[s] = model.likelihood.statistics(logits.float().unsqueeze(0), labels.cpu()).log_likelihood[0]
+    for s, outputs in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
+        latents = given_latents(model.likelihood, drawn_latents(guide, s, seed)) if target.latents else {}
+        found = model.likelihood.statistics(outputs.float().unsqueeze(0), labels.cpu(), **latents).log_likelihood
+        assert found is not None
+        log_likelihood[s] = found[0]
         draw = guide.draw(s, seed=seed)
         # In double precision: the sum runs over all the weights, and only the differences between draws count.
         log_prior[s] = sum(float(priors[site].log_prob(draw[site].double())) for site in guide.sites)

@@ -11,7 +11,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
 from ppl_bnn.models.likelihoods import Likelihood
-from ppl_bnn.prediction.door import check_prediction, network_of
+from ppl_bnn.prediction.door import check_prediction
 from ppl_bnn.prediction.draws import normalized
 from ppl_bnn.prediction.moments import moment_network, softmax_moments, standard_normals
 from ppl_bnn.prediction.plain import plain
@@ -67,9 +67,9 @@ def export(
             f"ONNX operator set {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}: "
             f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
         )
-    net, likelihood = network_of(net)
     check_num_draws(guide, num_samples if method == "draws" else 0)
-    check_prediction(net, guide, x, likelihood, seed=seed)
+    target = check_prediction(net, guide, x, seed=seed, own_model="export")
+    net, likelihood = target.net, target.likelihood
     if method == "moments":
         if each_draw:
             raise UserError("each_draw needs method draws: moments make no draws")

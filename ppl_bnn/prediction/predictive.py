@@ -1,7 +1,9 @@
-"""The posterior predictive: by Monte Carlo, p(y | x) = (1/S) sum_s softmax(logits_s), or by moments without a draw."""
+"""The posterior predictive: by Monte Carlo, p(y | x) = (1/S) sum_s p(y | x, draw s), or by moments without a draw."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +12,36 @@ from tqdm import tqdm
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
-from ppl_bnn.models.likelihoods import Categorical, Likelihood
+from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import draw_seed
-from ppl_bnn.prediction.door import check_prediction, checked_targets, network_of, positions
+from ppl_bnn.prediction.door import check_prediction, checked_y, positions
 from ppl_bnn.prediction.draws import Blocks
-from ppl_bnn.prediction.methods import METHODS, SAMPLINGS, check_draws, drawn_blocks, prepared_network
-from ppl_bnn.prediction.moments import moment_predictive
+from ppl_bnn.prediction.methods import (
+    METHODS,
+    SAMPLINGS,
+    Prepared,
+    check_draws,
+    drawn_blocks,
+    mirrored,
+    prepared_network,
+)
+from ppl_bnn.prediction.observed_site import observed_values, site_blocks
+from ppl_bnn.prediction.result import Predictive
+from ppl_bnn.prediction.running import drawn_latents, given_latents
 from ppl_bnn.prediction.stopping import is_look, precise, schedule
-from ppl_bnn.prediction.tally import Predictive, Tally, check_so_far
+from ppl_bnn.prediction.tally import Tally, check_so_far
+from ppl_bnn.prediction.without_draws import without_draws
 
-__all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_logits", "predict"]
+__all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_outputs", "predict"]
 
 
 def predict(
-    net: nn.Module,
-    guide: Posterior,
+    model: Callable[..., Any],
+    posterior: Posterior,
     x: Tensor,
-    y: Tensor,
+    y: object = None,
     *,
+    site: str | None = None,
     num_samples: int = 400,
     seed: int = 0,
     method: str = "auto",
@@ -37,6 +51,7 @@ def predict(
     batch_size: int | None = None,
     norm_inputs: Tensor | None = None,
     keep: Tensor | None = None,
+    log_likelihood: bool = True,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
     communicator: Communicator | None = None,
@@ -47,13 +62,19 @@ def predict(
     """Draw S networks from the posterior and predict every example with each.
 
     Draws depend on (seed, draw index) alone, so they are the same in any order, on any number of ranks, and whether
-    asked for at once or added to. Memory beside the stored output does not depend on S.
+    asked for at once or added to. Memory beside the stored output (the kept draws and the log likelihood [S, N]) does
+    not depend on S.
 
     Args:
-        net: a `Classifier`, or the network inside it (``Classifier.net``), [B, ...] -> logits [B, C].
-        guide: its posterior, pruned or not: a `MeanFieldNormal`, or any `ppl_bnn.guides.posterior.Posterior`. A
+        model: a `Model` (or `Classifier`), whose likelihood summarizes the draws; a network of class logits, [B, ...]
+            -> [B, C]; or a Pyro model of your own, called as model(x) or model(x, y), whose observed site lies in a
+            data plate. Draws of the last run by Pyro, several times slower.
+        posterior: its posterior, pruned or not: a `MeanFieldNormal`, or any `ppl_bnn.guides.posterior.Posterior`. A
             posterior without sites (a deterministic network) gives S equal draws.
-        x, y: inputs [N, ...] and labels [N], integers 0 .. C - 1 (a tensor, or a numpy array).
+        x: inputs [N, ...].
+        y: observed values [N, ...] (a tensor, or a numpy array), as the likelihood takes them; only needed for scores
+            and the log likelihood.
+        site: which observed site of a Pyro model of your own, where it has several.
         num_samples: S; the most, where there is a tolerance.
         method: ``draws``, ``layerwise``, ``moments`` (modules of those names in `ppl_bnn.prediction`; the last is an
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
@@ -62,61 +83,79 @@ def predict(
         sampling: ``independent``, ``antithetic``: draw 2k uses the noise of independent draw k, 2k + 1 its negative, or
             ``sobol``, for layerwise alone: draw k uses point k of a randomized quasi-random sequence (Sobol's).
             Antithetic draws of weights need a posterior with `noise`.
-        tolerance: leave an example out of further draws once each of its probabilities is known to within this
-            (`ppl_bnn.prediction.stopping`).
+        tolerance: leave an example out of further draws once its mean (each of its probabilities) is known to within
+            this, in units of y (`ppl_bnn.prediction.stopping`).
         compact: whether draws of a pruned posterior are computed in its smaller network, with the same weights:
             ``yes``, ``no``, or ``auto``: where counts of operations say that it pays (`prediction.compact.forms`).
             Results differ by rounding; the result records what was used.
         batch_size: examples a forward pass.
         norm_inputs: training inputs [K, ...], a thousand, say: each draw's batch norm has its own statistics of them
             instead of the running averages, for K examples more a draw. For the method `draws` alone.
-        keep: positions [K] of the examples whose probabilities are kept for every draw; all of them unless given.
+        keep: positions [K] of the examples whose means (probabilities) and y are kept for every draw; all of them
+            unless given. Quantiles of y of all examples then come from a sketch (`QuantileSketch`).
+        log_likelihood: keep log p(y_i | draw s) of every draw, [S, N]. False keeps their sum alone, enough for the NLL.
         communicator: ranks to share the draws out among, called by all of them alike; all get the result, but only
-            rank 0 the kept probabilities.
+            rank 0 the kept draws.
         so_far: the result of fewer draws made in the same way: only the rest is drawn. Rank 0's counts.
         save: called on rank 0 with the result so far, when stopped and every `save_seconds` at most.
 
     Raises:
         UserError: before the first draw: S < 1, odd for antithetic draws, or above the posterior's number of draws; x
-            that is no finite tensor; y that is no class labels of x; a posterior of other sites than the network's, or
-            with values that are not finite; a method, sampling or compact that network and posterior do not allow;
+            that is no finite tensor; y that the likelihood cannot give; a posterior of other sites than the model's, or
+            with values that are not finite; an observed site that is missing; a method, sampling or compact that
+            network and posterior do not allow;
             `norm_inputs` for a network without batch norm; `keep` that is no positions; `so_far` made otherwise.
         Interrupted: `should_stop` said so on some rank.
     """
-    net, likelihood = network_of(net)
-    _check(guide, num_samples, method, sampling, tolerance, compact)
-    outputs = check_prediction(net, guide, x, likelihood, seed=seed)
-    labels = checked_targets(y, x, outputs, likelihood)
-    ranks = communicator or Alone()
+    _check(posterior, num_samples, method, sampling, compact)
+    target = check_prediction(model, posterior, x, y, seed=seed, site=site)
+    if target.site is not None:
+        method = _by_pyro(method, sampling, compact, norm_inputs)
+        y = observed_values(target, posterior, x, y, seed=seed) if y is not None else None
+    targets = checked_y(y, x, target)
+    _check_tolerance(tolerance, sampling, target.likelihood)
+    net, ranks, started = target.net, communicator or Alone(), time.perf_counter()
     if compact == "yes" and method == "auto":
         method = "draws"
-    prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
     kept = positions(keep, len(x))
-    started = time.perf_counter()
-    prepared = prepared.with_compact(guide, x, batch_size, compact)
+    prepared = Prepared(None, "draws")
+    if target.site is None:
+        prepared = prepared_network(net, posterior, x, method, sampling, norm_inputs)
+        prepared = prepared.with_compact(posterior, x, batch_size, compact)
     if so_far is not None:
-        check_so_far(so_far, num_samples, labels, kept, prepared.method, sampling, prepared.small is not None)
+        check_so_far(so_far, num_samples, targets, kept, prepared.method, sampling, prepared.small is not None)
     if prepared.method == "moments":
-        return _without_draws(net, guide, x, labels, kept, likelihood)
+        return without_draws(target, posterior, x, targets, kept, seed=seed)
     tally = Tally(
-        num_samples, kept if ranks.is_main else kept[:0], labels, outputs, likelihood, sampling=sampling,
-        method=prepared.method, compact=prepared.small is not None,
+        num_samples, kept if ranks.is_main else kept[:0], len(x), targets, target.outputs, target.likelihood,
+        sampling=sampling, method=prepared.method, compact=prepared.small is not None, seed=seed,
+        log_likelihood=log_likelihood, latents=target.latents, sketched=len(kept) < len(x),
     )  # fmt: skip
     tally.go_on_from(so_far, ranks)
     tally.seconds += time.perf_counter() - started
 
     def blocks() -> Blocks:
         """Blocks of the examples that get further draws."""
-        rest, own_seed = x[tally.active.to(x.device)], seed
+        active = tally.active.to(x.device)
+        rest, own_seed = x[active], seed
+        if target.site is not None:
+            some = None if y is None else torch.as_tensor(y)[tally.active]
+            made = site_blocks(target, posterior, rest, some, seed=seed, batch_size=batch_size)
+            return mirrored(made) if sampling == "antithetic" else made
         if prepared.method == "layerwise" and len(rest) < len(x):
             # Blocks are of another size now, and their numbers start anew: with the same seed some would come again.
             own_seed = draw_seed(seed, len(rest))
-        return drawn_blocks(net, guide, rest, own_seed, prepared, sampling, batch_size)
+        return drawn_blocks(net, posterior, rest, own_seed, prepared, sampling, batch_size)
+
+    def latents(draw: int) -> dict[str, Tensor]:
+        """What the likelihood takes beside the outputs of this draw."""
+        index, sign = (draw // 2, (-1.0) ** draw) if sampling == "antithetic" else (draw, 1.0)
+        return given_latents(target.likelihood, drawn_latents(posterior, index, seed, sign)) if target.latents else {}
 
     bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
     saved, saving = time.perf_counter(), 0.0
     with bar:
-        for _ in _drawn(tally, blocks, ranks, tolerance):
+        for _ in _drawn(tally, blocks, latents, ranks, tolerance):
             bar.update(tally.done - bar.n)
             stop = ranks.any(should_stop()) and tally.done < num_samples
             now = time.perf_counter()
@@ -131,7 +170,10 @@ def predict(
     return tally.result()
 
 
-def _drawn(tally: Tally, blocks: Callable[[], Blocks], ranks: Communicator, tolerance: float | None) -> Iterator[None]:
+def _drawn(
+    tally: Tally, blocks: Callable[[], Blocks], latents: Callable[[int], dict[str, Tensor]], ranks: Communicator,
+    tolerance: float | None,
+) -> Iterator[None]:  # fmt: skip
     """Add draws to the tally until it has all, a block on each rank at a time; yield after each."""
     while tally.done < tally.num_samples and len(tally.active):
         if tolerance is not None and is_look(tally.done):
@@ -146,16 +188,17 @@ def _drawn(tally: Tally, blocks: Callable[[], Blocks], ranks: Communicator, tole
         last = (tally.num_samples - 1) // of_rest.size
         for first, new in schedule(tally.done, tally.num_samples, of_rest.size, ranks.size, tolerance is not None):
             started = time.perf_counter()
-            logits = of_rest.logits(min(first + ranks.rank, last), 1.0).float()
-            if not logits.is_cpu:
-                torch.get_device_module(logits.device).synchronize(logits.device)
-            logits = ranks.gather(logits).flatten(0, 1)
+            outputs = of_rest.logits(min(first + ranks.rank, last), 1.0)
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            if not outputs.is_cpu:
+                torch.get_device_module(outputs.device).synchronize(outputs.device)
+            outputs = ranks.gather(outputs).flatten(0, 1)[new]
             tally.seconds += time.perf_counter() - started
-            tally.add(logits[new])
+            tally.add(outputs, [latents(tally.done + at) for at in range(len(outputs))])
             yield
 
 
-def draw_logits(
+def draw_outputs(
     net: nn.Module,
     guide: Posterior,
     x: Tensor,
@@ -167,7 +210,7 @@ def draw_logits(
     sampling: str = "independent",
     norm_inputs: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the logits [N, C] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
+    """Yield the outputs [N, *] of draw 0, 1, ... S - 1, each the same whichever draws are asked for."""
     check_num_draws(guide, num_samples)
     prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
     blocks = drawn_blocks(net, guide, x, seed, prepared, sampling, batch_size)
@@ -175,40 +218,34 @@ def draw_logits(
         yield from blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
 
-def _without_draws(
-    net: nn.Module, guide: Posterior, x: Tensor, y: Tensor, kept: Tensor, likelihood: Likelihood
-) -> Predictive:
-    if not isinstance(likelihood, Categorical):
-        raise UserError(f"method moments is for class labels, not {type(likelihood).__name__}; use method draws")
-    started = time.perf_counter()
-    mean, entropy = (part.cpu().double() for part in moment_predictive(net, guide, x))
-    seconds = time.perf_counter() - started
-    labels = y.cpu()
-    return Predictive(
-        probs=mean[kept].float().unsqueeze(0),
-        kept=kept,
-        log_likelihood=mean.gather(1, labels.unsqueeze(1)).log().float().T,
-        labels=labels,
-        mean_probs=mean,
-        mean_entropy=entropy,
-        accuracies=(mean.argmax(1) == labels).float().mean().unsqueeze(0),
-        seconds=seconds,
-        mean_squares=mean.square(),
-        draws=torch.zeros(len(x), dtype=torch.long),
-        method="moments",
-    )
-
-
-def _check(
-    guide: Posterior, num_samples: int, method: str, sampling: str, tolerance: float | None, compact: str
-) -> None:
+def _check(posterior: Posterior, num_samples: int, method: str, sampling: str, compact: str) -> None:
     if method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    check_draws(guide, num_samples, sampling, compact)
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise UserError(f"tolerance must be above 0 and below 1, got {tolerance}")
-    if tolerance is not None and sampling == "sobol":
+    check_draws(posterior, num_samples, sampling, compact)
+
+
+def _check_tolerance(tolerance: float | None, sampling: str, likelihood: Likelihood) -> None:
+    if tolerance is None:
+        return
+    # Probabilities are at most 1 apart; numbers may be anywhere.
+    most = math.inf if likelihood.drawn else 1
+    if not 0 < tolerance < most:
+        limits = "above 0 and finite" if likelihood.drawn else "above 0 and below 1"
+        raise UserError(f"tolerance must be {limits}, got {tolerance}")
+    if sampling == "sobol":
         raise UserError(
             "a tolerance needs independent draws to estimate the error, and Sobol points are not independent; "
             "use sampling antithetic with it"
         )
+
+
+def _by_pyro(method: str, sampling: str, compact: str, norm_inputs: Tensor | None) -> str:
+    """The method of a Pyro model of the user's own: whole draws."""
+    if method not in ("auto", "draws") or sampling == "sobol":
+        raise UserError(
+            f"a Pyro model of your own is predicted by whole draws: use method draws and sampling independent, got "
+            f"method {method} and sampling {sampling}"
+        )
+    if compact == "yes" or norm_inputs is not None:
+        raise UserError("compact 'yes' and norm_inputs are for a Model or a network, not a Pyro model of your own")
+    return "draws"

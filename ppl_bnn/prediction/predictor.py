@@ -2,30 +2,31 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn import metrics
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned, offered
+from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
 from ppl_bnn.prediction.compact.network import compact as compact_form
-from ppl_bnn.prediction.door import check_inputs, check_prediction, network_of
+from ppl_bnn.prediction.door import check_inputs, check_prediction
 from ppl_bnn.prediction.layerwise import Layerwise, Numbers
 from ppl_bnn.prediction.methods import check_draws, drawn_blocks, mirrored, prepared_network
 from ppl_bnn.prediction.plain import PlainNetwork
+from ppl_bnn.prediction.running import drawn_latents, given_latents
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000
 
 
 def predictor(
-    net: nn.Module,
-    guide: Posterior,
+    model: nn.Module,
+    posterior: Posterior,
     x: Tensor,
     *,
     num_samples: int = 400,
@@ -34,15 +35,17 @@ def predictor(
     compact: str = "auto",
     norm_inputs: Tensor | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function x [N, ...] -> the predictive's probabilities [N, C] and the draws' mean entropy [N], nats.
+    """Return a function of x [N, ...] to the predictive in two tensors.
 
-    `metrics.uncertainties` takes the two. The function gives the same answer for the same request, and what
-    `ppl_bnn.predict` gives with the same settings; of a pruned posterior of dense layers alone, other draws of the same
-    distribution, those of its compact network in the form that takes fewer operations for `x`. It holds the network and
-    posterior as they were when it was made, and answers one request at a time, whichever threads they come from.
+    For classes they are the probabilities [N, C] and the draws' mean entropy [N] in nats, which
+    `metrics.uncertainties` takes; for numbers the mean and the standard deviation of y, [N, ...] each. The function
+    gives the same answer for the same request, and what `ppl_bnn.predict` gives with the same settings; of a pruned
+    posterior of dense layers alone, other draws of the same distribution, those of its compact network in the form that
+    takes fewer operations for `x`. It holds the network and posterior as they were when it was made, and answers one
+    request at a time, whichever threads they come from.
 
     Args:
-        net, guide: as `ppl_bnn.predict` takes them.
+        model, posterior: as `ppl_bnn.predict` takes them, but for a Pyro model of your own.
         x: a request like those to come, [N, ...]; how draws are made is chosen by it (`predict`'s method ``auto``).
         num_samples, seed, sampling, norm_inputs: as `ppl_bnn.predict` takes them. The draws' own statistics of
             `norm_inputs` are taken here, once.
@@ -52,10 +55,9 @@ def predictor(
         UserError: settings, a posterior or an `x` that `ppl_bnn.predict` refuses; values that are not finite, by the
             function too.
     """
-    net, likelihood = network_of(net)
-    check_draws(guide, num_samples, sampling, compact)
-    check_prediction(net, guide, x, likelihood, seed=seed)
-    net, guide = copy.deepcopy((net, guide))
+    check_draws(posterior, num_samples, sampling, compact)
+    target = check_prediction(model, posterior, x, seed=seed, own_model="predictor")
+    net, guide, likelihood = copy.deepcopy((target.net, posterior, target.likelihood))
     method = "draws" if compact == "yes" and sampling != "sobol" else "auto"
     prepared = prepared_network(net, guide, x, method, sampling, norm_inputs)
     drawn = layerwise = None
@@ -78,7 +80,7 @@ def predictor(
             known[len(x)] = cache(of.numbers(x, seed))
         return known[len(x)]
 
-    def logits(x: Tensor) -> Iterator[Tensor]:
+    def outputs(x: Tensor) -> Iterator[Tensor]:
         if drawn:
             yield drawn(x)
             return
@@ -90,22 +92,50 @@ def predictor(
         for first in range(0, num_samples, blocks.size):
             yield blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
+    def latents(draw: int) -> dict[str, Tensor]:
+        index, sign = (draw // 2, (-1.0) ** draw) if sampling == "antithetic" else (draw, 1.0)
+        return given_latents(likelihood, drawn_latents(guide, index, seed, sign)) if target.latents else {}
+
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
         check_inputs(x)
         # A compact network picks its pixels by their place: of another shape it would pick others.
         if (drawn or prepared.small is not None) and x.shape[1:] != shape:
             raise UserError(f"the predictor was made for inputs {list(shape)}, got {list(x.shape[1:])}")
-        probs, entropy = torch.zeros(()), torch.zeros(())
         # A draw's weights are written into the network.
-        with one_at_a_time:
-            for some in logits(x):
-                some = likelihood.mean(some)
-                probs, entropy = probs + some.sum(0), entropy + metrics.entropy(some).sum(0)
-        return probs / num_samples, entropy / num_samples
+        with one_at_a_time, torch.no_grad():
+            return likelihood.answer(_averages(likelihood, outputs(x), latents))
 
     if norm_inputs is not None:
         answer(x)
     return answer
+
+
+def _averages(
+    likelihood: Likelihood, outputs: Iterable[Tensor], latents: Callable[[int], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Averages over draws [s, N, *] of what the likelihood makes of them; ``spread`` is the variance of the means."""
+    sums: dict[str, Tensor] = {}
+    first, draws = torch.zeros(()), 0
+    for some in outputs:
+        own = [latents(draws + at) for at in range(len(some))]
+        if any(own):
+            each = [likelihood.parts(draw, **given) for draw, given in zip(some, own, strict=True)]
+            parts = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        else:
+            flat = likelihood.parts(some.flatten(0, 1))
+            parts = {name: values.unflatten(0, (len(some), -1)) for name, values in flat.items()}
+        if not draws:
+            # Deviations from the first draw: no digits cancel.
+            first = parts["mean"][0]
+        if likelihood.drawn:
+            parts |= {"spread": (parts["mean"] - first).square(), "mean": parts["mean"] - first}
+        draws += len(some)
+        sums = {name: sums.get(name, 0) + values.sum(0) for name, values in parts.items()}
+    averages = {name: total / draws for name, total in sums.items()}
+    if likelihood.drawn:
+        averages["spread"] = (averages["spread"] - averages["mean"].square()).clamp_min(0)
+        averages["mean"] = averages["mean"] + first
+    return averages
 
 
 def _of_compact(

@@ -11,7 +11,7 @@ from ppl_bnn import metrics
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.prediction.predictive import predict
-from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.prediction.result import Predictive
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.prediction.result import Predictive
 
 FIRST_LOOK, LOOKS, CONFIDENCE = 50, 16, 0.95
 
@@ -45,10 +45,11 @@ def schedule(done: int, num_samples: int, size: int, ranks: int, looks: bool) ->
 
 
 def precise(predictive: Predictive, tolerance: float) -> Tensor:
-    """Whether every class's mean probability is within the tolerance of its limit, with 95% confidence each, [N]."""
+    """Whether each mean (probability) is within the tolerance of its limit, with 95% confidence each, [N]."""
     # Imported here: it takes a second.
     from scipy.stats import t
 
     independent = predictive.draws // (2 if predictive.sampling == "antithetic" else 1)
     quantiles = t.ppf(1 - (1 - CONFIDENCE) / LOOKS / 2, (independent - 1).numpy())
-    return (predictive.mc_error * torch.as_tensor(quantiles).unsqueeze(1)).amax(1) <= tolerance
+    error = predictive.mc_error.flatten(1) if predictive.squares.dim() > 1 else predictive.mc_error.unsqueeze(1)
+    return (error * torch.as_tensor(quantiles).unsqueeze(1)).amax(1) <= tolerance

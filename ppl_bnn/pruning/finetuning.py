@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.models.classifier import Classifier
+from ppl_bnn.models.model import Classifier
 from ppl_bnn.pruning.masks import Pruned
 
 

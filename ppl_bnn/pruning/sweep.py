@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.prediction.predictive import predict
-from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.pruning.criteria import Priors
 from ppl_bnn.pruning.masks import Pruned, Threshold, prune
 

@@ -10,7 +10,7 @@ import xarray as xr
 from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned
-from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.pruning import snr, snr_histogram
 from ppl_bnn.results.idata import INTERVAL, assemble, data_groups, dataset, sampled_labels, spread
 from ppl_bnn.results.saved_draws import how_drawn, monte_carlo

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_bnn import metrics
 from ppl_bnn.data import Images
+from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.prediction.shift import Shifted, shift_metrics
-from ppl_bnn.prediction.tally import Predictive
 from ppl_bnn.results.idata import assemble, dataset
 
 

@@ -33,23 +33,30 @@ def check_likelihood(likelihood, outputs, y, refused, *, total_of_draws):
 
 def check_statistics(likelihood, outputs, y):
     found = likelihood.statistics(outputs, y)
-    torch.testing.assert_close(found.log_likelihood, likelihood.distribution(outputs).log_prob(y), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.mean, likelihood.mean(outputs), rtol=1e-5, atol=1e-6)
+    for draw, log_likelihood, mean in zip(outputs, found.log_likelihood, found.mean, strict=True):
+        of = likelihood.distribution(draw)
+        assert of.batch_shape == draw.shape[:1]
+        torch.testing.assert_close(log_likelihood, of.log_prob(y), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mean, likelihood.mean(draw), rtol=1e-5, atol=1e-6)
+    unlabelled = likelihood.statistics(outputs)
+    assert torch.equal(unlabelled.mean, found.mean)
+    assert (unlabelled.log_likelihood, unlabelled.score) == (None, None)
     assert found.score.shape == outputs.shape[:1]
     for values in (found.mean, *found.others.values()):
         assert values.shape[:2] == outputs.shape[:2]
 
 
 def check_samples(likelihood, outputs, count=4000):
-    first = likelihood.sample(outputs, seed=3)
+    flat = outputs.flatten(0, 1)
+    first = likelihood.sample(flat, seed=3)
     state = torch.get_rng_state()
-    assert torch.equal(first, likelihood.sample(outputs, seed=3))
+    assert torch.equal(first, likelihood.sample(flat, seed=3))
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(first, likelihood.sample(outputs, seed=4))
+    assert not torch.equal(first, likelihood.sample(flat, seed=4))
     # The mean of samples is the mean.
     one = outputs[:1]
-    samples = likelihood.sample(one.expand(count, *one.shape[1:]), seed=1)
-    mean = likelihood.mean(one)[0]
+    samples = likelihood.sample(one.expand(count, *one.shape[1:]).flatten(0, 1), seed=1).unflatten(0, (count, -1))
+    mean = likelihood.mean(one[0])
     values = samples.double() if mean.dim() == samples.dim() - 1 else one_hot(samples, mean)
     error = values.std(0) / math.sqrt(count) + 1e-3
     assert ((values.mean(0) - mean.double()).abs() < 5 * error).all()
@@ -60,31 +67,41 @@ def check_averages(likelihood, outputs, y):
     parts = []
     for cuts in ([len(outputs)], [1, len(outputs) - 1]):
         tally = Tally(
-            len(outputs), torch.arange(len(y)), y, outputs[0], likelihood, sampling="independent", method="draws"
+            len(outputs),
+            torch.arange(len(y)),
+            len(y),
+            y,
+            outputs[0],
+            likelihood,
+            sampling="independent",
+            method="draws",
         )
         tally.go_on_from(None, Alone())
         for part in outputs.split(cuts):
             tally.add(part)
-        parts.append(tally.averages())
+        parts.append(tally.result())
     found = likelihood.statistics(outputs, y)
     for name, values in {"mean": found.mean, **found.others}.items():
-        assert torch.equal(parts[0][name], parts[1][name])
-        torch.testing.assert_close(parts[0][name], values.double().mean(0), rtol=1e-6, atol=1e-9)
-    scores = likelihood.scores(parts[0], found.log_likelihood, y)
+        assert torch.equal(parts[0].averages[name], parts[1].averages[name])
+        torch.testing.assert_close(parts[0].averages[name], values.double().mean(0), rtol=1e-6, atol=1e-9)
+    scores = parts[0].scores()
     expected = -(torch.logsumexp(found.log_likelihood.double(), 0) - math.log(len(outputs))).mean()
     assert scores["nll"] == pytest.approx(float(expected))
 
 
-def check_decomposition(likelihood, outputs, y, total_of_draws, repeats=400):
+def check_decomposition(likelihood, outputs, y, total_of_draws, repeats=2000):
     found = likelihood.statistics(outputs, y)
     averages = {name: values.double().mean(0) for name, values in {"mean": found.mean, **found.others}.items()}
+    averages["spread"] = found.mean.double().var(0, correction=0)
     total, aleatoric, epistemic = likelihood.decompose(averages)
     torch.testing.assert_close(aleatoric + epistemic, total, rtol=1e-6, atol=1e-9)
     assert (epistemic >= 0).all()
-    samples = likelihood.sample(outputs.repeat(repeats, *[1] * (outputs.dim() - 1)), seed=2)
+    many = outputs.repeat(repeats, *[1] * (outputs.dim() - 1))
+    samples = likelihood.sample(many.flatten(0, 1), seed=2).unflatten(0, (len(many), -1))
     torch.testing.assert_close(total_of_draws(samples), total, rtol=0.1, atol=0.02)
     # Draws that agree leave nothing epistemic.
     alike = {name: values[0].double() for name, values in {"mean": found.mean, **found.others}.items()}
+    alike["spread"] = torch.zeros_like(alike["mean"])
     assert likelihood.decompose(alike)[2].abs().max() < 1e-5
 
 

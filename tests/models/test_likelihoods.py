@@ -8,42 +8,17 @@ from likelihood_conformance import check_likelihood
 
 from ppl_bnn import Classifier, metrics
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.likelihoods import Categorical, DrawStatistics, Likelihood
+from ppl_bnn.models.likelihoods import Categorical, Likelihood
 
 OUTPUTS = 1.5 * torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
-class Normal(Likelihood):
-    """y ~ Normal(outputs[:, 0], softplus(outputs[:, 1])): a mean and a scale that the network predicts."""
+class Laplace(Likelihood):
+    """y ~ Laplace(outputs[:, 0], softplus(outputs[:, 1])): a likelihood of a user's own."""
 
     def distribution(self, outputs):
-        return dist.Normal(outputs[..., 0], torch.nn.functional.softplus(outputs[..., 1]))
-
-    def check(self, outputs):
-        if outputs.dim() != 2 or outputs.shape[1] != 2:
-            raise UserError(f"a Normal likelihood needs 2 outputs, got {list(outputs.shape)}")
-
-    def observed(self, y, outputs):
-        y = torch.as_tensor(y)
-        if y.dim() != 1 or not y.is_floating_point() or not y.isfinite().all():
-            raise UserError("a Normal likelihood needs finite numbers [N]")
-        return y
-
-    def mean(self, outputs):
-        return outputs[..., 0]
-
-    def statistics(self, outputs, y):
-        q = self.distribution(outputs.cpu())
-        others = {"variance": q.scale.square(), "square": q.loc.square()}
-        return DrawStatistics(q.loc, q.log_prob(y), -(q.loc - y).square().mean(1), others)
-
-    def decompose(self, averages):
-        epistemic = (averages["square"] - averages["mean"].square()).clamp_min(0)
-        return averages["variance"] + epistemic, averages["variance"], epistemic
-
-    def scores(self, averages, log_likelihood, y):
-        return {"rmse": float((averages["mean"] - y).square().mean().sqrt()), "nll": metrics.nll(log_likelihood)}
+        return dist.Laplace(outputs[:, 0], torch.nn.functional.softplus(outputs[:, 1]))
 
 
 def test_categorical_keeps_the_contract():
@@ -56,11 +31,11 @@ def test_categorical_keeps_the_contract():
     check_likelihood(Categorical(), OUTPUTS, LABELS.int().numpy(), refused, total_of_draws=entropy_of_classes)
 
 
-def test_a_normal_of_thirty_lines_keeps_the_contract():
+def test_a_likelihood_of_one_method_keeps_the_contract():
     y = torch.linspace(-1, 1, 5)
     outputs = OUTPUTS[..., :2]
-    refused = [(outputs[0], values) for values in (y.long(), y[:, None], y * float("nan"))]
-    check_likelihood(Normal(), outputs, y, refused, total_of_draws=lambda samples: samples.double().var(0))
+    refused = [(outputs[0], values) for values in (y[:, None], y * float("nan"), ["a"] * 5)]
+    check_likelihood(Laplace(), outputs, y, refused, total_of_draws=lambda samples: samples.double().var(0))
 
 
 @pytest.mark.parametrize(

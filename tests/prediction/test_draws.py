@@ -10,7 +10,7 @@ from ppl_bnn.errors import Interrupted
 from ppl_bnn.prediction import draws
 from ppl_bnn.prediction.draws import coherent
 from ppl_bnn.prediction.plain import plain
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 
 
 @pytest.mark.parametrize("make", [dense, convolutional, "residual", "untraceable"])
@@ -20,7 +20,7 @@ def test_a_coherent_draw_is_the_guides_function(make):
     else:
         net, x = bayesian({"residual": Residual, "untraceable": Branches}[make]()).eval(), X
         guide = MeanFieldNormal(Classifier(net, 30), x[:1], Y[:1])
-    found = draw_logits(net, guide, x, num_samples=3, seed=4, batch_size=4)
+    found = draw_outputs(net, guide, x, num_samples=3, seed=4, batch_size=4)
     for logits, expected in zip(found, by_pyro(net, guide, x, 3, seed=4), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     blocks = coherent(net, guide, x, seed=4)
@@ -76,7 +76,8 @@ def on_a_rank(communicator, method, tolerance):
     options = {"method": method, "tolerance": tolerance, "progress": False, "communicator": communicator}
     before = predict(net, guide, X, Y, num_samples=61, **options)
     found = predict(net, guide, X, Y, num_samples=151, so_far=before if communicator.is_main else None, **options)
-    return {name: value for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    parts = {name: value for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    return parts | {"mean_probs": found.mean_probs, "mean_entropy": found.mean_entropy, "probs": found.probs}
 
 
 @pytest.mark.parametrize(("method", "tolerance"), [("draws", None), ("layerwise", None), ("draws", 0.05)])

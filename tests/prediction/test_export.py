@@ -11,7 +11,7 @@ from ppl_bnn.export import main
 from ppl_bnn.models.resnet import Block
 from ppl_bnn.prediction.moments import moment_predictive
 from ppl_bnn.prediction.onnx import export
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 from ppl_bnn.run import main as run
 
 pytestmark = pytest.mark.any_python
@@ -44,7 +44,7 @@ def test_frozen_draws_of_a_pruned_posterior(posterior, tmp_path):
     export(tmp_path / "pruned.onnx", net, pruned, X[:2], num_samples=3, seed=4, each_draw=True)
     mean, each = run_file(tmp_path / "pruned.onnx", X)
     # The same draws as the predictive's, for another number of images than it was exported with.
-    expected = torch.stack(list(draw_logits(net, pruned, X, num_samples=3, seed=4))).softmax(-1)
+    expected = torch.stack(list(draw_outputs(net, pruned, X, num_samples=3, seed=4))).softmax(-1)
     torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(mean, expected.mean(0), rtol=0, atol=1e-5)
     graph = onnx.load(tmp_path / "pruned.onnx").graph
@@ -61,7 +61,7 @@ def test_a_residual_block_with_batch_norm(tmp_path):
     guide = MeanFieldNormal(Classifier(net, 6), X[:1], torch.zeros(1).long(), init_loc="he", init_scale=0.2)
     export(tmp_path / "block.onnx", net, guide, X[:2], num_samples=3, each_draw=True)
     _, each = run_file(tmp_path / "block.onnx", X)
-    expected = torch.stack(list(draw_logits(net, guide, X, num_samples=3))).softmax(-1)
+    expected = torch.stack(list(draw_outputs(net, guide, X, num_samples=3))).softmax(-1)
     assert float((expected[0] - expected[1]).abs().max()) > 0.01
     torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
 
@@ -71,8 +71,8 @@ def test_each_draw_by_its_own_statistics(posterior, tmp_path):
     own = {"num_samples": 3, "seed": 4, "norm_inputs": torch.rand(20, 2, 10, 10)}
     export(tmp_path / "own.onnx", net, guide, X[:2], each_draw=True, **own)
     _, each = run_file(tmp_path / "own.onnx", X)
-    expected = torch.stack(list(draw_logits(net, guide, X, **own))).softmax(-1)
-    averages = torch.stack(list(draw_logits(net, guide, X, num_samples=3, seed=4))).softmax(-1)
+    expected = torch.stack(list(draw_outputs(net, guide, X, **own))).softmax(-1)
+    averages = torch.stack(list(draw_outputs(net, guide, X, num_samples=3, seed=4))).softmax(-1)
     assert (expected - averages).abs().max() > 0.01
     torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="it needs method draws, got moments"):

@@ -11,7 +11,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, predict
 from ppl_bnn.prediction.layerwise import layerwise
 from ppl_bnn.prediction.methods import Prepared, cheapest, prepared_network
 from ppl_bnn.prediction.plain import plain
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_layerwise_has_the_same_distribution_for_each_example(make):
     net, guide, x = (*make(), X)[:3]
     count = 1500
     probs = [
-        torch.stack(list(draw_logits(net, guide, x, num_samples=count, method=method))).softmax(-1).double()
+        torch.stack(list(draw_outputs(net, guide, x, num_samples=count, method=method))).softmax(-1).double()
         for method in ("draws", "layerwise")
     ]
     for of in (lambda p: p, torch.square, lambda p: (p > 0.5).double(), lambda p: p * p.roll(1, -1)):
@@ -34,7 +34,7 @@ def test_layerwise_has_the_same_distribution_for_each_example(make):
 
 def test_layerwise_examples_are_drawn_apart():
     net, guide = dense()
-    logits = torch.stack(list(draw_logits(net, guide, X[:1].expand(2, 5), num_samples=2000, method="layerwise")))
+    logits = torch.stack(list(draw_outputs(net, guide, X[:1].expand(2, 5), num_samples=2000, method="layerwise")))
     correlation = torch.corrcoef(logits[:, :, 0].T)[0, 1]
     assert abs(correlation) < 4 / math.sqrt(2000)
 
@@ -63,7 +63,7 @@ def test_a_dense_layer_that_sees_parts_of_an_example_is_not_drawn_layerwise():
     guide = MeanFieldNormal(Classifier(net, 4), x[:1], Y[:1], init_scale=0.5)
     # One weight draw for both parts: with equal parts the two halves of the hidden layer are equal too.
     x[:, 1] = x[:, 0]
-    draws = torch.stack(list(draw_logits(net, guide, x, num_samples=1000, method="layerwise")))
+    draws = torch.stack(list(draw_outputs(net, guide, x, num_samples=1000, method="layerwise")))
     expected = torch.stack(list(by_pyro(net, guide, x, 3000, seed=1)))
     torch.testing.assert_close(draws.std(0), expected.std(0), rtol=0.12, atol=0)
 

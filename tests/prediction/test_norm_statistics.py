@@ -12,7 +12,7 @@ from torch import nn
 
 from ppl_bnn import MeanFieldNormal, predict, predictor, prune
 from ppl_bnn.prediction.norm_statistics import own_statistics
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 
 K = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(7)) * 2 + 1
 
@@ -45,11 +45,11 @@ def test_each_draw_is_normalized_by_its_own_statistics(pruned):
     net, guide, x = convolutional()
     guide = prune(guide, fraction=0.5).guide if pruned else guide
     state = copy.deepcopy(net.state_dict())
-    found = list(draw_logits(net, guide, x, num_samples=3, seed=3, batch_size=4, norm_inputs=K))
+    found = list(draw_outputs(net, guide, x, num_samples=3, seed=3, batch_size=4, norm_inputs=K))
     for logits, expected in zip(found, by_hand(net, guide, x, 3), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     # Not what the running averages give, and these are not touched.
-    for logits, other in zip(found, draw_logits(net, guide, x, num_samples=3, seed=3), strict=True):
+    for logits, other in zip(found, draw_outputs(net, guide, x, num_samples=3, seed=3), strict=True):
         assert (logits - other).abs().max() > 0.01
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
@@ -85,7 +85,7 @@ def test_a_predictor_takes_the_statistics_once():
 def test_batch_norm_in_front_of_all_that_is_random_has_the_inputs_statistics():
     net, guide, x = residual()
     inputs = torch.randn(50, 5) * 3 + 2
-    (found,) = draw_logits(net, guide, x, num_samples=1, norm_inputs=inputs)
+    (found,) = draw_outputs(net, guide, x, num_samples=1, norm_inputs=inputs)
     draw = guide.draw(0)
     h = (x - inputs.mean(0)) / (inputs.var(0) + net.fixed.eps).sqrt()
     first, last = (nn.functional.linear(h, draw["first.weight"], net.first.bias), draw["last.weight"])
@@ -187,4 +187,4 @@ def test_the_command_line_refuses_before_any_training(call, run_folder, argument
 def test_single_logits_refuse_it_as_predict_does(how):
     net, guide, x = convolutional()
     with pytest.raises(ValueError, match=r"it needs method draws, got|sobol is for the method layerwise"):
-        next(draw_logits(net, guide, x, num_samples=2, norm_inputs=K, **how))
+        next(draw_outputs(net, guide, x, num_samples=2, norm_inputs=K, **how))

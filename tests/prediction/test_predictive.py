@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.prediction.methods import drawn_blocks
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(1))
@@ -28,7 +28,7 @@ def small():
 def test_a_draw_is_one_network_over_all_the_data():
     net, guide = small()
     for batch_size in (1, 7, 30):
-        for index, logits in enumerate(draw_logits(net, guide, X, num_samples=3, seed=4, batch_size=batch_size)):
+        for index, logits in enumerate(draw_outputs(net, guide, X, num_samples=3, seed=4, batch_size=batch_size)):
             with poutine.condition(data=guide.draw(index, seed=4)):
                 torch.testing.assert_close(logits, net(X))
 
@@ -36,7 +36,7 @@ def test_a_draw_is_one_network_over_all_the_data():
 def test_the_predictive_is_the_mean_of_the_softmax():
     net, guide = small()
     found = predict(net, guide, X, Y, num_samples=20, seed=2, batch_size=8, progress=False)
-    logits = torch.stack(list(draw_logits(net, guide, X, num_samples=20, seed=2)))
+    logits = torch.stack(list(draw_outputs(net, guide, X, num_samples=20, seed=2)))
     probs = logits.softmax(-1)
     torch.testing.assert_close(found.probs, probs)
     torch.testing.assert_close(found.mean_probs, probs.mean(0).double(), rtol=1e-5, atol=1e-7)
@@ -72,8 +72,8 @@ def test_batch_norm_predicts_with_its_running_statistics():
     guide = MeanFieldNormal(Classifier(net.eval(), 30), X[:1], Y[:1])
     net.train()
     before = net[1].running_mean.clone()
-    one = next(draw_logits(net, guide, X, num_samples=1, batch_size=30))
-    other = next(draw_logits(net, guide, X, num_samples=1, batch_size=1))
+    one = next(draw_outputs(net, guide, X, num_samples=1, batch_size=30))
+    other = next(draw_outputs(net, guide, X, num_samples=1, batch_size=1))
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(net[1].running_mean, before)
 

@@ -36,7 +36,7 @@ def test_a_predictor_of_a_pruned_posterior_draws_from_its_compact_network(sparse
     for x in (X[:2], X[-1:], X[:2]):
         expected = predict(net, pruned, x, torch.zeros(len(x)).long(), num_samples=draws, seed=4, progress=False)
         probs, entropy = answer(x)
-        error = (expected.mean_squares - expected.mean_probs.square()).clamp_min(0).div(draws / 2).sqrt()
+        error = expected.averages["spread"].div(draws / 2).sqrt()
         assert ((probs - expected.mean_probs).abs() < 4.5 * error + 1e-6).all()
         assert not torch.equal(probs.double(), expected.mean_probs)
         torch.testing.assert_close(entropy.double(), expected.mean_entropy, rtol=0.02, atol=1e-3)

@@ -8,7 +8,7 @@ from small_posteriors import X, Y, dense
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, metrics, predict
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 from ppl_bnn.prediction.stopping import is_look
 
 
@@ -17,7 +17,7 @@ def test_antithetic_pairs_are_mirror_images_and_average_better(method):
     net, guide = dense(0.1)
     linear = bayesian(nn.Sequential(nn.Linear(5, 3)))
     linear_guide = MeanFieldNormal(Classifier(linear, 30), X[:1], Y[:1], init_loc=1.0)
-    pair = list(draw_logits(linear, linear_guide, X, num_samples=2, method=method, sampling="antithetic"))
+    pair = list(draw_outputs(linear, linear_guide, X, num_samples=2, method=method, sampling="antithetic"))
     with torch.no_grad():
         mean = X @ linear_guide.loc_scale("0.weight")[0].T + linear[0].bias
     torch.testing.assert_close((pair[0] + pair[1]) / 2, mean, rtol=1e-4, atol=1e-4)
@@ -29,7 +29,7 @@ def test_antithetic_pairs_are_mirror_images_and_average_better(method):
     error = (independent.mc_error.square() + antithetic.mc_error.square()).sqrt() + 1e-5
     assert (difference / error).abs().max() < 4.5
     # What the error is said to be is what it is: the spread of 30 shorter runs.
-    runs = torch.stack(list(draw_logits(net, guide, X, num_samples=1200, seed=9, method=method, sampling="antithetic")))
+    runs = torch.stack(list(draw_outputs(net, guide, X, num_samples=1200, seed=9, method=method, sampling="antithetic")))
     spread = runs.softmax(-1).unflatten(0, (30, 40)).mean(1).std(0)
     ratio = (spread * math.sqrt(40 / 1200) / antithetic.mc_error)[antithetic.mc_error > 1e-4]
     assert 0.8 < ratio.median() < 1.25

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Normal
 
 from ppl_bnn import Classifier, Images, MeanFieldNormal, bayesian, build, metrics, predict
 from ppl_bnn.prediction.log_density import train_log_likelihood
-from ppl_bnn.prediction.predictive import draw_logits
+from ppl_bnn.prediction.predictive import draw_outputs
 from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, shift_metrics, temperature_metrics
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.shift import draw_shift_figures
@@ -189,7 +189,7 @@ def test_the_densities_are_those_of_the_draws():
     net, guide, x, y = small()
     model = Classifier(net, 40)
     found = train_log_likelihood(model, guide, x, y, num_samples=4, seed=5, batch_size=11, progress=False)
-    for s, logits in enumerate(draw_logits(net, guide, x, num_samples=4, seed=5)):
+    for s, logits in enumerate(draw_outputs(net, guide, x, num_samples=4, seed=5)):
         torch.testing.assert_close(found.log_likelihood[s], -F.cross_entropy(logits, y, reduction="none"))
         (site,) = guide.sites
         weights = guide.draw(s, seed=5)[site].double()

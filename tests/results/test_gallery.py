@@ -11,7 +11,7 @@ import torch
 
 from ppl_bnn import Images, to_inference_data
 from ppl_bnn.errors import FileError
-from ppl_bnn.prediction.tally import Predictive
+from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.densities import (

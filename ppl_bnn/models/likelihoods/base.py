@@ -1,0 +1,236 @@
+"""Likelihood: p(y | network outputs), and how draws of its predictive are summarized.
+
+A likelihood of your own is a subclass with one method, `distribution`; everything else has a default that follows from
+it. tests/models/likelihood_conformance.py runs any implementation through this contract.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_bnn import number_metrics
+from ppl_bnn.errors import UserError
+from ppl_bnn.models.labels import as_tensor
+
+Averages = Mapping[str, Tensor]
+
+# Nominal levels at which intervals are scored.
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class DrawStatistics:
+    """What S draws say about N examples, on the CPU.
+
+    Attributes:
+        mean: E[y | draw], [S, N, ...]: class probabilities, means. Kept for each draw; its Monte Carlo error is
+            tracked.
+        log_likelihood: log p(y_i | x_i, draw s), [S, N], nats; None without y.
+        score: each draw's own score over the N examples, [S], larger is better: accuracy, minus squared error; None
+            without y.
+        others: further numbers [S, N, ...] whose average over draws the predictive needs.
+    """
+
+    mean: Tensor
+    log_likelihood: Tensor | None = None
+    score: Tensor | None = None
+    others: Averages = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What scores are made of: the averaged predictive of N examples, and what was observed.
+
+    Attributes:
+        averages: float64 [N, ...] by name: ``mean``, ``spread`` (Var[E[y | draw]] over the draws), the names of
+            `DrawStatistics.others`, and ``pit`` where y was drawn.
+        y: observed values [N, ...].
+        nll: of the averaged predictive, nats per datum.
+        quantiles: levels [Q] -> quantiles [Q, N, ...] of y; NaN where an example has no draws of y.
+        samples: draws of y for K of the examples, [S, K, ...]; None for likelihoods whose y is not drawn.
+        kept: positions [K] of these examples.
+    """
+
+    averages: Averages
+    y: Tensor
+    nll: float
+    quantiles: Callable[[Tensor], Tensor]
+    samples: Tensor | None
+    kept: Tensor
+
+
+class Likelihood(nn.Module, ABC):
+    """p(y | outputs) of one example; examples are independent given the network and the latents.
+
+    A datum is an example: the event of `distribution` is all of its y (every pixel, every token), whose log densities
+    are summed. Parameters of the module (a noise scale, say) are trained by `fit` as point estimates. A likelihood
+    with random variables of its own samples them in `latents`.
+
+    ``averages`` are averages over draws, float64 [N, ...]: ``mean``, ``spread`` and the names of
+    `DrawStatistics.others`.
+
+    Attributes:
+        drawn: whether `predict` draws y from each draw of the network. False where the mean tells everything about y,
+            as class probabilities do.
+        answers: what `answer` returns.
+        units: what `Predictive.uncertainties` are in, for labels of figures.
+    """
+
+    drawn: ClassVar[bool] = True
+    answers: ClassVar[tuple[str, str]] = ("mean", "std")
+    units: ClassVar[str] = "variance of y"
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor, **latents: Tensor) -> TorchDistribution:
+        """p(y | outputs [N, *]), with batch shape [N]; its event is the y of one example."""
+
+    def latents(self) -> dict[str, Tensor]:
+        """Sample the random variables that `distribution` takes beside outputs, by Pyro; none by default.
+
+        The model calls it outside its data plate. Names are site names and keywords of `distribution`.
+        """
+        return {}
+
+    def check(self, outputs: Tensor, **latents: Tensor) -> None:
+        """Raise UserError for outputs [N, *] that are no parameters of this distribution."""
+        name = type(self).__name__
+        try:
+            found = self.distribution(outputs, **latents)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            lines = str(error).splitlines()
+            raise UserError(
+                f"a {name} likelihood does not take outputs {list(outputs.shape)}: {lines[0] if lines else error}"
+            ) from None
+        if found.batch_shape != outputs.shape[:1]:
+            raise UserError(
+                f"a {name} likelihood must give the batch shape [N] = {list(outputs.shape[:1])} for outputs "
+                f"{list(outputs.shape)}, got {list(found.batch_shape)}: the y of one example is its event (to_event)"
+            )
+
+    def observed(self, y: object, outputs: Tensor, **latents: Tensor) -> Tensor:
+        """The observed values as a tensor [N, ...], converted where that is unambiguous.
+
+        Args:
+            outputs: of a few examples [n, *]; n may differ from N.
+
+        Raises:
+            UserError: values that this distribution cannot give.
+        """
+        found = self.distribution(outputs, **latents)
+        return numbers(y, outputs, found, type(self).__name__)
+
+    def mean(self, outputs: Tensor, **latents: Tensor) -> Tensor:
+        """E[y | outputs [N, *]], [N, ...]."""
+        return self.distribution(outputs, **latents).mean
+
+    def parts(self, outputs: Tensor, **latents: Tensor) -> dict[str, Tensor]:
+        """``mean`` and the numbers [N, ...] whose averages over draws `decompose` and `answer` take.
+
+        A function of torch operations alone: it is exported.
+        """
+        found = self.distribution(outputs, **latents)
+        return {"mean": found.mean, "variance": found.variance}
+
+    def statistics(self, outputs: Tensor, y: Tensor | None = None, **latents: Tensor) -> DrawStatistics:
+        """What S draws' outputs [S, N, *] with the same latents say, about the observed y [N, ...] if there is one."""
+        draws = len(outputs)
+        flat = outputs.flatten(0, 1).cpu()
+        latents = {name: value.cpu() for name, value in latents.items()}
+        parts = {name: part.unflatten(0, (draws, -1)) for name, part in self.parts(flat, **latents).items()}
+        mean = parts.pop("mean")
+        if y is None:
+            return DrawStatistics(mean, others=parts)
+        every = y.expand(draws, *y.shape).flatten(0, 1)
+        log_likelihood = self.distribution(flat, **latents).log_prob(every).unflatten(0, (draws, -1))
+        return DrawStatistics(mean, log_likelihood, -(mean - y).square().flatten(1).mean(1), parts)
+
+    def decompose(self, averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, aleatoric and epistemic uncertainty, each [N, ...]; total = aleatoric + epistemic up to rounding.
+
+        By default Var[y] = E[Var[y | draw]] + Var[E[y | draw]] (Depeweg et al. 2018, eq. 8).
+        """
+        aleatoric, epistemic = averages["variance"], averages["spread"]
+        return aleatoric + epistemic, aleatoric, epistemic
+
+    def std(self, averages: Averages) -> Tensor:
+        """Standard deviation of y under the averaged predictive, [N, ...]."""
+        return self.decompose(averages)[0].sqrt()
+
+    def answer(self, averages: Averages) -> tuple[Tensor, Tensor]:
+        """What a `predictor` and an exported file give of an example, named by `answers`. Torch operations alone."""
+        return averages["mean"], (averages["variance"] + averages["spread"]).sqrt()
+
+    def scores(self, found: Summary) -> dict[str, float]:
+        """Scores of the averaged predictive, ``nll`` (nats per datum) first."""
+        return {"nll": found.nll, **number_scores(found)}
+
+    def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
+        """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            latents = {name: value.cpu() for name, value in latents.items()}
+            return self.distribution(outputs.cpu(), **latents).sample()
+
+
+def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Tensor:
+    """Observed numbers [N, ...] of the event shape and support of `of`, in the dtype of `outputs`, on the CPU.
+
+    Raises:
+        UserError: another shape, or values that are not finite or outside the support.
+    """
+    y = as_tensor(np.asarray(y) if isinstance(y, list | tuple) else y, "the targets y").cpu()
+    event = list(of.event_shape)
+    got = f"the targets y have shape {list(y.shape)}; a {name} likelihood of outputs {list(outputs.shape)}"
+    if y.dim() == 0 or list(y.shape[1:]) != event:
+        squeezed = list(y.shape[1:]) == [*event, 1]
+        advice = "pass y.squeeze(-1)" if squeezed else "reshape y, or change the network's outputs"
+        raise UserError(f"{got} expects {str(['N', *event]).replace(chr(39), '')}: {advice}")
+    if y.is_complex():
+        raise UserError(f"the targets y have dtype {str(y.dtype).removeprefix('torch.')}; expected real numbers")
+    y = y.to(torch.promote_types(outputs.dtype, torch.float32))
+    if not y.isfinite().all():
+        bad = (~y.flatten(1).isfinite().all(1) if y.dim() > 1 else ~y.isfinite()).nonzero().flatten()
+        raise UserError(
+            f"the targets y must be finite; {len(bad)} examples have NaN or infinite values, the first is "
+            f"{int(bad[0])}: drop or impute them"
+        )
+    support = of.support
+    each = support.base_constraint if isinstance(support, constraints.independent) else support
+    if not constraints.is_dependent(each) and not each.check(y).all():
+        raise UserError(
+            f"the targets y are from {float(y.min()):g} to {float(y.max()):g}; a {name} likelihood has the support "
+            f"{each}: convert or drop what lies outside, or choose another likelihood"
+        )
+    return y
+
+
+def number_scores(found: Summary) -> dict[str, float]:
+    """rmse, crps, and by level interval score, coverage and width, and the quantile calibration error.
+
+    All but rmse need draws of y (`number_metrics`); crps is of the examples whose draws were kept.
+    """
+    y, mean = found.y.double(), found.averages["mean"]
+    scores = {"rmse": number_metrics.rmse(mean, y)}
+    if found.samples is None or not len(found.kept) or len(found.samples) < 2:
+        return scores
+    scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
+    levels = torch.tensor([side for level in LEVELS for side in (0.5 - level / 2, 0.5 + level / 2)])
+    quantiles = found.quantiles(levels).double()
+    for level, (lower, upper) in zip(LEVELS, quantiles.unflatten(0, (-1, 2)), strict=True):
+        there = lower.isfinite() & upper.isfinite()
+        lower, upper, known = lower[there], upper[there], y[there]
+        name = f"{100 * level:g}"
+        scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, known)
+        scores[f"width_{name}"] = number_metrics.width(lower, upper)
+        scores[f"interval_score_{name}"] = float(number_metrics.interval_score(lower, upper, known, level).mean())
+    scores["quantile_error"] = number_metrics.quantile_calibration_error(found.averages["pit"])
+    return scores

@@ -1,0 +1,57 @@
+"""The Pyro model around a network: a likelihood's parameters inside, observed values outside."""
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn.errors import UserError
+from ppl_bnn.models.likelihoods import Categorical, Likelihood
+
+
+class Model(nn.Module):
+    """A Pyro model: y_i ~ likelihood(net(x_i)), i = 1 .. num_data.
+
+    The network and the likelihood's own random variables run outside the data plate: only the observation is rescaled
+    from the batch to `num_data`. It is an ordinary Pyro model: `Predictive`, `condition`, NUTS and Pyro's own ELBOs
+    work on it.
+
+    Args:
+        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> outputs [N, *].
+        likelihood: p(y | outputs), by which `predict` summarizes draws too.
+        num_data: number of training examples N in the likelihood.
+    """
+
+    def __init__(self, net: nn.Module, likelihood: Likelihood, num_data: int) -> None:
+        super().__init__()
+        if not isinstance(likelihood, Likelihood):
+            raise UserError(
+                f"likelihood must be a Likelihood, such as Normal() or Categorical(), got {likelihood!r:.60}"
+            )
+        if num_data < 1:
+            raise UserError(f"num_data must be at least 1, got {num_data}")
+        self.net = net
+        self.likelihood = likelihood
+        self.num_data = num_data
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Inputs [B, ...] and observed values [B, ...] (or None) -> outputs [B, *]."""
+        outputs: Tensor = self.net(x)
+        # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        distribution = self.likelihood.distribution(outputs, **self.likelihood.latents())
+        # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
+        with pyro.plate("data", self.num_data, subsample=x):
+            pyro.sample("y", distribution, obs=y)
+        return outputs
+
+
+class Classifier(Model):
+    """A `Model` of class labels: y_i ~ Categorical(logits = net(x_i)), i = 1 .. num_data.
+
+    Args:
+        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> logits [N, C].
+        num_data: number of training examples N in the likelihood.
+    """
+
+    def __init__(self, net: nn.Module, num_data: int) -> None:
+        super().__init__(net, Categorical(), num_data)

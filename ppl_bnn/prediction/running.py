@@ -1,0 +1,115 @@
+"""One run of a model with the values of a draw: what it is called with, and which sites are left over."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from ppl_bnn.errors import UserError
+from ppl_bnn.guides.posterior import Posterior, WithLatents
+from ppl_bnn.models.likelihoods import Likelihood
+
+ADVICE = "build the guide of this network: MeanFieldNormal(model, x[:1], y[:1]), and predict with the whole model"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: the outputs of a network, and the distribution of y that they are parameters of.
+
+    Attributes:
+        net: the network, [N, ...] -> outputs [N, *]; of a user's own Pyro model, the model.
+        likelihood: p(y | outputs).
+        outputs: of draw 0, for n <= 2 examples.
+        latents: what the likelihood takes beside outputs in draw 0.
+        site: the observed site of a user's own Pyro model, whose distribution the outputs are parameters of.
+    """
+
+    net: nn.Module
+    likelihood: Likelihood
+    outputs: Tensor
+    latents: dict[str, Tensor]
+    site: str | None = None
+
+
+def given_latents(likelihood: Likelihood, draw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a likelihood takes beside outputs, its random variables as they are in a draw of the posterior."""
+    with poutine.block(), torch.no_grad(), GivenSites(draw):
+        return likelihood.latents()
+
+
+def drawn_latents(posterior: Posterior, index: int, seed: int, sign: float = 1.0) -> Mapping[str, Tensor]:
+    """The sites of a draw that are no weights; without `draw_latents`, all of its sites."""
+    if isinstance(posterior, WithLatents):
+        return posterior.draw_latents(index, seed=seed, sign=sign)
+    assert sign == 1, "mirror images need a posterior with noise"
+    return posterior.draw(index, seed=seed)
+
+
+def takes_y(model: Callable[..., Any]) -> bool:
+    """Whether a model can be called with a second argument."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def arguments(model: Callable[..., Any], x: Tensor, y: object) -> tuple[Any, ...]:
+    """What a model is called with: x, and the first of y where it cannot do without (``def model(x, y)``)."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        needed = [
+            one for one in inspect.signature(function).parameters.values()
+            if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]  # fmt: skip
+    except (TypeError, ValueError):
+        return (x,)
+    if len(needed) < 2:
+        return (x,)
+    if y is None:
+        raise UserError(
+            f"the model cannot run without {needed[1].name!r}: give it a default of None to predict without y"
+        )
+    return x, torch.as_tensor(y)[: len(x)]
+
+
+class GivenSites(Messenger):
+    """Gives random sites their drawn values. By Pyro, which sees the sites of any network, not of our layers alone.
+
+    Sites in a plate that have no value are `observable`: what the model says about y.
+    """
+
+    def __init__(self, draw: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.draw, self.given = draw, set[str]()
+        self.lacking: list[str] = []
+        self.observable: dict[str, dict[str, Any]] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        if msg["is_observed"] or (name not in self.draw and msg["cond_indep_stack"]):
+            self.observable[name] = msg
+            return
+        if name not in self.draw:
+            self.lacking.append(name)
+            return
+        shape, value = msg["fn"].shape(), self.draw[name]
+        if value.shape != shape:
+            raise UserError(
+                f"site {name!r} is {list(shape)} in the network and {list(value.shape)} in the posterior; {ADVICE}"
+            )
+        self.given.add(name)
+        msg["value"], msg["is_observed"] = value, True
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
