@@ -18,8 +18,9 @@ def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) 
     """Pyro's message of each latent site, in the model's order: ``fn`` is its prior, ``value`` has its shape and dtype.
 
     Real-valued sites have the value 0 in this run. A prior's draw would overflow in a deep network: at Normal(0, 1) the
-    outputs grow by the square root of each layer's width. The run changes neither the model, nor the random state, nor
-    Pyro's parameter store.
+    outputs grow by the square root of each layer's width. Sites in a plate of which the run saw a part, the data plate,
+    are left out: the observed variable, if its values were not passed, and latents of single examples. The run changes
+    neither the model, nor the random state, nor Pyro's parameter store.
 
     Args:
         *args, **kwargs: what the model runs with; one example is enough.
@@ -46,6 +47,11 @@ def element_support(distribution: Distribution) -> constraints.Constraint | None
     return support.base_constraint if isinstance(support, constraints.independent) else support
 
 
+def _of_examples(msg: dict) -> bool:
+    """Whether a site is in a plate that the run saw a part of: it is what is observed, or local to an example."""
+    return any((frame.full_size or frame.size) > frame.size for frame in msg["cond_indep_stack"])
+
+
 class _Zeros(Messenger):
     """Pyro handler: notes latent sites and puts zeros in the place of a real-valued draw."""
 
@@ -54,7 +60,7 @@ class _Zeros(Messenger):
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg) or _of_examples(msg):
             return
         if element_support(msg["fn"]) is constraints.real:
             msg["value"] = torch.zeros_like(msg["value"])
