@@ -35,6 +35,7 @@ from ppl_bnn.prediction.without_draws import without_draws
 __all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_outputs", "predict"]
 
 
+@torch.no_grad()
 def predict(
     model: Callable[..., Any],
     posterior: Posterior,

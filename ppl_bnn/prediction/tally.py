@@ -86,9 +86,9 @@ class Tally:
             drawn = likelihood.sample(like, seed=0, **target.latents)
             dtype = torch.promote_types(drawn.dtype, torch.float32)
             self.samples = _missing(num_samples, len(kept), *drawn.shape[1:], dtype=dtype)
-            self.sketch = QuantileSketch((count, *drawn.shape[1:])) if sketched else None
+            self.sketch = QuantileSketch((count, *drawn.shape[1:]), dtype=dtype) if sketched else None
             if self.y is not None:
-                shapes["pit"] = drawn.unsqueeze(0)
+                shapes |= {"below": drawn.unsqueeze(0), "up_to": drawn.unsqueeze(0)}
         self.sums = {name: torch.zeros(count, *value.shape[2:], dtype=torch.float64) for name, value in shapes.items()}
         self.squares, self.reference = torch.zeros_like(self.sums["mean"]), torch.zeros_like(self.sums["mean"])
         self._find_kept()
@@ -193,7 +193,7 @@ class Tally:
         )
 
     def _sampled(self, rows: slice, outputs: Tensor, latents: Latents) -> dict[str, Tensor]:
-        """Keep one y of each draw; return where the observed y lies among them."""
+        """Keep one y of each draw; return whether it is below the observed y, or at most that."""
         assert self.samples is not None
         # By the seed and the draw's number, whatever is drawn beside it.
         samples = torch.stack(
@@ -204,12 +204,11 @@ class Tally:
         )
         self.samples[rows, self._at] = samples[:, self._of].to(self.samples.dtype)
         if self.sketch is not None:
-            self.sketch.add(samples, self.active)
+            self.sketch.add(samples.to(self.samples.dtype), self.active)
         if self.y is None:
             return {}
         y = self.y[self.active]
-        # Ties count half, as counts have them.
-        return {"pit": (samples < y).double() + 0.5 * (samples == y).double()}
+        return {"below": samples < y, "up_to": samples <= y}
 
     def _score(self, rows: slice, log_likelihood: Tensor, score: Tensor) -> None:
         if self.log_likelihood is not None:

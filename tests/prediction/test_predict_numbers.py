@@ -60,10 +60,10 @@ def test_averages_are_those_of_the_draws():
 
 def test_draws_of_y_have_the_predictives_moments_and_quantiles():
     model, guide = regression()
-    found = predict(model, guide, X[:5], num_samples=20_000, method="draws", progress=False)
-    error = found.std / 20_000**0.5
+    found = predict(model, guide, X[:5], num_samples=3000, method="draws", progress=False)
+    error = found.std / 3000**0.5
     assert ((found.samples.double().mean(0) - found.mean).abs() < 5 * error).all()
-    torch.testing.assert_close(found.samples.double().std(0), found.std, rtol=0.03, atol=0)
+    torch.testing.assert_close(found.samples.double().std(0), found.std, rtol=0.06, atol=0)
     lower, upper = found.interval(0.9)
     inside = ((found.samples >= lower) & (found.samples <= upper)).double().mean(0)
     assert ((inside - 0.9).abs() < 0.001).all()
@@ -120,7 +120,7 @@ def test_examples_that_are_not_kept_have_quantiles_from_the_sketch():
     assert torch.equal(some.mean, every.mean)
     levels = torch.tensor([0.05, 0.5, 0.95])
     ranks = (every.samples.unsqueeze(0) <= some.quantiles(levels).unsqueeze(1)).double().mean(1)
-    assert ((ranks - levels.unsqueeze(1)).abs() <= float(torch.as_tensor(some.sketch.rank_error).max()) + 2 / 600).all()
+    assert ((ranks - levels.unsqueeze(1)).abs() <= float(some.sketch.rank_error.max()) + 2 / 600).all()
     assert set(some.summary()) == set(every.summary())
     assert some.quantiles([0.5], of="mean")[0].isfinite().sum() == 2
 
@@ -140,12 +140,14 @@ def test_moments_are_those_of_many_draws(scale):
     model = Model(bayesian(nn.Sequential(nn.Linear(1, 2 if scale == "predicted" else 1))), Normal(scale), N)
     guide = MeanFieldNormal(model, X[:1], init_loc=0.5, init_scale=0.3)
     exact = predict(model, guide, X, Y, method="moments", progress=False)
-    drawn = predict(model, guide, X, Y, num_samples=40_000, progress=False)
+    drawn = predict(model, guide, X, Y, num_samples=3000, progress=False)
     assert exact.method == "moments"
     assert ((exact.mean - drawn.mean).abs() < 5 * drawn.mc_error + 1e-5).all()
     for one, other in zip(exact.uncertainties(), drawn.uncertainties(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0.05, atol=1e-4)
-    assert exact.summary()["nll"] == pytest.approx(drawn.summary()["nll"], abs=0.02)
+        torch.testing.assert_close(one, other, rtol=0.15, atol=1e-3)
+    # The method's predictive is a Normal; that of draws with scales of their own is not.
+    error = 0.1 if scale == "predicted" else 0.02
+    assert exact.summary()["nll"] == pytest.approx(drawn.summary()["nll"], abs=error)
     with pytest.raises(UserError, match="method moments has no draws to take quantiles of"):
         exact.quantiles([0.5])
 

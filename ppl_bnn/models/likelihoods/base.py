@@ -49,13 +49,14 @@ class Summary:
     """What scores are made of: the averaged predictive of N examples, and what was observed.
 
     Attributes:
-        averages: float64 [N, ...] by name: ``mean``, ``spread`` (Var[E[y | draw]] over the draws), the names of
-            `DrawStatistics.others`, and ``pit`` where y was drawn.
+        averages: float64 [N, ...] by name: ``mean``, ``spread`` (Var[E[y | draw]] over the draws) and the names of
+            `DrawStatistics.others`.
         y: observed values [N, ...].
         nll: of the averaged predictive, nats per datum.
         quantiles: levels [Q] -> quantiles [Q, N, ...] of y; NaN where an example has no draws of y.
         samples: draws of y for K of the examples, [S, K, ...]; None for likelihoods whose y is not drawn.
         kept: positions [K] of these examples.
+        pit: `number_metrics.pit_limits` of every example, [N, ...] each; None where y is not drawn.
     """
 
     averages: Averages
@@ -64,6 +65,7 @@ class Summary:
     quantiles: Callable[[Tensor], Tensor]
     samples: Tensor | None
     kept: Tensor
+    pit: tuple[Tensor, Tensor] | None
 
 
 class Likelihood(nn.Module, ABC):
@@ -175,10 +177,14 @@ class Likelihood(nn.Module, ABC):
 
     def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
         """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            latents = {name: value.cpu() for name, value in latents.items()}
-            return self.distribution(outputs.cpu(), **latents).sample()
+        latents = {name: value.cpu() for name, value in latents.items()}
+        distribution, state = self.distribution(outputs.cpu(), **latents), torch.get_rng_state()
+        # `torch.manual_seed` looks at every kind of device, which takes longer than the draw.
+        torch.default_generator.manual_seed(seed)
+        try:
+            return distribution.sample()
+        finally:
+            torch.set_rng_state(state)
 
 
 def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Tensor:
@@ -214,23 +220,22 @@ def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Ten
 
 
 def number_scores(found: Summary) -> dict[str, float]:
-    """rmse, crps, and by level interval score, coverage and width, and the quantile calibration error.
+    """rmse, mae and crps, by level coverage, width and interval score, and the quantile calibration error.
 
-    All but rmse need draws of y (`number_metrics`); crps is of the examples whose draws were kept.
+    All but rmse and mae need draws of y (`number_metrics`); crps is of the examples whose draws were kept.
     """
     y, mean = found.y.double(), found.averages["mean"]
-    scores = {"rmse": number_metrics.rmse(mean, y)}
-    if found.samples is None or not len(found.kept) or len(found.samples) < 2:
+    scores = {"rmse": number_metrics.rmse(mean, y), "mae": number_metrics.mae(mean, y)}
+    if found.samples is None or found.pit is None or len(found.samples) < 2:
         return scores
-    scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
+    if len(found.kept):
+        scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
     levels = torch.tensor([side for level in LEVELS for side in (0.5 - level / 2, 0.5 + level / 2)])
     quantiles = found.quantiles(levels).double()
     for level, (lower, upper) in zip(LEVELS, quantiles.unflatten(0, (-1, 2)), strict=True):
-        there = lower.isfinite() & upper.isfinite()
-        lower, upper, known = lower[there], upper[there], y[there]
         name = f"{100 * level:g}"
-        scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, known)
+        scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, y)
         scores[f"width_{name}"] = number_metrics.width(lower, upper)
-        scores[f"interval_score_{name}"] = float(number_metrics.interval_score(lower, upper, known, level).mean())
-    scores["quantile_error"] = number_metrics.quantile_calibration_error(found.averages["pit"])
+        scores[f"interval_score_{name}"] = float(number_metrics.interval_score(lower, upper, y, level).mean())
+    scores["quantile_error"] = number_metrics.quantile_calibration_error(*found.pit)
     return scores
