@@ -146,7 +146,7 @@ def test_moments_are_those_of_many_draws(scale):
     for one, other in zip(exact.uncertainties(), drawn.uncertainties(), strict=True):
         torch.testing.assert_close(one, other, rtol=0.15, atol=1e-3)
     # The method's predictive is a Normal; that of draws with scales of their own is not.
-    error = 0.1 if scale == "predicted" else 0.02
+    error = 0.1 if scale == "predicted" else 0.05
     assert exact.summary()["nll"] == pytest.approx(drawn.summary()["nll"], abs=error)
     with pytest.raises(UserError, match="method moments has no draws to take quantiles of"):
         exact.quantiles([0.5])
