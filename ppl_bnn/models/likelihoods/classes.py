@@ -42,6 +42,7 @@ class Categorical(Likelihood):
     drawn: ClassVar[bool] = False
     answers: ClassVar[tuple[str, str]] = ("probs", "entropy")
     units: ClassVar[str] = "nats"
+    class_weights: Tensor | None
 
     def __init__(
         self, *, class_dim: int | None = None, ignore_index: int | None = None,

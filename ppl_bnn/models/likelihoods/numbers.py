@@ -1,7 +1,7 @@
 """Likelihoods of real numbers, Normal and StudentT, with a scale that is fixed, learnt, random or predicted."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ from ppl_bnn.models.sites import element_support
 # Below it a variance underflows in single precision.
 SMALLEST = 1e-6
 
-ScaleOf = float | str | Tensor | TorchDistribution
+ScaleOf: TypeAlias = float | str | Tensor | TorchDistribution
 
 
 class NoiseScale(nn.Module):
@@ -31,6 +31,8 @@ class NoiseScale(nn.Module):
         start: where a learnt scale starts.
         site: the name of the latent site.
     """
+
+    value: Tensor
 
     def __init__(self, scale: ScaleOf, start: float = 1.0, *, site: str = "noise_scale") -> None:
         super().__init__()
