@@ -83,16 +83,10 @@ class Categorical(Likelihood):
                 f"{list(outputs.shape)}. A regression network needs a Model with the likelihood Normal, one logit "
                 f"Bernoulli{advice}"
             )
-        at = -1 if self.class_dim is None else self.class_dim
-        if not 1 <= (at if at >= 0 else at + outputs.dim()) < outputs.dim():
-            raise UserError(
-                f"class_dim is {at}, and the network gives {list(outputs.shape)}: name the dimension of the classes, "
-                "behind that of the examples"
-            )
-        classes = outputs.shape[at]
+        classes = self._class_last(outputs).shape[-1]
         if classes < 2:
             raise UserError(
-                f"a Categorical likelihood needs at least 2 classes in dimension {at} of the outputs, got "
+                f"a Categorical likelihood needs at least 2 classes in dimension {self.class_dim} of the outputs, got "
                 f"{list(outputs.shape)}"
             )
         if self.class_weights is not None and len(self.class_weights) != classes:
@@ -176,7 +170,15 @@ class Categorical(Likelihood):
         }
 
     def _class_last(self, outputs: Tensor) -> Tensor:
-        return outputs if self.class_dim is None else outputs.movedim(self.class_dim, -1)
+        at = self.class_dim
+        if at is None:
+            return outputs
+        if not 1 <= (at if at >= 0 else at + outputs.dim()) < outputs.dim():
+            raise UserError(
+                f"class_dim is {at}, and the network gives {list(outputs.shape)}: name the dimension of the classes, "
+                "behind that of the examples"
+            )
+        return outputs.movedim(at, -1)
 
     def _hard(self, y: Tensor) -> Tensor:
         return y.argmax(-1) if self.soft_labels else y
