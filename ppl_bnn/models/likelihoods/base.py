@@ -144,16 +144,20 @@ class Likelihood(nn.Module, ABC):
 
     def statistics(self, outputs: Tensor, y: Tensor | None = None, **latents: Tensor) -> DrawStatistics:
         """What S draws' outputs [S, N, *] with the same latents say, about the observed y [N, ...] if there is one."""
-        draws = len(outputs)
-        flat = outputs.flatten(0, 1).cpu()
         latents = {name: value.cpu() for name, value in latents.items()}
-        parts = {name: part.unflatten(0, (draws, -1)) for name, part in self.parts(flat, **latents).items()}
+        # One by one: the last digit of some vectorized functions depends on a number's place in the tensor.
+        draws = [draw.contiguous() for draw in outputs.cpu()]
+        every = [self.parts(draw, **latents) for draw in draws]
+        parts = {name: torch.stack([one[name] for one in every]) for name in every[0]}
         mean = parts.pop("mean")
         if y is None:
             return DrawStatistics(mean, others=parts)
-        every = y.expand(draws, *y.shape).flatten(0, 1)
-        log_likelihood = self.distribution(flat, **latents).log_prob(every).unflatten(0, (draws, -1))
-        return DrawStatistics(mean, log_likelihood, -(mean - y).square().flatten(1).mean(1), parts)
+        log_likelihood = torch.stack([self.distribution(draw, **latents).log_prob(y) for draw in draws])
+        return DrawStatistics(mean, log_likelihood, self.score(mean, y), parts)
+
+    def score(self, mean: Tensor, y: Tensor) -> Tensor:
+        """Each draw's own score [S], larger is better, of its means [S, N, ...]: minus their mean squared error."""
+        return -(mean - y).square().flatten(1).mean(1)
 
     def decompose(self, averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
         """Total, aleatoric and epistemic uncertainty, each [N, ...]; total = aleatoric + epistemic up to rounding.
