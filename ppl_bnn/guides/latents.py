@@ -46,7 +46,7 @@ class Latent:
         """The latent site of a model's message.
 
         Raises:
-            UserError: its support has no transform to real numbers (a discrete site), or its plate is subsampled.
+            UserError: its support has no transform to real numbers, as that of a discrete site.
         """
         site, fn = message["name"], message["fn"]
         try:
@@ -58,13 +58,6 @@ class Latent:
                 "its values too: MeanFieldNormal(model, x[:1], y[:1])"
             ) from None
         frames = [frame for frame in message["cond_indep_stack"] if frame.vectorized]
-        for frame in frames:
-            if frame.full_size not in (None, frame.size):
-                raise UserError(
-                    f"site {site!r} lies in plate {frame.name!r} of size {frame.full_size}, of which a call sees "
-                    f"{frame.size}, and MeanFieldNormal has no posterior of each example's own latents: write a guide "
-                    "that computes it from x; or, if the site is the observed variable, pass its values too"
-                )
         # A plate without a size has -1.
         plates = tuple((frame.name, frame.size if frame.size >= 0 else None, frame.dim) for frame in frames)
         is_real = element_support(fn) is constraints.real
@@ -125,6 +118,17 @@ class Latent:
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply `function` to the tensors of the support (an interval's bounds), as ``Module.to`` does."""
         _apply(self.support, function)
+
+
+def check_plates(message: dict[str, Any]) -> None:
+    """Raise UserError for a site in a plate that is subsampled: each example would have its own."""
+    for frame in message["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size not in (None, frame.size):
+            raise UserError(
+                f"site {message['name']!r} lies in plate {frame.name!r} of size {frame.full_size}, of which a call "
+                f"sees {frame.size}, and MeanFieldNormal has no posterior of each example's own latents: write a guide that "
+                "computes it from x, or sample outside the plate; if it is the observed variable, pass its values too"
+            )
 
 
 def parameter_name(site: str) -> str:

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.latents import INIT_SCALE, Latent, parameter_name
+from ppl_bnn.guides.latents import INIT_SCALE, Latent, check_plates, parameter_name
 from ppl_bnn.guides.normal import SMALLEST_SCALE, FactorizedNormal, inverse_scale
 from ppl_bnn.models.listeners import attribute
 from ppl_bnn.models.sites import latent_sites, random_parameters
@@ -77,6 +77,8 @@ class MeanFieldNormal(PyroModule):
         self.loc, self.unconstrained_scale = PyroModule(), PyroModule()
         self._sites: dict[str, torch.Size] = {}
         found = latent_sites(model, *args, **kwargs)
+        for message in found.values():
+            check_plates(message)
         weights = random_parameters(found)
         self._latents = {site: Latent.of(message) for site, message in found.items() if site not in weights}
         for site in weights:
