@@ -32,7 +32,7 @@ class Regression(nn.Module):
         draw = {site: pyro.sample(site, LATENTS[site]) for site in ("sigma", "gain", "mixing", "0.weight.share")}
         with pyro.plate("levels", 2, dim=-1):
             draw |= {site: pyro.sample(site, LATENTS[site]) for site in ("level", "level.shift")}
-        offset = draw["mixing"][..., :1] - draw["0.weight.share"][..., 1:2] + draw["level.shift"][..., :1]
+        offset = draw["mixing"][..., 0] - draw["0.weight.share"][..., 1] + draw["level.shift"][..., :1]
         mean = self.net(x).squeeze(-1) * draw["gain"] + 0.1 * offset * draw["level"][..., 1:]
         with pyro.plate("data", 40, subsample=x):
             return pyro.sample("y", dist.Normal(mean, draw["sigma"]), obs=y)

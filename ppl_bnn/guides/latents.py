@@ -8,10 +8,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions import Delta, Distribution, Normal, TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to, constraints, register_kl
+from torch.distributions import Transform, biject_to, constraints, register_kl
 from torch.distributions.constraints import Constraint
 
 from ppl_bnn.errors import UserError
@@ -126,8 +126,9 @@ def check_plates(message: dict[str, Any]) -> None:
         if frame.vectorized and frame.full_size not in (None, frame.size):
             raise UserError(
                 f"site {message['name']!r} lies in plate {frame.name!r} of size {frame.full_size}, of which a call "
-                f"sees {frame.size}, and MeanFieldNormal has no posterior of each example's own latents: write a guide that "
-                "computes it from x, or sample outside the plate; if it is the observed variable, pass its values too"
+                f"sees {frame.size}, and MeanFieldNormal has no posterior of each example's own latents: write a guide "
+                "that computes it from x, or sample outside the plate; if it is the observed variable, pass its values "
+                "too"
             )
 
 

@@ -77,6 +77,7 @@ class MeanFieldNormal(PyroModule):
         self.loc, self.unconstrained_scale = PyroModule(), PyroModule()
         self._sites: dict[str, torch.Size] = {}
         found = latent_sites(model, *args, **kwargs)
+        self._order = list(found)
         for message in found.values():
             check_plates(message)
         weights = random_parameters(found)
@@ -148,14 +149,18 @@ class MeanFieldNormal(PyroModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site. `infer` carries the distribution to the estimators, which decide how it is used."""
-        draw = {}
-        for site in self._sites:
-            q = self.distribution(site)
-            draw[site] = pyro.sample(site, q, infer={"posterior": q})
+        """Sample every site, in the model's order (Pyro's `TraceMeanField_ELBO` wants that).
+
+        `infer` carries a weight's distribution to the estimators, which decide how it is used.
+        """
+        draw: dict[str, Tensor] = {}
         plates: dict[str, pyro.plate] = {}
-        for site, latent in self._latents.items():
-            draw[site] = latent.sample(*self.unconstrained_loc_scale(site), plates)
+        for site in self._order:
+            if site in self._latents:
+                draw[site] = self._latents[site].sample(*self.unconstrained_loc_scale(site), plates)
+            else:
+                q = self.distribution(site)
+                draw[site] = pyro.sample(site, q, infer={"posterior": q})
         return draw
 
     @torch.no_grad()

@@ -178,7 +178,7 @@ def test_a_vae_with_a_bayesian_decoder_trains_and_draws_its_local_latents():
     guide = Encoder(model)
     line = torch.linspace(-2, 2, 40)
     x = torch.stack((line, line.sin()), 1)
-    history = fit(model, guide, x, x, epochs=400, batch_size=20, lr=0.01, progress=False)
+    history = fit(model, guide, x, x, epochs=300, batch_size=20, lr=0.03, lr_schedule="cosine", progress=False)
     assert history[-1]["loss"] < history[0]["loss"] - 1
     posterior = as_posterior(guide, x, x, model=model)
     assert isinstance(posterior, WithLatents)
