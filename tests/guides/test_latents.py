@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 
 import pyro
 import pyro.distributions as dist
@@ -13,10 +14,12 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.distributions import biject_to, constraints
 
-from ppl_bnn import MeanFieldNormal, bayesian, fit, prune
-from ppl_bnn.errors import UserError
+from ppl_bnn import MeanFieldNormal, bayesian, fit, load_checkpoint, prune
+from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import WithLatents, latents_of
+from ppl_bnn.inference.diagnosis import layer_posteriors
 from ppl_bnn.inference.elbo import kl_by_site
+from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.models.sites import latent_sites, log_prior, prior_median
 
 
@@ -235,3 +238,51 @@ def test_the_kl_of_a_latent_is_its_densities_difference():
     by_elbo = torch.tensor([sum(kl_by_site(model, guide, X[:1], Y[:1]).values()) for _ in range(500)])
     tolerance = 4 * (ratios.var() / 1500 + by_elbo.var() / 500).sqrt().item()
     assert ratios.mean().item() == pytest.approx(by_elbo.mean().item(), abs=tolerance)
+
+
+def test_a_training_resumes_and_loads_with_its_latents(tmp_path):
+    settings = {"batch_size": 20, "lr": 0.03, "progress": False, "folder": tmp_path}
+    once = guided()
+    fit(*once, X, Y, epochs=4, **settings | {"folder": None})
+    steps = iter(range(100))
+    with pytest.raises(Interrupted):
+        fit(*guided(), X, Y, epochs=4, **settings, should_stop=lambda: next(steps) == 4)
+    again = guided()
+    fit(*again, X, Y, epochs=4, **settings)
+    assert all(torch.equal(value, once[1].draw(2)[site]) for site, value in again[1].draw(2).items())
+    model, fresh = guided()
+    load_checkpoint(tmp_path, model=model, guide=fresh)
+    assert all(torch.equal(value, once[1].draw(2)[site]) for site, value in fresh.draw(2).items())
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert [layer["site"] for layer in content["layers"]] == list(WEIGHTS)
+    assert content["weights"] == 18
+    latents = {entry["name"]: entry for entry in content["parameters"] if entry["kind"] == "latent"}
+    assert list(latents) == once[1].latents
+    # Of a share of three there are two unconstrained numbers.
+    assert latents["mixing"]["shape"] == [2]
+    assert latents["0.weight.share"]["loc"] == "guide.loc.latent/0/weight/share"
+
+
+def test_a_checkpoint_of_a_guide_without_latents_loads_as_ever():
+    """The names of the weights' parameters are those of version 0.1.0."""
+    guide = guided()[1]
+    names = [name for name in guide.state_dict() if "latent/" not in name]
+    assert names == [f"{part}.{site}" for part in ("loc", "unconstrained_scale") for site in WEIGHTS]
+    alone = MeanFieldNormal(Regression().net, X[:1])
+    assert list(alone.state_dict()) == names
+
+
+def test_only_weights_are_diagnosed_and_counted():
+    model, guide = guided()
+    initial = copy.deepcopy(guide)
+    fit(model, guide, X, Y, epochs=2, batch_size=20, progress=False)
+    assert [layer.site for layer in layer_posteriors(model, guide, initial, X[:1], Y[:1])] == guide.sites
+
+
+def test_a_scale_factor_of_the_learning_rate_is_the_latents_too():
+    model, guide = guided(Noise(), init_scale=0.02)
+    optimizer = build_optimizer("adam", model, guide, lr=0.1, scale_lr_factor=3.0)
+    named = {id(value): name for name, value in guide.named_parameters()}
+    scales = [named[id(value)] for value in optimizer.param_groups[1]["params"]]
+    assert scales == [f"unconstrained_scale.{name}" for name in ("latent/sigma", *WEIGHTS)]
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.3)
