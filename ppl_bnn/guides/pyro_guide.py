@@ -52,8 +52,8 @@ class PyroGuide(nn.Module):
 
     Args:
         guide: called as guide(x, y). One that was never called, as an autoguide before its training, is called here.
-        x, y: examples [n, ...] and labels [n] or None, as for the model. The first two are kept, to call the guide with
-            for a draw, unless it takes no other number than n.
+        x, y: examples [n, ...] and labels [n] or None, as for the model. The first and last are kept, to call the guide
+            with for a draw, unless it takes no other number than n.
         model: tells weights from latents (`ppl_bnn.models.sites.random_parameters`); called as model(x, y). Without a
             model all sites count as weights.
 
