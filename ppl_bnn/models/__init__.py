@@ -9,7 +9,8 @@ from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.named_priors import ard, hierarchical, horseshoe, learnt_normal, pretrained_prior
 from ppl_bnn.models.networks import NETWORKS, build
 from ppl_bnn.models.prior_parsing import parse_prior
-from ppl_bnn.models.priors import GaussianScaleMixture, median_latents, site_priors
+from ppl_bnn.models.priors import GaussianScaleMixture
+from ppl_bnn.models.site_priors import median_latents, site_priors
 from ppl_bnn.models.summary import layer_table, network_table, render_table, totals
 
 __all__ = [

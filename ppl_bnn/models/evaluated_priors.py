@@ -94,8 +94,7 @@ class _WithLearnt(EvaluatedPrior):
                 shared[key] = tensor, nn.Parameter(start)
             layer.register_parameter(self.learnt[name], shared[key][1])
         words = [
-            f"{name}={'learnt' if name in learnt else number_text(getattr(prior, name))}"
-            for name in arguments_of(prior)
+            f"{name}={'learnt' if name in learnt else _text(getattr(prior, name))}" for name in arguments_of(prior)
         ]
         self.text = f"{type(prior).__name__}({', '.join(words)})"
 
@@ -129,8 +128,10 @@ class _OfStatements(EvaluatedPrior):
         place = f"{layer._pyro_name}.{self.attribute}".lstrip(".")
         prefix = place.removesuffix(self.site) if place.endswith(self.site) else ""
         with _Statements(prefix, self.like, layer._pyro_context):
-            result = self.function(self.site, self.event_shape)
-        found = fitted(_converted(result, self.like), self.site, self.event_shape)
+            result: Any = _converted(self.function(self.site, self.event_shape), self.like)
+        # Pyro's Predictive puts many draws of the hyper-parameters in front.
+        batch = result.shape()[: -len(self.event_shape)] if isinstance(result, TorchDistributionMixin) else Size()
+        found = fitted(result, self.site, self.event_shape, batch=batch)
         found.given = tuple(prefix + name for name in self.latents)  # type: ignore[attr-defined]
         return found
 
@@ -213,6 +214,12 @@ def _leaf(value: Tensor) -> Tensor | None:
     while type(node).__name__ == "ExpandBackward0":
         node = node.next_functions[0][0]
     return getattr(node, "variable", None)
+
+
+def _text(value: Tensor) -> str:
+    # A number beside a learnt tensor was repeated to its shape.
+    first = value.flatten()[:1]
+    return number_text(first if bool((value == first).all()) else value)
 
 
 def _learns(distribution: Distribution) -> bool:

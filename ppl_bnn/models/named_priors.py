@@ -1,7 +1,7 @@
 """Priors by name, with parameters of their own: learnt, hierarchical, of another network. Each fits `bayesian`.
 
 A learnt prior is empirical Bayes: its scale is a parameter of the network, at the maximum of the ELBO. A hierarchical
-prior has the scale as a latent site beside the weights, ``fc1.weight.scale``, with a hyper-prior:
+prior has the scale as a latent site beside the weights, ``fc1.weight_scale``, with a hyper-prior:
 
     weight | scale ~ Normal(0, scale),    scale ~ hyper-prior.
 
@@ -66,7 +66,7 @@ def ard(hyper_prior: float | TorchDistribution = 1.0) -> "Hierarchical":
     """Automatic relevance determination: Normal(0, scale) with a scale for each input of a layer (Neal 1996).
 
     The scale of an input that the outputs do not depend on becomes small. In a convolution an input is a channel. The
-    site ``fc1.weight.scale`` has the shape [1, in] or [1, in, 1, 1]; a random bias has one scale. Arguments as for
+    site ``fc1.weight_scale`` has the shape [1, in] or [1, in, 1, 1]; a random bias has one scale. Arguments as for
     `hierarchical`.
     """
     return hierarchical(hyper_prior, per="input")
@@ -76,7 +76,7 @@ def horseshoe(scale: float = 1.0, slab: float | None = None, *, per: Per = "weig
     """The horseshoe: Normal(0, tau lambda), tau ~ HalfCauchy(scale) of a layer and lambda ~ HalfCauchy(1) of a weight.
 
     Most weights shrink to 0 with tau, and the few that matter escape by their lambda (Carvalho, Polson and Scott 2010).
-    The sites are ``fc1.weight.global_scale`` [] and ``fc1.weight.local_scale``.
+    The sites are ``fc1.weight_global_scale`` [] and ``fc1.weight_local_scale``.
 
     Args:
         scale: of tau. With p0 relevant weights of p, noise sigma and n data, about p0 / (p - p0) sigma / sqrt(n)
@@ -140,7 +140,7 @@ class Hierarchical:
         return f"hierarchical({prior_text(self.hyper_prior)}, per={self.per})"
 
     def __call__(self, site: str, shape: Size) -> TorchDistribution:
-        return dist.Normal(0.0, _sample(f"{site}.scale", self.hyper_prior, _scale_shape(self.per, shape)))
+        return dist.Normal(0.0, _scale(f"{site}_scale", self.hyper_prior, self.per, shape))
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,18 @@ class Horseshoe:
         return f"horseshoe(scale={self.scale:.6g}, slab={self.slab}, per={self.per})"
 
     def __call__(self, site: str, shape: Size) -> TorchDistribution:
-        scale = _sample(f"{site}.global_scale", _half_cauchy(self.scale), Size())
-        scale = scale * _sample(f"{site}.local_scale", _half_cauchy(1.0), _scale_shape(self.per, shape))
+        scale = _scale(f"{site}_global_scale", _half_cauchy(self.scale), "layer", shape)
+        scale = scale * _scale(f"{site}_local_scale", _half_cauchy(1.0), self.per, shape)
         if self.slab is not None:
             scale = scale * (1 + (scale / self.slab).square()).rsqrt()
         return dist.Normal(0.0, scale)
 
 
-def _sample(name: str, hyper_prior: Any, shape: Size) -> Tensor:
-    return pyro.sample(name, hyper_prior.expand(shape).to_event(len(shape)))  # type: ignore[no-any-return]
+def _scale(name: str, hyper_prior: Any, per: str, shape: Size) -> Tensor:
+    """The drawn scale of the weights of `shape`, with as many dimensions."""
+    own = _scale_shape(per, shape)
+    drawn: Tensor = pyro.sample(name, hyper_prior.expand(own).to_event(len(own)))
+    return drawn.view(*drawn.shape, *[1] * (len(shape) - len(own)))
 
 
 def _half_cauchy(scale: float) -> TorchDistribution:

@@ -16,18 +16,18 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution, TorchDistributionMixin
 from torch import Size, Tensor
-from torch.distributions import Normal, biject_to, constraints, kl_divergence, register_kl
+from torch.distributions import Normal, constraints, kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.sites import element_support, latent_sites, latent_sites_given
+from ppl_bnn.models.sites import element_support
 
 SitePrior: TypeAlias = TorchDistributionMixin | Callable[[str, Size], Any]
 Prior: TypeAlias = SitePrior | Mapping[str, SitePrior]
@@ -68,8 +68,11 @@ def prior_named(prior: Prior, site: str) -> SitePrior:
     return matches[0]
 
 
-def fitted(found: object, site: str, shape: Size) -> TorchDistribution:
+def fitted(found: object, site: str, shape: Size, *, batch: Size = Size()) -> TorchDistribution:  # noqa: B008
     """Return a site's prior with `shape` as its event shape, nothing left to broadcast.
+
+    Args:
+        batch: shape of the batch, if the prior has one: hyper-parameters of many draws at once.
 
     Raises:
         UserError: it is no distribution; it does not broadcast to `shape`; or its support leaves out some real numbers,
@@ -80,10 +83,10 @@ def fitted(found: object, site: str, shape: Size) -> TorchDistribution:
     events = found.event_dim
     try:
         # Broadcast, not expanded: a scalar prior's constants (a log-gamma, say) are then computed once, not per weight.
-        base = _Broadcast(found, found.batch_shape).expand(shape[: len(shape) - events])
+        base = _Broadcast(found, found.batch_shape).expand(batch + shape[: len(shape) - events])
     except ValueError:
         base = None
-    if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
+    if base is None or (*base.batch_shape, *base.event_shape) != (*batch, *shape):
         raise UserError(
             f"the prior of site {site!r} has shape {list(found.shape())}, which does not fit {list(shape)}: "
             "give a scalar distribution or one of the weight's shape"
@@ -175,52 +178,6 @@ def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.
     return prior
 
 
-def site_priors(
-    model: Callable[..., object], *args: object, given: Mapping[str, Tensor] | None = None
-) -> dict[str, torch.distributions.Distribution]:
-    """The prior of each latent site of a Pyro model; `args` are what the model runs with (one example).
-
-    Args:
-        given: values of hyper-parameters by site: a draw's, or `median_latents`. The priors are those given them.
-
-    Raises:
-        UserError: the prior of a layer's weight has a hyper-parameter that `given` lacks.
-    """
-    priors = {name: site["fn"] for name, site in latent_sites_given(model, given or {}, *args).items()}
-    for name, prior in priors.items():
-        if absent := [other for other in getattr(prior, "given", ()) if other not in (given or {})]:
-            raise UserError(
-                f"the prior of {name!r} depends on the hyper-parameter {absent[0]!r}: pass its value, "
-                "given=median_latents(model, posterior, x, y) or a draw of the posterior"
-            )
-    return priors
-
-
-class _Mirrored(Protocol):
-    @property
-    def latents(self) -> Iterable[str]: ...
-
-    def draw_latents(self, index: int, *, seed: int = 0, sign: float = 1.0) -> Mapping[str, Tensor]: ...
-
-
-def median_latents(model: Callable[..., object], posterior: object, *args: object) -> dict[str, Tensor]:
-    """The posterior medians of the sites that are no weights, {site: [*shape]}, each in its site's support.
-
-    A median is halfway between a draw and its mirror image in unconstrained space. That holds for each element whose
-    posterior there is symmetric, such as a Normal. A posterior without `draw_latents` has none.
-    """
-    if not (hasattr(posterior, "draw_latents") and posterior.latents):  # type: ignore[attr-defined]
-        return {}
-    with_latents: _Mirrored = posterior  # type: ignore[assignment]
-    draw, image = (with_latents.draw_latents(0, sign=sign) for sign in (1.0, -1.0))
-    found = {}
-    for name, site in latent_sites(model, *args).items():
-        if name in draw:
-            to_support = biject_to(site["fn"].support)
-            found[name] = to_support((to_support.inv(draw[name]) + to_support.inv(image[name])) / 2)
-    return found
-
-
 def kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribution) -> Tensor:
     """KL(Normal(loc, scale) || prior) of each single weight, nats, of loc's shape.
 
@@ -249,7 +206,7 @@ def prior_text(prior: TorchDistribution | EvaluatedPrior) -> str:
 def arguments_of(distribution: TorchDistribution) -> list[str]:
     """The names of the arguments that a distribution was made with."""
     # Others are computed from them when they are asked for (a covariance); a log-normal has its base's.
-    transformed = isinstance(distribution, dist.TransformedDistribution)
+    transformed = isinstance(distribution, torch.distributions.TransformedDistribution)
     return [name for name in distribution.arg_constraints if transformed or name in vars(distribution)]
 
 

@@ -1,13 +1,12 @@
 """The latent sites of a Pyro model, found by one run that needs no draw of the weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ppl_bnn.errors import UserError
@@ -19,8 +18,8 @@ def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) 
     """Pyro's message of each latent site, in the model's order: ``fn`` is its prior, ``value`` has its shape and dtype.
 
     Real-valued sites have the value 0 in this run. A prior's draw would overflow in a deep network: at Normal(0, 1) the
-    outputs grow by the square root of each layer's width. Any other site has its prior's draw: a scale is never 0. The
-    run changes neither the model, nor the random state, nor Pyro's parameter store.
+    outputs grow by the square root of each layer's width. The run changes neither the model, nor the random state, nor
+    Pyro's parameter store.
 
     Args:
         *args, **kwargs: what the model runs with; one example is enough.
@@ -28,16 +27,7 @@ def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) 
     Raises:
         UserError: two sites have the same name.
     """
-    return _sites_of(model, {}, args, kwargs)
-
-
-def latent_sites_given(model: Callable[..., object], given: Mapping[str, Tensor], *args: object) -> dict[str, dict]:
-    """`latent_sites` of a run in which the sites in `given` have those values."""
-    return _sites_of(model, given, args, {})
-
-
-def _sites_of(model: Callable[..., object], given: Mapping[str, Tensor], args: tuple, kwargs: dict) -> dict[str, dict]:
-    handler = _Zeros(given)
+    handler = _Zeros()
     with (
         evaluating(model),
         forked_random(*args, *kwargs.values()),
@@ -57,11 +47,7 @@ def element_support(distribution: Distribution) -> constraints.Constraint | None
 
 
 class _Zeros(Messenger):
-    """Pyro handler: notes latent sites and puts a given value, or zeros, in the place of a real-valued draw."""
-
-    def __init__(self, given: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.given = given
+    """Pyro handler: notes latent sites and puts zeros in the place of a real-valued draw."""
 
     def __enter__(self) -> "_Zeros":
         self.sites: dict[str, dict] = {}
@@ -70,9 +56,7 @@ class _Zeros(Messenger):
     def _pyro_post_sample(self, msg: dict) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        if msg["name"] in self.given:
-            msg["value"] = self.given[msg["name"]].to(msg["value"])
-        elif element_support(msg["fn"]) is constraints.real:
+        if element_support(msg["fn"]) is constraints.real:
             msg["value"] = torch.zeros_like(msg["value"])
         if msg["name"] in self.sites:
             raise UserError(f"the model samples site {msg['name']!r} twice; every site needs a name of its own")
