@@ -193,9 +193,10 @@ def _learnt_arguments(prior: TorchDistribution, site: str) -> dict[str, Tensor]:
     for name, leaf in found.items():
         constraint = base.arg_constraints[name]
         if leaf is not None and not bool(constraint.check(leaf.detach()).all()):
+            start = float(leaf.detach().min())
             raise UserError(
-                f"the prior of site {site!r} has a learnt {name} that starts at {float(leaf.min()):g}, outside its "
-                f"range ({constraint}): start it inside"
+                f"the prior of site {site!r} has a learnt {name} that starts at {start:g}, outside its range "
+                f"({constraint}): start it inside"
             )
     if not found or None in found.values() or base.event_dim:
         raise UserError(

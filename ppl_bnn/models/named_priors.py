@@ -160,7 +160,8 @@ class Horseshoe:
     @property
     def text(self) -> str:
         """The prior in words."""
-        return f"horseshoe(scale={self.scale:.6g}, slab={self.slab}, per={self.per})"
+        slab = "none" if self.slab is None else f"{self.slab:.6g}"
+        return f"horseshoe(scale={self.scale:.6g}, slab={slab}, per={self.per})"
 
     def __call__(self, site: str, shape: Size) -> TorchDistribution:
         scale = _scale(f"{site}_global_scale", _half_cauchy(self.scale), "layer", shape)

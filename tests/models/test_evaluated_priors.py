@@ -1,0 +1,311 @@
+"""Priors with parameters of their own: learnt tensors, and functions with Pyro statements."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from small_training import X, Y, settings, small
+from torch import nn
+
+from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, UserError, bayesian, fit
+from ppl_bnn.inference import checkpoint
+from ppl_bnn.models import (
+    BayesianConv2d,
+    BayesianLinear,
+    hierarchical,
+    horseshoe,
+    layer_table,
+    learnt_normal,
+    site_priors,
+)
+from ppl_bnn.models.layers import priors_of
+from ppl_bnn.models.sites import latent_sites
+
+
+def parameter(value=0.1):
+    return nn.Parameter(torch.tensor(value))
+
+
+def classifier(prior):
+    return Classifier(bayesian(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), prior), len(X))
+
+
+def learnt_of(model):
+    return {name: value for name, value in model.named_parameters() if ".weight_prior_" in name}
+
+
+def scales(model):
+    x = X[:1].to(model.net[0].bias.dtype)
+    return [prior.base_dist.stddev.flatten()[0] for prior in site_priors(model, x, Y[:1]).values()]
+
+
+@pytest.mark.parametrize(
+    ("prior", "names"),
+    [
+        (dist.Normal(0.0, parameter()), ["weight_prior_unconstrained_scale"]),
+        (dist.Normal(torch.zeros(()), parameter()).expand([1]), ["weight_prior_unconstrained_scale"]),
+        (dist.Normal(parameter(), parameter()), ["weight_prior_loc", "weight_prior_unconstrained_scale"]),
+        (dist.StudentT(4.0, 0.0, parameter()), ["weight_prior_unconstrained_scale"]),
+        (GaussianScaleMixture(parameter(0.5), 1.0, 0.1), ["weight_prior_unconstrained_weight"]),
+    ],
+)
+def test_a_tensor_that_two_layers_share_is_one_parameter_that_training_moves(prior, names):
+    model, guide = small(prior=prior)
+    learnt = learnt_of(model)
+    assert [name.rpartition(".")[2] for name in learnt] == names
+    assert all(model.net[0]._parameters[name] is model.net[2]._parameters[name] for name in names)
+    before = [value.detach().clone() for value in learnt.values()]
+    fit(model, guide, X, Y, **settings())
+    assert all(not torch.equal(*pair) for pair in zip(before, learnt.values(), strict=True))
+
+
+def test_the_learnt_scale_is_the_best_for_the_posterior_it_is_the_prior_of():
+    # d KL / d scale = 0 where scale^2 is the mean of loc^2 + scale_q^2 over all the weights that share it.
+    model, guide = small(prior=learnt_normal(0.5, per="network"))
+    for parameter in guide.parameters():
+        parameter.requires_grad_(False)
+    fit(model, guide, X, Y, **settings(epochs=300, lr=0.03, batch_size=50, lr_schedule="cosine"))
+    squares = torch.cat([sum(part.square() for part in guide.loc_scale(site)).flatten() for site in guide.sites])
+    for scale in scales(model):
+        torch.testing.assert_close(scale, squares.mean().sqrt(), rtol=1e-3, atol=0)
+
+
+def test_a_scale_stays_positive_however_it_is_pushed():
+    model, guide = small(prior=learnt_normal(0.1))
+    # Weights of almost 0 pull it towards 0.
+    with torch.no_grad():
+        for part in (guide.loc, guide.unconstrained_scale):
+            for value in part.parameters():
+                value.fill_(-8.0 if part is guide.unconstrained_scale else 0.0)
+    for value in guide.parameters():
+        value.requires_grad_(False)
+    fit(model, guide, X, Y, **settings(epochs=60, lr=0.5))
+    assert all(0 < scale < 0.01 for scale in scales(model))
+
+
+@pytest.mark.parametrize(
+    ("per", "shapes"),
+    [
+        ("layer", [(), ()]),
+        ("network", [()]),
+        ("input", [(1, 6), (1, 8)]),
+        ("unit", [(8, 1), (2, 1)]),
+        ("weight", [(8, 6), (2, 8)]),
+    ],
+)
+def test_a_learnt_scale_is_of_what_it_says(per, shapes):
+    model, guide = small(prior=learnt_normal(0.2, per=per))
+    assert [value.shape for value in learnt_of(model).values()] == shapes
+    fit(model, guide, X, Y, **settings(epochs=1))
+    assert all(not torch.allclose(value, torch.tensor(0.2).log()) for value in learnt_of(model).values())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "ivon"])
+def test_a_learnt_prior_trains_under_every_optimizer(optimizer):
+    model, guide = small(prior=learnt_normal(0.3))
+    before = [value.detach().clone() for value in learnt_of(model).values()]
+    losses = [row["loss"] for row in fit(model, guide, X, Y, **settings(optimizer=optimizer, epochs=20))]
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(*pair) for pair in zip(before, learnt_of(model).values(), strict=True))
+
+
+def test_pyros_own_svi_trains_a_learnt_prior():
+    model, guide = small(prior=learnt_normal(0.3))
+    before = [value.detach().clone() for value in learnt_of(model).values()]
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), KLScaledELBO(len(X)))
+    for _ in range(3):
+        svi.step(X, Y)
+    assert all(not torch.equal(*pair) for pair in zip(before, learnt_of(model).values(), strict=True))
+
+
+def test_a_checkpoint_has_what_was_learnt_and_a_prior_of_another_kind_is_named(tmp_path):
+    model, guide = small(prior=learnt_normal(0.3))
+    fit(model, guide, X, Y, **settings(), folder=tmp_path)
+    found = checkpoint.load(checkpoint.find(tmp_path / "checkpoints"))
+    assert found.meta["priors"] == {f"net.{n}.weight": "Normal(loc=0, scale=learnt)" for n in (0, 2)}
+    other, its_guide = small(prior=learnt_normal(0.3), seed=4)
+    checkpoint.restore(found, model=other, guide=its_guide)
+    assert scales(other) == scales(model)
+    with pytest.raises(UserError, match=r"another prior: 'net.0.weight': saved Normal\(loc=0, scale=learnt\), now"):
+        checkpoint.restore(found, model=small()[0], guide=its_guide)
+
+
+def test_copies_and_moves_keep_a_learnt_prior_whole():
+    model, _ = small(prior=learnt_normal(0.3, per="network"))
+    twin = copy.deepcopy(model).double()
+    (value,) = learnt_of(twin).values()
+    assert value.dtype == torch.double
+    assert twin.net[2]._parameters["weight_prior_unconstrained_scale"] is value
+    with torch.no_grad():
+        value.fill_(math.log(2.0))
+    assert scales(twin) == [2.0, 2.0]
+    torch.testing.assert_close(scales(model), [torch.tensor(0.3)] * 2)
+    draws = [twin(X.double()) for _ in range(2)]
+    assert draws[0].dtype == torch.double
+    assert not torch.equal(*draws)
+
+
+def test_the_layer_table_counts_what_a_prior_has():
+    plain, learnt, drawn = (
+        sum(row.trainable for row in layer_table(bayesian(nn.Linear(6, 8), prior), X))
+        for prior in (None, learnt_normal(0.1), hierarchical(1.0, per="input"))
+    )
+    assert learnt == plain + 1
+    assert drawn == plain + 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (
+            lambda: dist.Normal(0.0, parameter().exp()),
+            "Normal with a tensor that is computed from a trainable one",
+        ),
+        (lambda: dist.StudentT(parameter().exp(), 0.0, 1.0), "is a StudentT with a tensor that is computed"),
+        (
+            lambda: dist.MultivariateNormal(nn.Parameter(torch.zeros(6)), torch.eye(6)),
+            "MultivariateNormal with a tensor",
+        ),
+        (
+            lambda: dist.Normal(0.0, nn.Parameter(torch.tensor(-1.0)), validate_args=False),
+            "learnt scale that starts at -1",
+        ),
+        (lambda: learnt_normal(0.0), "scale must be positive and finite, got 0.0"),
+        (lambda: learnt_normal(0.1, per="row"), "per must be one of layer, input, unit, weight; got 'row'"),
+        (lambda: lambda site, shape: 3, "must be a Pyro distribution, got int"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused_in_one_line(prior, message):
+    with pytest.raises(UserError, match=message) as error:
+        bayesian(nn.Linear(6, 8), prior())
+    assert "\n" not in str(error.value)
+
+
+def own_scale(site, shape):
+    return dist.Normal(0.0, pyro.param(f"{site}_scale", torch.tensor(0.3), constraint=dist.constraints.positive))
+
+
+def test_a_function_may_call_pyro_param_which_fit_trains_and_checkpoints(tmp_path):
+    model, guide = small(prior=own_scale)
+    assert not pyro.get_param_store().keys()
+    assert priors_of(model.net)["0.weight"] == "Normal given pyro.param 0.weight_scale"
+    expected, expected_guide = small(prior=learnt_normal(0.3))
+    history = fit(model, guide, X, Y, **settings(), folder=tmp_path)
+    # It is the same prior as a learnt one, by another road.
+    assert [row["loss"] for row in history] == [
+        row["loss"] for row in fit(expected, expected_guide, X, Y, **settings())
+    ]
+    assert scales(model) == scales(expected)
+    assert checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).part("params").keys() == {
+        "0.weight_scale",
+        "2.weight_scale",
+    }
+
+
+def shared_scale(site, shape):
+    return dist.Normal(0.0, pyro.sample("tau", dist.HalfNormal(1.0)))
+
+
+def test_a_site_that_two_priors_sample_is_drawn_once_a_pass():
+    model = classifier(shared_scale)
+    for _ in range(2):
+        trace = pyro.poutine.trace(model).get_trace(X, Y)
+        tau = trace.nodes["tau"]["value"]
+        for site in ("0.weight", "2.weight"):
+            assert (trace.nodes[site]["fn"].base_dist.stddev == tau).all()
+    assert {name for name in trace.stochastic_nodes if name != "data"} == {"tau", "0.weight", "2.weight"}
+
+
+class Pair(PyroModule):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+def test_two_networks_in_one_model_have_hyper_parameters_of_their_own():
+    pair = Pair(*(bayesian(nn.Sequential(nn.Linear(6, 2)), prior) for prior in (hierarchical(), own_scale)))
+    trace = pyro.poutine.trace(pair).get_trace(X)
+    assert {"first.0.weight_scale", "second.0.weight_scale", "first.0.weight", "second.0.weight"} <= set(trace.nodes)
+    assert trace.nodes["second.0.weight_scale"]["type"] == "param"
+    assert pyro.get_param_store().keys() == {"first.0.bias", "second.0.bias", "second.0.weight_scale"}
+
+
+def test_a_layer_by_itself_takes_such_priors():
+    layers = BayesianLinear(6, 2, prior=hierarchical()), BayesianConv2d(3, 4, 3, prior=learnt_normal(0.1, per="input"))
+    trace = pyro.poutine.trace(layers[0]).get_trace(X)
+    assert list(trace.stochastic_nodes) == ["weight_scale", "weight"]
+    assert layers[1](torch.zeros(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+    assert dict(layers[1].named_parameters())["weight_prior_unconstrained_scale"].shape == (1, 3, 1, 1)
+
+
+def test_hyper_parameters_have_the_layers_dtype_and_device():
+    model = classifier(hierarchical(0.5, per="unit"))
+    trace = pyro.poutine.trace(model.double()).get_trace(X.double(), Y)
+    assert {site["value"].dtype for name, site in trace.iter_stochastic_nodes() if name != "data"} == {torch.double}
+
+
+def test_pyros_predictive_runs_a_hierarchical_model():
+    net = bayesian(nn.Linear(6, 1), hierarchical(0.5, per="input"))
+
+    def model(x, y=None):
+        outputs = net(x).squeeze(-1)
+        with pyro.plate("data", len(X), subsample=x):
+            return pyro.sample("y", dist.Normal(outputs, 1.0), obs=y)
+
+    guide = AutoNormal(model)
+    guide(X, Y.float())
+    found = Predictive(model, guide=guide, num_samples=7)(X)
+    assert found["y"].shape == (7, len(X))
+    assert found["weight_scale"].numel() == 7 * 6
+
+
+@pytest.mark.parametrize("prior", [hierarchical(), hierarchical(per="input"), horseshoe(), horseshoe(slab=2.0)])
+def test_many_draws_of_the_hyper_parameters_at_once_give_as_many_priors(prior):
+    layer = BayesianLinear(6, 3, prior=prior)
+    names = layer._pyro_samples["weight"].latents
+    drawn = {name: torch.rand(7, 1, *shape) for name, shape in names.items()}
+    for index in (None, 2):
+        values = drawn if index is None else {name: value[index, 0] for name, value in drawn.items()}
+        with pyro.poutine.condition(data=values):
+            found = layer._pyro_samples["weight"](layer)
+        assert found.event_shape == (3, 6)
+        if index is None:
+            assert found.batch_shape == (7, 1)
+            whole = found
+    torch.testing.assert_close(found.base_dist.stddev, whole.base_dist.stddev[2, 0])
+
+
+def test_priors_that_do_not_change_are_what_they_were():
+    # No function runs and no parameter is read in a step: Pyro keeps the distribution itself.
+    for prior in (dist.Normal(0.0, 1.0), {"*": dist.Laplace(0.0, 1.0)}, lambda site, shape: dist.Normal(0.0, 0.1)):
+        model, _ = small(prior=prior)
+        kept = [layer._pyro_samples["weight"] for layer in (model.net[0], model.net[2])]
+        assert all(isinstance(each, dist.Independent) for each in kept)
+        assert not learnt_of(model)
+        trace = pyro.poutine.trace(model).get_trace(X, Y)
+        assert trace.nodes["0.weight"]["fn"] is kept[0]
+
+
+def test_a_prior_that_needs_hyper_parameters_is_given_them_or_refused():
+    model = classifier(hierarchical())
+    with pytest.raises(UserError, match=r"'0\.weight' depends on the hyper-parameter '0\.weight_scale': pass"):
+        site_priors(model, X[:1], Y[:1])
+    given = {"0.weight_scale": torch.tensor(0.25), "2.weight_scale": torch.tensor(4.0)}
+    found = site_priors(model, X[:1], Y[:1], given=given)
+    assert [float(found[site].base_dist.stddev.unique()) for site in ("0.weight", "2.weight")] == [0.25, 4.0]
+
+
+def test_building_a_guide_meets_no_scale_of_zero():
+    model = Classifier(bayesian(nn.Linear(6, 2), hierarchical()), len(X))
+    sites = latent_sites(model, X[:1], Y[:1])
+    assert float(sites["weight_scale"]["value"]) > 0
+    assert sites["weight"]["fn"].log_prob(torch.zeros(2, 6)).isfinite()
