@@ -8,11 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from small_training import X, Y, settings, small
+from ranks import Ranks
+from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
 from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, UserError, bayesian, fit
-from ppl_bnn.inference import checkpoint
+from ppl_bnn.errors import Interrupted
+from ppl_bnn.inference import checkpoint, data_parallel
 from ppl_bnn.models import (
     hierarchical,
     layer_table,
@@ -178,3 +180,32 @@ def test_what_cannot_be_learnt_is_refused_in_one_line(prior, message):
     with pytest.raises(UserError, match=message) as error:
         bayesian(nn.Linear(6, 8), prior())
     assert "\n" not in str(error.value)
+
+
+def train_on_a_rank(communicator, per):
+    model, guide = small(prior=learnt_normal(0.3, per=per))
+    data_parallel.rank_seed = lambda seed, rank: seed
+    fit(model.double(), guide.double(), X.double(), Y, **settings(estimator="plain"), communicator=communicator)
+    return state(model, guide)
+
+
+@pytest.mark.parametrize("per", ["network", "input"])
+def test_ranks_learn_one_prior(tmp_path, per):
+    found = Ranks(tmp_path, 2, train_on_a_rank, per).results()
+    assert_same_state(*found)
+    model, guide = small(prior=learnt_normal(0.3, per=per))
+    fit(model.double(), guide.double(), X.double(), Y, **settings(estimator="plain", batch_size=16))
+    for name, value in state(model, guide).items():
+        torch.testing.assert_close(value, found[0][name], rtol=0, atol=1e-12)
+
+
+def test_an_interrupted_training_resumes_bitwise_with_what_its_prior_learnt(tmp_path):
+    model, guide = small(prior=learnt_normal(0.3, per="input"))
+    fit(model, guide, X, Y, **settings(), folder=tmp_path / "whole")
+    asked = iter(range(1, 1000))
+    other = small(prior=learnt_normal(0.3, per="input"))
+    with pytest.raises(Interrupted):
+        fit(*other, X, Y, **settings(), folder=tmp_path / "cut", should_stop=lambda: next(asked) >= 10)
+    other = small(prior=learnt_normal(0.3, per="input"), seed=5)
+    fit(*other, X, Y, **settings(), folder=tmp_path / "cut")
+    assert_same_state(state(model, guide), state(*other))
