@@ -140,7 +140,9 @@ class Hierarchical:
         return f"hierarchical({prior_text(self.hyper_prior)}, per={self.per})"
 
     def __call__(self, site: str, shape: Size) -> TorchDistribution:
-        return dist.Normal(0.0, _scale(f"{site}_scale", self.hyper_prior, self.per, shape))
+        scale = _scale(f"{site}_scale", self.hyper_prior, self.per, shape)
+        # A check of its values would wait for the device in each forward pass.
+        return dist.Normal(0.0, scale, validate_args=False)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Horseshoe:
         scale = scale * _scale(f"{site}_local_scale", _half_cauchy(1.0), self.per, shape)
         if self.slab is not None:
             scale = scale * (1 + (scale / self.slab).square()).rsqrt()
-        return dist.Normal(0.0, scale)
+        return dist.Normal(0.0, scale, validate_args=False)
 
 
 def _scale(name: str, hyper_prior: Any, per: str, shape: Size) -> Tensor:
@@ -180,7 +182,7 @@ def _scale(name: str, hyper_prior: Any, per: str, shape: Size) -> Tensor:
 
 def _half_cauchy(scale: float) -> TorchDistribution:
     _check_positive("scale", scale)
-    return dist.HalfCauchy(float(scale))  # type: ignore[no-any-return]
+    return dist.HalfCauchy(float(scale), validate_args=False)  # type: ignore[no-any-return]
 
 
 def _scale_shape(per: str, shape: Size) -> Size:

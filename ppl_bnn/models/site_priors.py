@@ -61,6 +61,9 @@ def median_latents(model: Callable[..., object], posterior: object, *args: objec
 
     A median is halfway between a draw and its mirror image in unconstrained space. That holds for each element whose
     posterior there is symmetric, such as a Normal. A posterior without `draw_latents` has none.
+
+    Raises:
+        UserError: the posterior has such sites, and its draws have no mirror image.
     """
     if not (hasattr(posterior, "draw_latents") and posterior.latents):  # type: ignore[attr-defined]
         return {}

@@ -18,6 +18,7 @@ from ppl_bnn.models import (
     hierarchical,
     horseshoe,
     learnt_normal,
+    median_latents,
     site_priors,
 )
 from ppl_bnn.models.layers import priors_of
@@ -107,6 +108,22 @@ def test_hyper_parameters_have_the_layers_dtype_and_device():
     assert {site["value"].dtype for name, site in trace.iter_stochastic_nodes() if name != "data"} == {torch.double}
 
 
+@pytest.mark.parametrize(
+    "prior",
+    [
+        hierarchical(),
+        horseshoe(slab=1.0),
+        own_scale,
+        learnt_normal(0.1),
+        dist.Normal(nn.Parameter(torch.zeros(3, 6)), 1.0),
+    ],
+)
+def test_a_prior_goes_where_its_layer_goes(prior):
+    layer = BayesianLinear(6, 3, prior=prior).to("meta")
+    found = layer._pyro_samples["weight"](layer).base_dist
+    assert {value.device.type for value in (found.mean, found.stddev, found.sample())} == {"meta"}
+
+
 def test_pyros_predictive_runs_a_hierarchical_model():
     net = bayesian(nn.Linear(6, 1), hierarchical(0.5, per="input"))
 
@@ -156,6 +173,26 @@ def test_a_prior_that_needs_hyper_parameters_is_given_them_or_refused():
     given = {"0.weight_scale": torch.tensor(0.25), "2.weight_scale": torch.tensor(4.0)}
     found = site_priors(model, X[:1], Y[:1], given=given)
     assert [float(found[site].base_dist.stddev.unique()) for site in ("0.weight", "2.weight")] == [0.25, 4.0]
+
+
+class LogNormals:
+    """The latents of a posterior whose logarithms are Normal(1, 2)."""
+
+    latents = ("0.weight_scale", "2.weight_scale")
+
+    def draw_latents(self, index, *, seed=0, sign=1.0):
+        torch.manual_seed(seed)
+        return {name: (1.0 + sign * 2.0 * torch.randn(())).exp() for name in self.latents}
+
+
+def test_hyper_parameters_are_taken_at_their_posterior_median():
+    model = classifier(hierarchical())
+    given = median_latents(model, LogNormals(), X[:1], Y[:1])
+    torch.testing.assert_close(given, dict.fromkeys(LogNormals.latents, torch.tensor(1.0).exp()))
+    for prior in site_priors(model, X[:1], Y[:1], given=given).values():
+        if prior.event_shape:
+            torch.testing.assert_close(prior.base_dist.stddev.unique()[0], torch.tensor(1.0).exp())
+    assert median_latents(model, AutoNormal(model), X[:1], Y[:1]) == {}
 
 
 def test_building_a_guide_meets_no_scale_of_zero():

@@ -1,16 +1,48 @@
-"""A finished run's posterior as the prior of the next: --model.prior_from."""
+"""Priors of runs: those with parameters of their own, and a finished run's posterior (--model.prior_from)."""
 
 import json
 import shutil
 
+import pytest
 import torch
 from refusals import assert_refused
+from torch import nn
 
+from ppl_bnn import MeanFieldNormal, bayesian
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.models import site_priors
+from ppl_bnn.models import parse_prior, site_priors
+from ppl_bnn.models.priors import prior_text
 
 DEFAULT = ("--model.prior", "normal(0, 1)")
+
+
+LATENTS = pytest.mark.skipif(not hasattr(MeanFieldNormal, "latents"), reason="the guide has no latents yet")
+
+
+@pytest.mark.parametrize(
+    ("prior", "arguments"),
+    [
+        ("learnt_normal(0.1)", ["--pruning.criterion", "kl", "--train.optimizer", "ivon", "--train.lr", "0.1"]),
+        pytest.param("ard(half_cauchy(0.1))", ["--predict.train_log_likelihood", "true"], marks=LATENTS),
+        pytest.param("horseshoe(0.1)", ["--pruning.criterion", "evidence"], marks=LATENTS),
+    ],
+)
+def test_a_prior_with_parameters_of_its_own_goes_through_every_stage(call, run_folder, prior, arguments):
+    code, lines = call("--model.prior", prior, *arguments)
+    assert code == 0, lines
+    before = {path: path.read_bytes() for path in (run_folder / "out").glob("*.nc")}
+    assert {path.name for path in before} >= {"predictive.nc", "pruning.nc"}
+    code, lines = call("--model.prior", prior, *arguments)
+    assert any("train: complete already" in line for line in lines)
+    assert before == {path: path.read_bytes() for path in before}
+    layers = json.loads((run_folder / "out" / "manifest.json").read_text())["layers"]
+    assert {layer["prior"] for layer in layers[:3]} == priors_of(prior)
+
+
+def priors_of(text):
+    net = bayesian(nn.Linear(6, 2), parse_prior(text))
+    return {prior_text(net._pyro_samples["weight"])}
 
 
 def trained(call, out, *arguments):
