@@ -17,6 +17,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
+from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
@@ -46,7 +47,9 @@ class Experiment:
             self.train_images, self.test_images = _load_data(config, progress)
         self.device = _device(config.device, self.ranks)
         torch.manual_seed(draw_seed(config.train.seed, 0))
-        net = network(config, tuple(self.train_images.pixels.shape[1:]))  # type: ignore[arg-type]
+        source = config.model.prior_from
+        prior = None if source is None else read_prior(source)
+        net = network(config, tuple(self.train_images.pixels.shape[1:]), prior)  # type: ignore[arg-type]
         if config.predict.norm_images and not config.model.deterministic:
             batch_norms(net)
         self.model = Classifier(net, len(self.train_images)).to(self.device)
@@ -58,6 +61,8 @@ class Experiment:
             **saved_config.trained_part(config),
             "trained on": self.identity(self.train_images),
         }
+        if prior is not None:
+            self.origin["model.prior_from"] = prior.origin
 
     def identity(self, images: Images) -> Identity:
         """What identifies these images; for a file or function of the user's own, with their checksum."""
@@ -89,8 +94,9 @@ class Experiment:
         """A checkpoint's origin, completed where an earlier version left something out."""
         origin = dict(state.meta["origin"])
         # Version 0.1.0 kept some of the settings beside the origin alone.
-        train = {**state.meta["settings"], **origin.get("train", {})}
-        origin["train"] = saved_config.completed("train", train)
+        origin["train"] = {**state.meta["settings"], **origin.get("train", {})}
+        for part in ("data", "model", "guide", "train"):
+            origin[part] = saved_config.completed(part, origin.get(part, {}))
         if "trained on" in origin:
             there = read_identity(origin["trained on"])
             # Trained before files of the user's own were told apart by more than their number of images.
@@ -145,15 +151,25 @@ class Experiment:
         )
 
 
-def network(config: Config, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The run's network for images of this shape: channels, height, width."""
-    return build(
-        config.model.name,
-        image_shape=image_shape,
-        prior=parse_prior(config.model.prior),
-        deterministic=config.model.deterministic,
-        bayesian_bias=config.model.bayesian_bias,
-    )
+def network(config: Config, image_shape: tuple[int, int, int], prior: PriorRun | None = None) -> nn.Module:
+    """The run's network for images of this shape: channels, height, width; with `prior`, the one that the run names.
+
+    Raises:
+        FileError: `prior` is of another network.
+    """
+    model = config.model
+    try:
+        return build(
+            model.name,
+            image_shape=image_shape,
+            prior=parse_prior(model.prior) if prior is None else prior.prior,
+            deterministic=model.deterministic,
+            bayesian_bias=model.bayesian_bias,
+        )
+    except UserError as error:
+        if prior is None:
+            raise
+        raise FileError(f"model.prior_from {model.prior_from} does not fit this network: {error}") from None
 
 
 def opened(out: Path, *, data_dir: str | None = None) -> Experiment:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_path, up_to_date
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
-from ppl_bnn.models import Classifier, site_priors
+from ppl_bnn.models import Classifier, median_latents, site_priors
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned
@@ -38,7 +38,8 @@ def pruning_study(run: Experiment) -> None:
     path = pruning_path(run.out, settings)
     saved = path.with_name(path.name.replace("pruning", "pruned", 1)).with_suffix(".safetensors")
     how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
-    how["priors"] = site_priors(run.model, *run.example())
+    example = run.example()
+    how["priors"] = site_priors(run.model, *example, given=median_latents(run.model, run.guide, *example))
     save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
     inputs = inputs_of(run, state, settings)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -219,6 +220,23 @@ class MeanFieldNormal(PyroModule):
         other = copy.deepcopy(self)
         other._set_masks(keep)
         return other
+
+    @torch.no_grad()
+    def as_prior(self) -> dict[str, Normal]:
+        """This posterior as the prior of a network with the same sites, {site: Normal(loc, scale)}: sequential Bayes.
+
+        For ``bayesian(net, prior=guide.as_prior())``, as copies that train no further. Sites that are no weights of the
+        network (a noise scale, hyper-parameters) are left out.
+
+        Raises:
+            UserError: the guide is pruned: a weight that is fixed at 0 has no density that a prior could have.
+        """
+        if self.is_pruned:
+            raise UserError(
+                "a pruned posterior cannot be a prior: its weights at 0 have scale 0; take the prior before pruning, "
+                "and prune the new posterior"
+            )
+        return {site: Normal(*(part.clone() for part in self.loc_scale(site))) for site in self.sites}
 
     def _set_masks(self, keep: Mapping[str, Tensor]) -> None:
         self.keep = PyroModule()

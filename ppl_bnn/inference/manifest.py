@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from ppl_bnn.files import write_text
 from ppl_bnn.guides.latents import parameter_name
 from ppl_bnn.guides.posterior import Posterior, latents_of
-from ppl_bnn.models.priors import prior_text
+from ppl_bnn.models.priors import EvaluatedPrior, prior_text
 
 MANIFEST = "manifest.json"
 
@@ -80,7 +80,7 @@ def _priors(model: nn.Module) -> Iterator[tuple[str, str, str | None]]:
     """(path of its module, site, prior) of each random parameter of the model's modules."""
     for path, module in model.named_modules():
         for attribute, prior in getattr(module, "_pyro_samples", {}).items():
-            text = prior_text(prior) if isinstance(prior, Distribution) else None
+            text = prior_text(prior) if isinstance(prior, Distribution | EvaluatedPrior) else None
             yield path, f"{module._pyro_name}.{attribute}".lstrip("."), text
 
 

@@ -1,6 +1,5 @@
 """Bayesian layers: torch's own Linear and Conv2d with a random weight."""
 
-import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,8 +10,9 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.evaluated_priors import Shared, layer_prior
 from ppl_bnn.models.listeners import attribute, heard
-from ppl_bnn.models.priors import Prior, map_tensors, prior_for, prior_text
+from ppl_bnn.models.priors import Prior, map_tensors, prior_text
 
 # An estimator is a Pyro handler that answers these two messages; without one they are torch's own functions.
 # The message's name is the weight's site, its arguments are (input, weight, bias[, convolution settings]).
@@ -45,12 +45,13 @@ class _BayesianLayer(ConstantIfFrozen):
 
     weight_dim: int
 
-    def make_random(self, attribute: str, prior: Prior, path: str = "") -> None:
-        """Replace the parameter `attribute` by a sample site with the prior's distribution of its shape."""
-        weight = getattr(self, attribute)
+    def make_random(self, attribute: str, prior: Prior, path: str = "", shared: Shared | None = None) -> None:
+        """Replace the parameter `attribute` by a sample site with the prior's distribution of its shape.
+
+        What the prior learns becomes a parameter of the layer; `shared` has those of the network's other priors.
+        """
         site = f"{path}.{attribute}" if path else attribute
-        found = copy.deepcopy(prior_for(prior, site, weight.shape))
-        map_tensors(found, lambda tensor: tensor.to(weight))
+        found = layer_prior(self, attribute, prior, site, {} if shared is None else shared)
         setattr(self, attribute, PyroSample(found))
 
     def random_weight(self) -> tuple[Tensor, str]:

@@ -202,6 +202,4 @@ def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
         # Probabilities are at most 1; of larger numbers the digits count.
         difference = float((torch.from_numpy(found) - right).abs().max() / right.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"onnxruntime's answers differ from torch's by {difference:.1e}; nothing was written"
-            )
+            raise RuntimeError(f"onnxruntime's answers differ from torch's by {difference:.1e}; nothing was written")
