@@ -79,10 +79,10 @@ class MeanFieldNormal(PyroModule):
         self._sites: dict[str, torch.Size] = {}
         found = latent_sites(model, *args, **kwargs)
         self._order = list(found)
-        for message in found.values():
-            check_plates(message)
         weights = random_parameters(found)
         self._latents = {site: Latent.of(message) for site, message in found.items() if site not in weights}
+        for message in found.values():
+            check_plates(message)
         for site in weights:
             example = found[site]["value"]
             self._sites[site] = example.shape

@@ -112,14 +112,14 @@ def test_without_the_model_every_site_is_a_weight():
 def test_draws_have_the_guides_distribution():
     _, guide, _ = trained(AutoNormal, epochs=20)
     posterior = as_posterior(guide, X, Y)
-    draws = [posterior.draw(index, seed=1) for index in range(2000)]
+    draws = [posterior.draw(index, seed=1) for index in range(800)]
     for site, values in guide.quantiles([0.1586553, 0.5, 0.8413447]).items():
         low, middle, high = values
         found = torch.stack([draw[site] for draw in draws]).quantile(torch.tensor([0.1586553, 0.5, 0.8413447]), 0)
         for one, other in zip(found, (low, middle, high), strict=True):
-            assert ((one - other).abs() < 0.1 * (high - low)).all()
+            assert ((one - other).abs() < 0.13 * (high - low)).all()
         between = torch.stack([draw["0.weight"].flatten() for draw in draws])
-    assert (torch.corrcoef(between.T) - torch.eye(12)).abs().max() < 5.5 / 2000**0.5
+    assert (torch.corrcoef(between.T) - torch.eye(12)).abs().max() < 5.5 / 800**0.5
 
 
 def test_a_draw_of_a_site_depends_on_no_other_site():
