@@ -1,8 +1,7 @@
-"""Counts: how many bicycles are hired an hour? A negative binomial likelihood against a Poisson one.
+"""Counts: a negative binomial likelihood against a Poisson one, on counts with more variance than Poisson's.
 
-The counts are made by a known process with a daily rhythm and more variance than a Poisson distribution has. The
-Poisson network is overconfident; the negative binomial one learns the overdispersion. The figure has both predictive
-intervals and both calibrations.
+The counts are simulated: a daily rhythm times a random factor. The Poisson network is overconfident; the negative
+binomial one learns the overdispersion. The figure has both 90% intervals and both calibrations.
 
     python examples/counts.py --figure counts.png
 """
@@ -22,20 +21,23 @@ def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Hours of the day [count, 1] and the bicycles hired [count]."""
     generator = torch.Generator().manual_seed(seed)
     hour = 24 * torch.rand(count, 1, generator=generator)
-    rate = (2.5 + 1.2 * (2 * torch.pi * (hour[:, 0] - 9) / 24).cos() + 0.5 * (4 * torch.pi * hour[:, 0] / 24).sin()).exp()
+    rate = (
+        2.5 + 1.2 * (2 * torch.pi * (hour[:, 0] - 9) / 24).cos() + 0.5 * (4 * torch.pi * hour[:, 0] / 24).sin()
+    ).exp()
     rate = rate * (0.4 * torch.randn(count, generator=generator)).exp()
     return hour, torch.poisson(rate, generator=generator)
 
 
 def features(hour: torch.Tensor) -> torch.Tensor:
     """The time on the clock's circle, [N, 2]."""
-    return torch.cat([(torch.pi * hour / 12).sin(), (torch.pi * hour / 12).cos()], 1)
+    angle = torch.pi * hour / 12
+    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train both, print their scores, draw intervals and calibration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=300, help="training epochs (default: 300)")
+    parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--figure", type=Path, default=None, help="where to draw (default: nowhere)")
     options = parser.parse_args(arguments)
     (hour, y), (hour_test, y_test) = data(500, 0), data(500, 1)

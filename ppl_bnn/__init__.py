@@ -16,14 +16,32 @@ from ppl_bnn.version import __version__
 if TYPE_CHECKING:
     from ppl_bnn.data import Examples, Images, load
     from ppl_bnn.errors import UserError
-    from ppl_bnn.guides import Flipout, GroupedFlips, LocalReparameterization, MeanFieldNormal
+    from ppl_bnn.guides import (
+        Flipout,
+        GroupedFlips,
+        LocalReparameterization,
+        MeanFieldNormal,
+        StoredPosterior,
+        as_posterior,
+    )
     from ppl_bnn.guides.posterior import Posterior
     from ppl_bnn.inference.checkpoint import load_checkpoint
     from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
-    from ppl_bnn.models import Classifier, GaussianScaleMixture, Model, bayesian, build
+    from ppl_bnn.models import (
+        Classifier,
+        GaussianScaleMixture,
+        Model,
+        ard,
+        bayesian,
+        build,
+        hierarchical,
+        horseshoe,
+        learnt_normal,
+        pretrained_prior,
+    )
     from ppl_bnn.models.likelihoods import (
         Bernoulli,
         Categorical,
@@ -33,6 +51,7 @@ if TYPE_CHECKING:
         Poisson,
         StudentT,
     )
+    from ppl_bnn.prediction.conformal import conformal_interval, conformal_sets
     from ppl_bnn.prediction.predictive import predict
     from ppl_bnn.prediction.predictor import predictor
     from ppl_bnn.prediction.result import Predictive
@@ -45,14 +64,32 @@ if TYPE_CHECKING:
 _HOMES = {
     "ppl_bnn.data": ("Examples", "Images", "load"),
     "ppl_bnn.errors": ("UserError",),
-    "ppl_bnn.guides": ("Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"),
+    "ppl_bnn.guides": (
+        "Flipout",
+        "GroupedFlips",
+        "LocalReparameterization",
+        "MeanFieldNormal",
+        "StoredPosterior",
+        "as_posterior",
+    ),
     "ppl_bnn.guides.posterior": ("Posterior",),
     "ppl_bnn.inference.checkpoint": ("load_checkpoint",),
     "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
-    "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "Model", "bayesian", "build"),
+    "ppl_bnn.models": (
+        "Classifier",
+        "GaussianScaleMixture",
+        "Model",
+        "ard",
+        "bayesian",
+        "build",
+        "hierarchical",
+        "horseshoe",
+        "learnt_normal",
+        "pretrained_prior",
+    ),
     "ppl_bnn.models.likelihoods": (
         "Bernoulli",
         "Categorical",
@@ -62,6 +99,7 @@ _HOMES = {
         "Poisson",
         "StudentT",
     ),
+    "ppl_bnn.prediction.conformal": ("conformal_interval", "conformal_sets"),
     "ppl_bnn.prediction.predictive": ("predict",),
     "ppl_bnn.prediction.predictor": ("predictor",),
     "ppl_bnn.prediction.result": ("Predictive",),
@@ -91,18 +129,27 @@ __all__ = [
     "Poisson",
     "Posterior",
     "Predictive",
+    "StoredPosterior",
     "StudentT",
     "UserError",
     "__version__",
+    "ard",
+    "as_posterior",
     "bayesian",
     "build",
+    "conformal_interval",
+    "conformal_sets",
     "fit",
+    "hierarchical",
+    "horseshoe",
     "kl_by_site",
     "kl_schedule",
+    "learnt_normal",
     "load",
     "load_checkpoint",
     "predict",
     "predictor",
+    "pretrained_prior",
     "prune",
     "snr",
     "sweep",

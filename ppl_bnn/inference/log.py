@@ -117,7 +117,9 @@ class TrainingLog:
 
     def __str__(self) -> str:
         means = _means(self._epoch) if self._epoch else self.epochs[-1]
-        parts = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "nll", "kl", "accuracy"))
+        # Without class labels there is no accuracy.
+        shown = [name for name in ("loss", "nll", "kl", "accuracy") if not math.isnan(means[name])]
+        parts = ", ".join(f"{name} {means[name]:.4f}" for name in shown)
         return f"{parts}, {means['samples_per_second']:.0f} samples/s"
 
 

@@ -17,6 +17,7 @@ from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_o
 from ppl_bnn.prediction.compact.network import CompactNetwork, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.prediction.running import drawn_latents
 
 Noise = Iterable[tuple[str, Tensor]]
 COMPACT = ("auto", "yes", "no")
@@ -216,7 +217,8 @@ def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size:
             return guide.draw(index, seed=seed)
         mirrored = offered(guide, Symmetric, "a mirror image", "use sampling independent")
         noise = mirrored.noise(index, seed=seed)
-        return {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
+        found = {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
+        return found | dict(drawn_latents(guide, index, seed, sign))
 
     def logits(index: int, sign: float) -> Tensor:
         with evaluating(net), own_parameters():

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
+from ppl_bnn.guides.pyro_guide import as_posterior
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.door import check_prediction, checked_y, positions
@@ -38,7 +39,7 @@ __all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_outputs", "predict"]
 @torch.no_grad()
 def predict(
     model: Callable[..., Any],
-    posterior: Posterior,
+    posterior: Posterior | Callable[..., Any],
     x: Tensor,
     y: object = None,
     *,
@@ -70,8 +71,8 @@ def predict(
         model: a `Model` (or `Classifier`), whose likelihood summarizes the draws; a network of class logits, [B, ...]
             -> [B, C]; or a Pyro model of your own, called as model(x) or model(x, y), whose observed site lies in a
             data plate. Draws of the last run by Pyro, several times slower.
-        posterior: its posterior, pruned or not: a `MeanFieldNormal`, or any `ppl_bnn.guides.posterior.Posterior`. A
-            posterior without sites (a deterministic network) gives S equal draws.
+        posterior: its posterior, pruned or not: a `MeanFieldNormal`, any `ppl_bnn.guides.posterior.Posterior`, or a
+            Pyro guide (`as_posterior`). A posterior without sites (a deterministic network) gives S equal draws.
         x: inputs [N, ...].
         y: observed values [N, ...] (a tensor, or a numpy array), as the likelihood takes them; only needed for scores
             and the log likelihood.
@@ -108,6 +109,7 @@ def predict(
             `norm_inputs` for a network without batch norm; `keep` that is no positions; `so_far` made otherwise.
         Interrupted: `should_stop` said so on some rank.
     """
+    posterior = as_posterior(posterior, x[:2], None if y is None else torch.as_tensor(y)[:2], model=model)
     _check(posterior, num_samples, method, sampling, compact)
     target = check_prediction(model, posterior, x, y, seed=seed, site=site)
     if target.site is not None:

@@ -8,7 +8,7 @@ import torch
 from refusals import assert_refused
 from torch import nn
 
-from ppl_bnn import MeanFieldNormal, bayesian
+from ppl_bnn import bayesian
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import parse_prior, site_priors
@@ -17,15 +17,12 @@ from ppl_bnn.models.priors import prior_text
 DEFAULT = ("--model.prior", "normal(0, 1)")
 
 
-LATENTS = pytest.mark.skipif(not hasattr(MeanFieldNormal, "latents"), reason="the guide has no latents yet")
-
-
 @pytest.mark.parametrize(
     ("prior", "arguments"),
     [
         ("learnt_normal(0.1)", ["--pruning.criterion", "kl", "--train.optimizer", "ivon", "--train.lr", "0.1"]),
-        pytest.param("ard(half_cauchy(0.1))", ["--predict.train_log_likelihood", "true"], marks=LATENTS),
-        pytest.param("horseshoe(0.1)", ["--pruning.criterion", "evidence"], marks=LATENTS),
+        ("ard(half_cauchy(0.1))", ["--predict.train_log_likelihood", "true"]),
+        ("horseshoe(0.1)", ["--pruning.criterion", "evidence"]),
     ],
 )
 def test_a_prior_with_parameters_of_its_own_goes_through_every_stage(call, run_folder, prior, arguments):
