@@ -30,13 +30,12 @@ def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def features(hour: torch.Tensor) -> torch.Tensor:
     """The time on the clock's circle, [N, 2]."""
-    angle = torch.pi * hour / 12
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    return torch.cat([(torch.pi * hour / 12).sin(), (torch.pi * hour / 12).cos()], 1)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train both, print their scores, draw intervals and calibration."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--figure", type=Path, default=None, help="where to draw (default: nowhere)")
     options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ mean-field Normal over the weights. The figure has test digits, their reconstruc
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
@@ -54,28 +55,23 @@ class Guide(nn.Module):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, reconstruct test digits, draw them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--figure", type=Path, default=None, help="where to draw the digits (default: nowhere)")
+    parser.add_argument("--figure", type=Path, help="where to draw the digits (default: nowhere)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    pixels = (torch.as_tensor(load_digits().data).float() > 7).float()
-    x, x_test = pixels[:1500], pixels[1500:1510]
-    model = Decoder(len(x))
-    guide = Guide(model, x)
+    x, x_test, _ = (torch.as_tensor(load_digits().data) > 7).float().split([1500, 10, 287])
+    guide = Guide(model := Decoder(len(x)), x)
     fit(model, guide, x, x, epochs=options.epochs, batch_size=100, lr=0.003, optimizer="adam")
     found = predict(model, guide, x_test, x_test, num_samples=200)
     print(f"test digits, given q(z | x): {found.nll:.2f} nats each")
     if options.figure:
-        import matplotlib.pyplot as plt
-
         rows = {"digits": x_test, "mean": found.mean, "disagreement": found.averages["spread"].sqrt()}
         figure, axes = plt.subplots(3, 10, figsize=(9, 3), layout="constrained")
         for line, (name, images) in zip(axes, rows.items(), strict=True):
-            line[0].set_ylabel(name)
             for axis, image in zip(line, images, strict=True):
                 axis.imshow(image.reshape(8, 8), cmap="gray_r")
-                axis.set(xticks=[], yticks=[])
+                axis.set(xticks=[], yticks=[], ylabel=name if axis is line[0] else "")
         figure.savefig(options.figure, dpi=150)
 
 
