@@ -4,6 +4,7 @@ A likelihood of your own is a subclass with one method, `distribution`; everythi
 it. tests/models/likelihood_conformance.py runs any implementation through this contract.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -209,12 +210,23 @@ def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Ten
         )
     support = of.support
     each = support.base_constraint if isinstance(support, constraints.independent) else support
-    if not constraints.is_dependent(each) and not each.check(y).all():
+    if not constraints.is_dependent(each) and not _within(each, y):
         raise UserError(
             f"the targets y are from {float(y.min()):g} to {float(y.max()):g}; a {name} likelihood has the support "
             f"{each}: convert or drop what lies outside, or choose another likelihood"
         )
     return y
+
+
+def _within(support: constraints.Constraint, y: Tensor) -> bool:
+    """Whether all of y is inside; True where bounds differ by example, of which a few are known."""
+    support = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor) and bound.dim():
+            if not bool((bound == bound.flatten()[0]).all()):
+                return True
+            setattr(support, name, bound.flatten()[0])
+    return bool(support.check(y).all())  # type: ignore[no-untyped-call]
 
 
 def number_scores(found: Summary) -> dict[str, float]:
