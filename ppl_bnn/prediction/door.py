@@ -143,9 +143,10 @@ def _check_moments(target: Target) -> None:
         lacking = ["mean or variance"]
     if lacking:
         name = getattr(target.likelihood, "family", type(target.likelihood).__name__)
+        low, high = float(target.outputs.min()), float(target.outputs.max())
         raise UserError(
-            f"the distribution of y ({name}) has no {' and no '.join(lacking)}, by which draws are summarized: choose "
-            "one that has, or override `parts` in a Likelihood of your own"
+            f"the distribution of y ({name}) has no {' and no '.join(lacking)}, by which draws are summarized, at draw "
+            f"0, whose outputs are from {low:g} to {high:g}: choose one that has, or override `parts` in a Likelihood"
         )
 
 

@@ -151,7 +151,7 @@ def _run(
     some = None if y is None else torch.as_tensor(y)[rows]
     given = (x, some) if with_y and takes_y(model) else arguments(model, x, some)
     sites = GivenSites(values)
-    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
+    with torch.no_grad(), evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
         torch.manual_seed(seed)
         model(*given)
     if name not in sites.observable:

@@ -141,6 +141,7 @@ class Likelihood(nn.Module, ABC):
         found = self.distribution(outputs, **latents)
         return {"mean": found.mean, "variance": found.variance}
 
+    @torch.no_grad()
     def statistics(self, outputs: Tensor, y: Tensor | None = None, **latents: Tensor) -> DrawStatistics:
         """What S draws' outputs [S, N, *] with the same latents say, about the observed y [N, ...] if there is one."""
         latents = {name: value.cpu() for name, value in latents.items()}
@@ -178,6 +179,7 @@ class Likelihood(nn.Module, ABC):
         """Scores of the averaged predictive, ``nll`` (nats per datum) first."""
         return {"nll": found.nll, **number_scores(found)}
 
+    @torch.no_grad()
     def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
         """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
         with torch.random.fork_rng([]):
