@@ -56,7 +56,9 @@ def check_prediction(
     else:
         if own_model is not None:
             raise UserError(f"{own_model} takes a Model or a network, not a Pyro model of your own; use predict")
-        return observed_site(model, sites.observable, site, few)
+        target = observed_site(model, sites.observable, site, few)
+        _check_moments(target)
+        return target
     if site is not None:
         raise UserError(f"site {site!r} is for a Pyro model of your own; a Model has one observed site: leave it out")
     if not isinstance(outputs, Tensor):
@@ -66,7 +68,9 @@ def check_prediction(
             f"the network must return one row an example, got {list(outputs.shape)} for {len(few)} examples"
         )
     likelihood.check(outputs, **latents)
-    return Target(net, likelihood, outputs.to(torch.promote_types(outputs.dtype, torch.float32)), latents)
+    target = Target(net, likelihood, outputs.to(torch.promote_types(outputs.dtype, torch.float32)), latents)
+    _check_moments(target)
+    return target
 
 
 def checked_y(y: object, x: Tensor, target: Target) -> Tensor | None:
@@ -126,6 +130,24 @@ def _check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:
                 f"{name!r} of {owner} has NaN or infinite values, so every prediction would be NaN: "
                 "train again (a smaller lr, say) or restore an earlier checkpoint"
             )
+
+
+def _check_moments(target: Target) -> None:
+    """Raise UserError for a distribution without mean or variance, such as Cauchy's."""
+    if not target.outputs.isfinite().all():
+        return
+    try:
+        parts = target.likelihood.parts(target.outputs, **target.latents)
+        lacking = [name for name, part in parts.items() if part.isnan().any()]
+    except NotImplementedError:
+        lacking = ["mean or variance"]
+    if lacking:
+        name = getattr(target.likelihood, "family", type(target.likelihood).__name__)
+        low, high = float(target.outputs.min()), float(target.outputs.max())
+        raise UserError(
+            f"the distribution of y ({name}) has no {' and no '.join(lacking)}, by which draws are summarized, at draw "
+            f"0, whose outputs are from {low:g} to {high:g}: choose one that has, or override `parts` in a Likelihood"
+        )
 
 
 def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, y: object) -> tuple[Any, GivenSites]:

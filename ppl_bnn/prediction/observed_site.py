@@ -4,30 +4,27 @@ A draw runs the whole model by Pyro with the posterior's values. The parameters 
 as one tensor [N, K], so that ranks, tallies and results treat them like a network's outputs.
 """
 
-import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution
-from torch import Size, Tensor, nn
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLocalLatents, offered
+from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLatents, WithLocalLatents, offered
 from ppl_bnn.models.evaluating import evaluating, forked_random
-from ppl_bnn.models.likelihoods import Categorical, Likelihood
+from ppl_bnn.models.likelihoods import Bernoulli, Categorical, DrawStatistics, Likelihood
 from ppl_bnn.models.likelihoods.base import numbers
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.draws import Blocks
-from ppl_bnn.prediction.running import GivenSites, Target, arguments, drawn_latents, takes_y
-
-Build = Callable[[list[Tensor]], TorchDistribution]
-# Of parameters that are written in several ways, the one that a distribution is made again from.
-_PREFERRED = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}
+from ppl_bnn.prediction.running import GivenSites, Target, arguments, takes_y
+from ppl_bnn.prediction.taken_apart import check_alike, inner, taken_apart
 
 
 class SiteLikelihood(Likelihood):
@@ -40,10 +37,13 @@ class SiteLikelihood(Likelihood):
 
     def __init__(self, fn: TorchDistribution, name: str) -> None:
         super().__init__()
-        tensors, self._build = _taken_apart(fn, name)
+        tensors, self._build = taken_apart(fn, name)
         self._shapes = [tensor.shape[1:] for tensor in tensors]
         self._dtypes = [tensor.dtype for tensor in tensors]
-        self.site, self.family = name, type(_inner(fn)).__name__
+        self.site, self.family = name, type(inner(fn)).__name__
+        support = fn.support
+        each = support.base_constraint if isinstance(support, constraints.independent) else support
+        self._bounded_by_example = any(isinstance(bound, Tensor) and bound.dim() for bound in vars(each).values())
 
     def distribution(self, outputs: Tensor) -> TorchDistribution:  # type: ignore[override]
         """The site's distribution, of parameters [N, K]."""
@@ -55,13 +55,29 @@ class SiteLikelihood(Likelihood):
             ]
         )
 
+    def statistics(self, outputs: Tensor, y: Tensor | None = None) -> DrawStatistics:  # type: ignore[override]
+        """As of any likelihood; y outside the bounds that a draw gives has the density 0 in that draw."""
+        found = super().statistics(outputs, y)
+        if found.log_likelihood is None or not self._bounded_by_example:
+            return found
+        inside = torch.stack([self.distribution(draw).support.check(y) for draw in outputs.cpu()])
+        return replace(found, log_likelihood=found.log_likelihood.masked_fill(~inside, -math.inf))
+
     def observed(self, y: object, outputs: Tensor) -> Tensor:  # type: ignore[override]
         """The observed values [N, ...]."""
         return numbers(y, outputs, self.distribution(outputs), f"{self.family} (site {self.site!r})")
 
 
 class CategoricalSite(Categorical):
-    """A site of class labels: outputs are its logits [N, C]."""
+    """A site of class labels: outputs are its logits [N, C], or [N, ..., C] of several labels an example."""
+
+    def __init__(self, name: str, *, several: bool = False) -> None:
+        super().__init__(class_dim=-1 if several else None)
+        self.site = name
+
+
+class BernoulliSite(Bernoulli):
+    """A site of binary labels: outputs are its logits [N, ...]."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -89,8 +105,10 @@ def observed_site(
     if name not in sites:
         raise UserError(f"the model has no observed site {name!r}; it has {names}")
     fn = _by_example(sites[name], name, len(few))
-    likelihood: Likelihood = CategoricalSite(name) if _is_labels(fn) else SiteLikelihood(fn, name)
-    outputs = _outputs(fn, name)
+    likelihood, outputs = _likelihood(fn, name), _outputs(fn, name)
+    with forked_random(outputs):
+        torch.manual_seed(0)
+        check_alike(lambda: likelihood.distribution(outputs), fn, name)
     likelihood.check(outputs)
     module = model if isinstance(model, nn.Module) else _Function(model)
     return Target(module, likelihood, outputs, {}, name)
@@ -110,7 +128,7 @@ def site_blocks(
         for first in range(0, len(x), limit):
             rows = slice(first, first + limit)
             own = {name: value[rows] for name, value in local.items()}
-            site = _run(model, {**weights, **own}, x[rows], y, rows, target.site, draw_seed(seed, index))
+            site = _run(model, {**weights, **own}, x[rows], y, rows, str(target.site), draw_seed(seed, index))
             found.append(_outputs(_by_example(site, str(target.site), len(x[rows])), str(target.site)))
         return torch.cat(found).unsqueeze(0)
 
@@ -133,7 +151,7 @@ def _run(
     some = None if y is None else torch.as_tensor(y)[rows]
     given = (x, some) if with_y and takes_y(model) else arguments(model, x, some)
     sites = GivenSites(values)
-    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
+    with torch.no_grad(), evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
         torch.manual_seed(seed)
         model(*given)
     if name not in sites.observable:
@@ -147,7 +165,9 @@ def _values(posterior: Posterior, index: int, seed: int, sign: float) -> dict[st
     mirrored = offered(posterior, Symmetric, "a mirror image", "use sampling independent")
     noise = mirrored.noise(index, seed=seed)
     found = {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
-    return found | dict(drawn_latents(posterior, index, seed, sign))
+    if isinstance(posterior, WithLatents):
+        found |= posterior.draw_latents(index, seed=seed, sign=sign)
+    return found
 
 
 def _by_example(site: Mapping[str, Any], name: str, count: int) -> TorchDistribution:
@@ -163,70 +183,35 @@ def _by_example(site: Mapping[str, Any], name: str, count: int) -> TorchDistribu
     return fn.to_event(len(fn.batch_shape) - 1)
 
 
-def _inner(fn: torch.distributions.Distribution) -> torch.distributions.Distribution:
-    while isinstance(fn, dist.Independent | ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
+def _likelihood(fn: TorchDistribution, name: str) -> Likelihood:
+    labels = _labels(fn)
+    if labels is None:
+        return SiteLikelihood(fn, name)
+    if isinstance(labels, torch.distributions.Bernoulli):
+        return BernoulliSite(name)
+    return CategoricalSite(name, several=bool(fn.event_shape))
 
 
-def _is_labels(fn: TorchDistribution) -> bool:
-    return isinstance(fn, torch.distributions.Categorical) and fn.logits.dim() == 2
+def _labels(fn: TorchDistribution) -> Any:
+    """The Categorical or Bernoulli distribution of each label [n, ...], without a mask; None for another."""
+    each = inner(fn, masks=False)
+    binary = isinstance(each, torch.distributions.Bernoulli)
+    # `Bernoulli` has y [N] for outputs [N, 1].
+    if not (isinstance(each, torch.distributions.Categorical) or (binary and fn.event_shape != (1,))):
+        return None
+    return each if each.batch_shape == fn.shape() else each.expand(fn.shape())  # type: ignore[attr-defined]
 
 
 def _outputs(fn: TorchDistribution, name: str) -> Tensor:
-    """The parameters of a distribution with batch shape [n], [n, K]."""
-    if _is_labels(fn):
-        return fn.logits.float()  # type: ignore[no-any-return]
-    tensors, _ = _taken_apart(fn, name)
+    """The parameters of a distribution with batch shape [n], [n, K]; of labels the logits [n, ..., C] or [n, ...]."""
+    if (labels := _labels(fn)) is not None:
+        return labels.logits.to(torch.promote_types(labels.logits.dtype, torch.float32))  # type: ignore[no-any-return]
+    tensors, _ = taken_apart(fn, name)
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.cat([tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1) for tensor in tensors], 1).to(
-        dtype
-    )
-
-
-def _taken_apart(fn: torch.distributions.Distribution, name: str) -> tuple[list[Tensor], Build]:
-    """A distribution's parameters, [n, ...] each, and how one like it is made of others."""
-    if isinstance(fn, dist.Independent):
-        tensors, build = _taken_apart(fn.base_dist, name)
-        return tensors, lambda new: build(new).to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, ExpandedDistribution):
-        return _taken_apart(fn.base_dist.expand(fn.batch_shape), name)
-    if isinstance(fn, dist.MaskedDistribution):
-        tensors, build = _taken_apart(fn.base_dist, name)
-        mask = torch.as_tensor(fn._mask).expand(fn.batch_shape)
-        return [*tensors, mask], lambda new: build(new[:-1]).mask(new[-1])
-    if isinstance(fn, torch.distributions.MixtureSameFamily):
-        weights, of_weights = _taken_apart(fn.mixture_distribution, name)
-        parts, of_parts = _taken_apart(fn.component_distribution, name)
-        cut = len(weights)
-        return [*weights, *parts], lambda new: dist.MixtureSameFamily(of_weights(new[:cut]), of_parts(new[cut:]))
-    return _parameters(fn, name)
-
-
-def _parameters(fn: torch.distributions.Distribution, site: str) -> tuple[list[Tensor], Build]:
-    family = type(fn)
-    taken = inspect.signature(family.__init__).parameters  # type: ignore[misc]
-    held = [name for name in fn.arg_constraints if name in taken and isinstance(getattr(fn, name, None), Tensor)]
-    own: list[str] = []
-    for name in held:
-        other = _PREFERRED.get(name)
-        if other is None or other not in held:
-            own.append(name)
-    if not own:
-        raise UserError(
-            f"site {site!r} has a {family.__name__}, whose parameters cannot be read: predict takes distributions "
-            "that are made of tensors, such as Normal or Poisson"
-        )
-    tensors = []
-    for name in own:
-        value, constraint = getattr(fn, name), fn.arg_constraints[name]
-        events = 0 if constraints.is_dependent(constraint) else constraint.event_dim
-        batch = fn.batch_shape
-        tensors.append(value.expand(Size((*batch, *value.shape[value.dim() - events :]))))
-    # Checked when the model made it.
-    return tensors, lambda new: family(**dict(zip(own, new, strict=True)), validate_args=False)  # type: ignore[no-any-return]
+    flat = [tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1) for tensor in tensors]
+    return torch.cat(flat, 1).to(dtype)
 
 
 class _Function(nn.Module):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
-from ppl_bnn.guides.posterior import Posterior, check_num_draws
+from ppl_bnn.guides.posterior import Posterior, Symmetric, check_num_draws, offered
 from ppl_bnn.guides.pyro_guide import as_posterior
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import draw_seed
@@ -111,9 +111,9 @@ def predict(
     """
     posterior = as_posterior(posterior, x[:2], None if y is None else torch.as_tensor(y)[:2], model=model)
     _check(posterior, num_samples, method, sampling, compact)
-    target = check_prediction(model, posterior, x, y, seed=seed, site=site)
+    target, given = check_prediction(model, posterior, x, y, seed=seed, site=site), y
     if target.site is not None:
-        method = _by_pyro(method, sampling, compact, norm_inputs)
+        method = _by_pyro(posterior, method, sampling, compact, norm_inputs)
         y = observed_values(target, posterior, x, y, seed=seed) if y is not None else None
     targets = checked_y(y, x, target)
     _check_tolerance(tolerance, sampling, target.likelihood)
@@ -142,7 +142,7 @@ def predict(
         active = tally.active.to(x.device)
         rest, own_seed = x[active], seed
         if target.site is not None:
-            some = None if y is None else torch.as_tensor(y)[tally.active]
+            some = None if given is None else torch.as_tensor(given)[tally.active]
             made = site_blocks(target, posterior, rest, some, seed=seed, batch_size=batch_size)
             return mirrored(made) if sampling == "antithetic" else made
         if prepared.method == "layerwise" and len(rest) < len(x):
@@ -242,7 +242,7 @@ def _check_tolerance(tolerance: float | None, sampling: str, likelihood: Likelih
         )
 
 
-def _by_pyro(method: str, sampling: str, compact: str, norm_inputs: Tensor | None) -> str:
+def _by_pyro(posterior: Posterior, method: str, sampling: str, compact: str, norm_inputs: Tensor | None) -> str:
     """The method of a Pyro model of the user's own: whole draws."""
     if method not in ("auto", "draws") or sampling == "sobol":
         raise UserError(
@@ -251,4 +251,6 @@ def _by_pyro(method: str, sampling: str, compact: str, norm_inputs: Tensor | Non
         )
     if compact == "yes" or norm_inputs is not None:
         raise UserError("compact 'yes' and norm_inputs are for a Model or a network, not a Pyro model of your own")
+    if sampling == "antithetic":
+        offered(posterior, Symmetric, "sampling antithetic", "use sampling independent")
     return "draws"

@@ -101,9 +101,10 @@ class Tally:
         """
         found = self._statistics(outputs, latents)
         draws, rows = len(found.mean), slice(self.done, self.done + len(found.mean))
-        if found.mean.isnan().any():
-            bad = int(found.mean.isnan().flatten(1).any(1).nonzero()[0])
-            raise UserError(f"draw {self.done + bad} gives NaN: its weights or outputs overflow or are NaN")
+        if not found.mean.isfinite().all():
+            bad = int((~found.mean.isfinite()).flatten(1).any(1).nonzero()[0])
+            what = "NaN" if found.mean[bad].isnan().any() else "infinite means"
+            raise UserError(f"draw {self.done + bad} gives {what}: its weights or outputs overflow or are NaN")
         if not self.done:
             self.reference = found.mean[0].double()
         deviations = found.mean.double() - self.reference[self.active]

@@ -4,6 +4,7 @@ A likelihood of your own is a subclass with one method, `distribution`; everythi
 it. tests/models/likelihood_conformance.py runs any implementation through this contract.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ class Likelihood(nn.Module, ABC):
         found = self.distribution(outputs, **latents)
         return {"mean": found.mean, "variance": found.variance}
 
+    @torch.no_grad()
     def statistics(self, outputs: Tensor, y: Tensor | None = None, **latents: Tensor) -> DrawStatistics:
         """What S draws' outputs [S, N, *] with the same latents say, about the observed y [N, ...] if there is one."""
         latents = {name: value.cpu() for name, value in latents.items()}
@@ -179,6 +181,7 @@ class Likelihood(nn.Module, ABC):
         """Scores of the averaged predictive, ``nll`` (nats per datum) first."""
         return {"nll": found.nll, **number_scores(found)}
 
+    @torch.no_grad()
     def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
         """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
         latents = {name: value.cpu() for name, value in latents.items()}
@@ -215,12 +218,23 @@ def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Ten
         )
     support = of.support
     each = support.base_constraint if isinstance(support, constraints.independent) else support
-    if not constraints.is_dependent(each) and not each.check(y).all():
+    if not constraints.is_dependent(each) and not _within(each, y):
         raise UserError(
             f"the targets y are from {float(y.min()):g} to {float(y.max()):g}; a {name} likelihood has the support "
             f"{each}: convert or drop what lies outside, or choose another likelihood"
         )
     return y
+
+
+def _within(support: constraints.Constraint, y: Tensor) -> bool:
+    """Whether all of y is inside; True where bounds differ by example, of which a few are known."""
+    support = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor) and bound.dim():
+            if not bool((bound == bound.flatten()[0]).all()):
+                return True
+            setattr(support, name, bound.flatten()[0])
+    return bool(support.check(y).all())  # type: ignore[no-untyped-call]
 
 
 def number_scores(found: Summary) -> dict[str, float]:

@@ -115,6 +115,7 @@ class Categorical(Likelihood):
         probs = self.mean(outputs)
         return {"mean": probs, "entropy": metrics.entropy(probs)}
 
+    @torch.no_grad()
     def statistics(self, outputs: Tensor, y: Tensor | None = None) -> DrawStatistics:  # type: ignore[override]
         """Probabilities [S, N, C], their entropy [S, N] in nats, and accuracy as the score."""
         if not self.plain:
