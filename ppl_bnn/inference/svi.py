@@ -229,10 +229,7 @@ def _checked(
         few = x.take(torch.arange(min(len(x), max(2, settings.batch_size))))
         checked = check_training(model, guide, *few, num_data=len(x), **how)
         if checked.y.dtype != few[1].dtype:
-            kind = checked.y.dtype
-            raise UserError(
-                f"take gives labels of dtype {few[1].dtype}; the likelihood takes {kind}: return y.to({kind})"
-            )
+            raise UserError(f"take gives labels of dtype {few[1].dtype}; the likelihood takes {checked.y.dtype}")
         return checked, x
     if y is None:
         kind = "tensor" if isinstance(x, Tensor) else type(x).__name__
