@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         figure, axes = plt.subplots(3, 10, figsize=(9, 3), layout="constrained")
         for line, (name, images) in zip(axes, rows.items(), strict=True):
             for axis, image in zip(line, images, strict=True):
-                axis.imshow(image.reshape(8, 8), cmap="gray_r")
+                axis.imshow(image.reshape(8, 8).numpy(), cmap="gray_r")
                 axis.set(xticks=[], yticks=[], ylabel=name if axis is line[0] else "")
         figure.savefig(options.figure, dpi=150)
 

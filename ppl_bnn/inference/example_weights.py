@@ -1,42 +1,24 @@
 """Example weights: each example's log likelihood is multiplied by its own number."""
 
 import zlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.door import Training
-from ppl_bnn.models.labels import as_tensor
-
-Weights = Tensor | np.ndarray | Sequence[float]
+from ppl_bnn.models.example_weights import Weights, example_weights
 
 
-def check_weights(weights: Weights | None, count: int, trained: Training) -> Tensor | None:
-    """Example weights [N] on the device and in the dtype of the first parameter that is trained; None for None.
-
-    Raises:
-        UserError: they are not N finite numbers, at least 0, of which one is above 0.
-    """
+def checked_weights(weights: Weights | None, count: int, trained: Training) -> Tensor | None:
+    """`example_weights` [N] on the device and in the dtype of the first parameter that is trained; None for None."""
     if weights is None:
         return None
-    found = as_tensor(np.asarray(weights) if isinstance(weights, list | tuple) else weights, "weights").detach()
-    if found.shape != (count,) or found.is_complex():
-        raise UserError(
-            f"weights must be one number for each of the {count} examples, [{count}]; got shape {list(found.shape)}"
-        )
     learnt = (*trained.guide.parameters(), *trained.model.parameters(), *trained.params.values())
     like = next(value for value in learnt if value.is_floating_point())
-    found = found.to(like.device, like.dtype)
-    if not bool(found.isfinite().all()) or bool((found < 0).any()) or not bool((found > 0).any()):
-        raise UserError(
-            f"weights must be finite, at least 0, and not all 0; got {float(found.min()):g} to {float(found.max()):g}"
-        )
-    return found
+    return example_weights(weights, count).to(like.device, like.dtype)
 
 
 def weights_checksum(weights: Tensor | None) -> str | None:

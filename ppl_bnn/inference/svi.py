@@ -23,7 +23,7 @@ from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.door import Training, check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
-from ppl_bnn.inference.example_weights import Weights, check_weights, weights_checksum
+from ppl_bnn.inference.example_weights import checked_weights, weights_checksum
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
 from ppl_bnn.inference.manifest import write_manifest
 from ppl_bnn.inference.optimizers import build_optimizer
@@ -31,6 +31,7 @@ from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
 from ppl_bnn.inference.settings import TrainSettings, kl_weight_at, kl_weights
 from ppl_bnn.inference.step import Step
 from ppl_bnn.models.evaluating import forked_random
+from ppl_bnn.models.example_weights import Weights
 from ppl_bnn.models.modes import mode_setter
 from ppl_bnn.models.param_store import trained_store
 from ppl_bnn.native.arithmetic import compiled_arithmetic
@@ -129,11 +130,11 @@ def fit(
     ranks = communicator or Alone()
     ranks.calls.clear()
     checked, examples = _checked(model, guide, x, y, settings, ranks)
-    weights = check_weights(weights, len(examples), checked)
+    weights = checked_weights(weights, len(examples), checked)
     decided = _decided(settings, weight_at, examples, weights, ranks)
     step = _step(checked, examples, settings, ranks, decided["kl_weight"][0])
     step.weights = weights
-    # The scopes keep the caller's random state and validation setting, and the parameter store but for `params`.
+    # The scopes keep the caller's random state, validation setting, and parameter store but for `params`.
     with ExitStack() as scopes:
         scopes.callback(step.model.eval)
         scopes.enter_context(forked_random(*step.optimizer.param_groups[0]["params"][:1]))
@@ -228,10 +229,7 @@ def _checked(
         few = x.take(torch.arange(min(len(x), max(2, settings.batch_size))))
         checked = check_training(model, guide, *few, num_data=len(x), **how)
         if checked.y.dtype != few[1].dtype:
-            kind = "y.long()" if checked.y.dtype == torch.int64 else f"y.to({checked.y.dtype})"
-            raise UserError(
-                f"take gives labels of dtype {few[1].dtype}; the likelihood takes {checked.y.dtype}: return {kind}"
-            )
+            raise UserError(f"take gives labels of dtype {few[1].dtype}; the likelihood takes {checked.y.dtype}")
         return checked, x
     if y is None:
         kind = "tensor" if isinstance(x, Tensor) else type(x).__name__

@@ -44,6 +44,7 @@ def predict(
     y: object = None,
     *,
     site: str | None = None,
+    weights: Weights | None = None,
     num_samples: int = 400,
     seed: int = 0,
     method: str = "auto",
@@ -77,6 +78,8 @@ def predict(
         y: observed values [N, ...] (a tensor, or a numpy array), as the likelihood takes them; only needed for scores
             and the log likelihood.
         site: which observed site of a Pyro model of your own, where it has several.
+        weights: [N], as of `fit`: example i's log likelihoods are multiplied by weights[i], and so enter the NLL and
+            leave-one-out cross-validation. Other scores do not know them.
         num_samples: S; the most, where there is a tolerance.
         method: ``draws``, ``layerwise``, ``moments`` (modules of those names in `ppl_bnn.prediction`; the last is an
             approximation without draws, its result has one row instead of S) or ``auto``: layerwise where that needs
@@ -115,7 +118,7 @@ def predict(
     if target.site is not None:
         method = _by_pyro(posterior, method, sampling, compact, norm_inputs)
         y = observed_values(target, posterior, x, y, seed=seed) if y is not None else None
-    targets = checked_y(y, x, target)
+    targets, weighted = checked_y(y, x, target), None if weights is None else example_weights(weights, len(x))
     _check_tolerance(tolerance, sampling, target.likelihood)
     net, ranks, started = target.net, communicator or Alone(), time.perf_counter()
     if compact == "yes" and method == "auto":
@@ -126,14 +129,19 @@ def predict(
         prepared = prepared_network(net, posterior, x, method, sampling, norm_inputs)
         prepared = prepared.with_compact(posterior, x, batch_size, compact)
     if so_far is not None:
-        check_so_far(so_far, num_samples, targets, kept, prepared.method, sampling, prepared.small is not None)
+        check_so_far(
+            so_far, num_samples, targets, kept, prepared.method, sampling, prepared.small is not None, weighted
+        )
     if prepared.method == "moments":
+        if weighted is not None:
+            raise UserError("the method moments does not take weights; use the method draws")
         return without_draws(target, posterior, x, targets, kept, seed=seed)
     tally = Tally(
         num_samples, kept if ranks.is_main else kept[:0], len(x), targets, target, sampling=sampling,
         method=prepared.method, compact=prepared.small is not None, seed=seed, log_likelihood=log_likelihood,
         sketched=len(kept) < len(x),
     )  # fmt: skip
+    tally.weights = weighted
     tally.go_on_from(so_far, ranks)
     tally.seconds += time.perf_counter() - started
 

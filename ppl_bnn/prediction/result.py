@@ -44,6 +44,7 @@ class Predictive:
         compact: whether the draws were computed in the compact network of a pruned posterior.
         seed: of the draws.
         likelihood: of y; it decomposes and scores the averages.
+        weights: what the log likelihoods were multiplied by, float64 [N]; None for 1.
         generator: what made the draws' random numbers; a seed means other draws for another generator.
     """
 
@@ -66,6 +67,7 @@ class Predictive:
     seed: int = 0
     likelihood: Likelihood = field(default_factory=Categorical, repr=False, compare=False)
     generator: str = GENERATOR
+    weights: Tensor | None = None
 
     @property
     def num_samples(self) -> int:

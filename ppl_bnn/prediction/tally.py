@@ -19,8 +19,9 @@ Latents = Sequence[dict[str, Tensor]]
 
 
 def check_so_far(
-    so_far: Predictive, num_samples: int, y: Tensor | None, kept: Tensor, method: str, sampling: str, compact: bool
-) -> None:
+    so_far: Predictive, num_samples: int, y: Tensor | None, kept: Tensor, method: str, sampling: str, compact: bool,
+    weights: Tensor | None = None,
+) -> None:  # fmt: skip
     """Raise UserError for an earlier result that cannot be added to: it was made otherwise, or of other examples."""
     if so_far.num_samples > num_samples:
         raise UserError(f"num_samples is {num_samples}, and so_far has {so_far.num_samples} draws already")
@@ -33,6 +34,9 @@ def check_so_far(
     for name, here in own.items():
         if getattr(so_far, name) != here:
             raise UserError(f"so_far has {name} {getattr(so_far, name)!r}, and this call {here!r}: leave out so_far")
+    before, now = so_far.weights, weights
+    if (before is None) != (now is None) or (before is not None and now is not None and not torch.equal(before, now)):
+        raise UserError("so_far has other weights of the examples: leave out so_far")
     same = (so_far.y is None and y is None) or (
         so_far.y is not None and y is not None and torch.equal(so_far.y, y.cpu())
     )
@@ -58,6 +62,7 @@ class Tally:
         done: draws so far.
         active: positions of the examples that get further draws.
         seconds: time spent on draws.
+        weights: what the examples' log likelihoods are multiplied by, [N]; set it before the first draw.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Tally:
         likelihood, like = target.likelihood, target.outputs[:1]
         self.likelihood, self.sampling, self.method, self.compact = likelihood, sampling, method, compact
         self.done, self.seconds, self.seed = 0, 0.0, seed
+        self.weights: Tensor | None = None
         self.active = torch.arange(count, device="cpu")
         self.draws = torch.zeros(count, dtype=torch.int64, device="cpu")
         first = likelihood.statistics(like.unsqueeze(0), None if self.y is None else self.y[:1], **target.latents)
@@ -148,6 +154,7 @@ class Tally:
             compact=self.compact,
             seed=self.seed,
             likelihood=self.likelihood,
+            weights=self.weights,
         )
 
     def go_on_from(self, before: Predictive | None, ranks: Communicator) -> None:
@@ -212,6 +219,9 @@ class Tally:
         return {"below": samples < y, "up_to": samples <= y}
 
     def _score(self, rows: slice, log_likelihood: Tensor, score: Tensor) -> None:
+        if self.weights is not None:
+            own = self.weights[self.active]
+            log_likelihood = (log_likelihood.double() * own).masked_fill(own == 0, 0)
         if self.log_likelihood is not None:
             self.log_likelihood[rows, self.active] = log_likelihood.float()
         if self.log_sum is not None:

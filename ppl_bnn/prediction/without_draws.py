@@ -30,7 +30,7 @@ def without_draws(
     """
     started, likelihood = time.perf_counter(), target.likelihood
     log_likelihood = scores = None
-    if isinstance(likelihood, Categorical):
+    if isinstance(likelihood, Categorical) and likelihood.plain:
         mean, entropy = (part.cpu().double() for part in moment_predictive(target.net, posterior, x))
         sums = {"mean": mean, "entropy": entropy}
         if y is not None:
@@ -44,8 +44,8 @@ def without_draws(
             scores = -(mean - y).square().mean().unsqueeze(0)
     else:
         raise UserError(
-            f"method moments is for Categorical and Normal likelihoods, not {type(likelihood).__name__}; "
-            "use method draws"
+            "method moments is for Normal and Categorical likelihoods, the latter without options, not for this "
+            f"{type(likelihood).__name__}; use method draws"
         )
     seconds = time.perf_counter() - started
     # Deviations are from the mean itself: there is no draw to refer to.

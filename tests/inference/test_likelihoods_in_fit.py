@@ -123,7 +123,7 @@ class Binary:
 
 
 def test_examples_that_give_labels_of_another_dtype_are_refused():
-    with pytest.raises(UserError, match=r"labels of dtype torch.bool; the likelihood takes torch.float32: return"):
+    with pytest.raises(UserError, match=r"labels of dtype torch.bool; the likelihood takes torch.float32"):
         fit(*small(Bernoulli(), COUNTS > 1, 1), Binary(), **SETTINGS)
 
 

@@ -2,11 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, prune
+from ppl_bnn import Classifier, MeanFieldNormal, Model, Normal, Poisson, bayesian, predict, prune
+from ppl_bnn.errors import UserError
 from ppl_bnn.export import main
 from ppl_bnn.models.resnet import Block
 from ppl_bnn.prediction.moments import moment_predictive
@@ -142,3 +144,27 @@ def test_a_run_is_exported_and_the_example_predicts_with_it(tmp_path, data_dir, 
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1
         assert message in lines[0]
+
+
+@pytest.mark.parametrize("likelihood", ["fixed", "predicted", "latent", "poisson"])
+def test_a_file_of_numbers_has_mean_and_standard_deviation(tmp_path, likelihood):
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 9).unsqueeze(1)
+    of = {
+        "fixed": Normal(0.3),
+        "predicted": Normal("predicted"),
+        "latent": Normal(dist.LogNormal(-1.0, 0.5)),
+        "poisson": Poisson(),
+    }[likelihood]
+    net = bayesian(nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 2 if likelihood == "predicted" else 1)))
+    model = Model(net, of, 9)
+    guide = MeanFieldNormal(model, x[:1], init_loc=0.5, init_scale=0.2)
+    export(tmp_path / "numbers.onnx", model, guide, x[:4], num_samples=8, seed=2, each_draw=True)
+    assert [output.name for output in onnx.load(tmp_path / "numbers.onnx").graph.output] == ["mean", "std", "draw_mean"]
+    mean, std, draws = (part.double() for part in run_file(tmp_path / "numbers.onnx", x))
+    expected = predict(model, guide, x, num_samples=8, seed=2, method="draws", progress=False)
+    torch.testing.assert_close(mean, expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std, expected.std, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(draws, expected.means.double(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="method moments exports class labels"):
+        export(tmp_path / "other.onnx", model, guide, x, method="moments")
