@@ -13,6 +13,7 @@ from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, Symmetric, check_num_draws, offered
 from ppl_bnn.guides.pyro_guide import as_posterior
+from ppl_bnn.models.example_weights import Weights, example_weights
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.door import check_prediction, checked_y, positions
