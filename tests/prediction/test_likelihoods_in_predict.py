@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import Predictive, TraceMeanField_ELBO
 from torch import nn
 
 from ppl_bnn import (
@@ -101,6 +103,17 @@ def test_a_predictor_answers_for_it(case):
     found = predict(model, guide, X, num_samples=8, method="draws", progress=False)
     mean, _ = predictor(model, guide, X, num_samples=8)(X)
     assert mean.shape == found.mean.shape
+
+
+def test_pyros_own_tools_take_it(case):
+    model, guide, y = case
+    observed = model.likelihood.observed(y, model.net(X[:2]))
+    assert math.isfinite(TraceMeanField_ELBO().loss(model, guide, X, observed))
+    samples = Predictive(model, guide=guide, num_samples=3)(X)["y"]
+    assert samples.shape == (3, *observed.shape)
+    conditioned = poutine.trace(poutine.condition(model, data={"y": observed})).get_trace(X)
+    expected = model.likelihood.distribution(conditioned.nodes["_RETURN"]["value"]).log_prob(observed).sum()
+    assert conditioned.log_prob_sum(lambda name, site: name == "y").item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_weights_that_do_not_fit_are_refused():
