@@ -61,6 +61,7 @@ def test_arviz_opens_every_group(results):
     assert isinstance(idata, xr.DataTree if ARVIZ_1 else az.InferenceData)
     assert isinstance(inference_data.load(folder / "predictive.nc"), type(idata))
     assert set(netcdf.groups_of(idata)) == {
+        "posterior",
         "posterior_predictive",
         "log_likelihood",
         "sample_stats",
