@@ -91,6 +91,11 @@ def has_classes(likelihood: Likelihood) -> bool:
     return isinstance(likelihood, Categorical)
 
 
+def name_of(likelihood: Likelihood) -> str:
+    """What a file calls a likelihood."""
+    return "Categorical" if has_classes(likelihood) else type(likelihood).__name__
+
+
 def is_whole(predictive: Predictive) -> bool:
     """Whether y is counts or labels: all there is of it is whole numbers. ArviZ draws such y in another way."""
     known = [values for values in (predictive.y, predictive.samples) if values is not None and values.numel()]

@@ -32,7 +32,9 @@ def save(idata: Any, path: Path) -> None:
     import xarray as xr
 
     attrs = {
-        name: value if isinstance(value, str | int | float | np.generic) else f"json:{json.dumps(value)}"
+        name: value
+        if isinstance(value, str | int | float | np.generic)
+        else f"json:{json.dumps(value, default=_plain)}"
         for name, value in idata.attrs.items()
     }
     groups = _all_groups(idata)
@@ -104,6 +106,11 @@ def _encoding(variable: "xr.DataArray") -> dict[str, Any]:
     if variable.dtype.kind == "f" and "exact" not in variable.attrs and variable.dims != ("chain", "draw"):
         encoding["dtype"] = "float32"
     return encoding
+
+
+def _plain(value: Any) -> Any:
+    # Numbers of numpy, which ArviZ collects in a list where it joins results.
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _decoded(value: Any) -> Any:

@@ -73,12 +73,17 @@ def to_inference_data(
         UserError: `data` or `x` and `predictive` differ in number, or the labels do; both `data` and `x`; another
             number of classes or feature names; a `guide` that is no posterior.
     """
-    _check(predictive, data, x, guide)
-    names = _class_names(predictive, data.classes if data is not None else classes)
+    check_data(predictive, data, x)
+    if guide is not None and not isinstance(guide, Posterior):
+        raise UserError(
+            f"guide must be the posterior that was predicted with, got a {type(guide).__name__}: a Pyro guide becomes "
+            "one by as_posterior"
+        )
+    names = class_names(predictive, data.classes if data is not None else classes)
     groups = {"posterior_predictive": drawn_group(predictive, names, seed)}
     if guide is not None and (found := posterior_group(predictive, guide, kl or {}, norms=norms)) is not None:
         groups["posterior"] = found
-    groups |= _by_draw(predictive) | _data(predictive, data, x, feature_names)
+    groups |= _by_draw(predictive) | data_groups_of(predictive, data, x, feature_names)
     groups |= {"uncertainty": uncertainty_group(predictive, names), "monte_carlo": monte_carlo(predictive)}
     if isinstance(guide, Factorized) and not is_pruned(guide) and guide.sites:
         groups["layers"] = layers(guide, kl or {})
@@ -94,7 +99,8 @@ def to_inference_data(
     return assemble(groups, {"title": title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
 
 
-def _check(predictive: Predictive, data: Images | None, x: object, guide: object) -> None:
+def check_data(predictive: Predictive, data: Images | None, x: object) -> None:
+    """Raise UserError for images or inputs that are not those of a predictive, as far as that can be told."""
     count = len(predictive.draws)
     if data is not None and not isinstance(data, Images):
         raise UserError(f"data must be Images, got a {type(data).__name__}: pass inputs of other kinds as x=")
@@ -107,15 +113,14 @@ def _check(predictive: Predictive, data: Images | None, x: object, guide: object
     if x is not None and (not isinstance(x, Tensor | np.ndarray) or not x.ndim or len(x) != count):
         got = list(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
         raise UserError(f"x must be the inputs of the {count} examples of the predictive, [{count}, ...], got {got}")
-    if guide is not None and not isinstance(guide, Posterior):
-        raise UserError(
-            f"guide must be the posterior that was predicted with, got a {type(guide).__name__}: a Pyro guide becomes "
-            "one by as_posterior"
-        )
 
 
-def _class_names(predictive: Predictive, given: Sequence[str] | None) -> list[str]:
-    """Names of the classes; none for numbers and for labels of yes or no."""
+def class_names(predictive: Predictive, given: Sequence[str] | None) -> list[str]:
+    """Names of the classes; none for numbers and for labels of yes or no.
+
+    Raises:
+        UserError: another number of names than classes.
+    """
     if not has_classes(predictive.likelihood):
         return []
     count = predictive.mean.shape[-1]
@@ -141,9 +146,10 @@ def _by_draw(predictive: Predictive) -> dict[str, xr.Dataset]:
     return groups
 
 
-def _data(
+def data_groups_of(
     predictive: Predictive, data: Images | None, x: Tensor | np.ndarray | None, feature_names: Sequence[str] | None
 ) -> dict[str, xr.Dataset]:
+    """`observed_data` and `constant_data`, as far as there is y and x."""
     groups = {} if data is None else data_groups(data)
     if predictive.y is None:
         groups.pop("observed_data", None)
@@ -169,5 +175,5 @@ def layers(guide: Posterior, kl: Mapping[str, float]) -> xr.Dataset:
         ),
     }
     if kl:
-        variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))
+        variables["kl"] = (("layer",), np.array([kl.get(site, np.nan) for site in ratios]))
     return dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())

@@ -12,7 +12,7 @@ from ppl_bnn.models.likelihoods import Categorical, Likelihood
 from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.prediction.sketch import QuantileSketch
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.drawn import EXACT, has_classes
+from ppl_bnn.results.drawn import EXACT, has_classes, name_of
 from ppl_bnn.results.idata import dataset, dims_of
 
 
@@ -63,7 +63,7 @@ def how_drawn(predictive: Predictive) -> dict[str, str | float]:
     if has_classes(predictive.likelihood):
         top = top.gather(-1, predictive.mean.argmax(-1, keepdim=True))
     return {
-        "likelihood": _name(predictive.likelihood),
+        "likelihood": name_of(predictive.likelihood),
         "units": predictive.likelihood.units,
         "method": predictive.method,
         "sampling": predictive.sampling,
@@ -100,8 +100,8 @@ def read_predictive(path: Path, likelihood: Likelihood | None = None) -> Predict
         raise FileError(f"{path} has no group {missing[0]!r}; delete it and run its stage again")
     attrs = netcdf.read_attrs(path)
     # Results of version 0.1.0 are all of classes.
-    if (name := attrs.get("likelihood", "Categorical")) != _name(likelihood):
-        raise UserError(f"{path} is of a {name} likelihood, got {_name(likelihood)}: pass likelihood= of the model")
+    if (name := attrs.get("likelihood", "Categorical")) != name_of(likelihood):
+        raise UserError(f"{path} is of a {name} likelihood, got {name_of(likelihood)}: pass likelihood= of the model")
 
     def tensor(group: str, name: str) -> torch.Tensor | None:
         data = groups[group]
@@ -153,10 +153,6 @@ def read_predictive(path: Path, likelihood: Likelihood | None = None) -> Predict
         likelihood=likelihood,
         generator=attrs.get("generator", "of version 0.1.0"),
     )
-
-
-def _name(likelihood: Likelihood) -> str:
-    return "Categorical" if has_classes(likelihood) else type(likelihood).__name__
 
 
 def _of_version_0_1_0(

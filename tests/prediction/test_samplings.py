@@ -29,7 +29,9 @@ def test_antithetic_pairs_are_mirror_images_and_average_better(method):
     error = (independent.mc_error.square() + antithetic.mc_error.square()).sqrt() + 1e-5
     assert (difference / error).abs().max() < 4.5
     # What the error is said to be is what it is: the spread of 30 shorter runs.
-    runs = torch.stack(list(draw_outputs(net, guide, X, num_samples=1200, seed=9, method=method, sampling="antithetic")))
+    runs = torch.stack(
+        list(draw_outputs(net, guide, X, num_samples=1200, seed=9, method=method, sampling="antithetic"))
+    )
     spread = runs.softmax(-1).unflatten(0, (30, 40)).mean(1).std(0)
     ratio = (spread * math.sqrt(40 / 1200) / antithetic.mc_error)[antithetic.mc_error > 1e-4]
     assert 0.8 < ratio.median() < 1.25
