@@ -29,8 +29,8 @@ assert abs(float(probs.sum("class").mean()) - 1) < 1e-3
 assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "obs_id")
 assert tree["uncertainty"]["interval"].dims == ("chain", "obs_id", "class", "quantile")
 assert set(tree.children) == {
-    "posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data", "uncertainty",
-    "layers", "monte_carlo", "training",
+    "posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data",
+    "uncertainty", "layers", "monte_carlo", "training",
 }
 """
 
