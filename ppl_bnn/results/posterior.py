@@ -11,6 +11,9 @@ from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLatents
 from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.results.idata import dataset
 
+# Scales of a horseshoe are as many as the weights.
+_LARGEST = 1000
+
 
 def posterior_group(
     predictive: Predictive, guide: Posterior, kl: Mapping[str, float], *, norms: bool = True
@@ -18,7 +21,8 @@ def posterior_group(
     """`posterior` [chain, draw, ...] of the draws that `predictive` was made of; None where there is nothing to tell.
 
     norm_<site> is the Euclidean norm of each draw's weights at a site. Each latent that is no weight (a noise scale, a
-    hyper-prior) has its own name. The KL of a site, in nats, is the attribute ``kl`` of its variable.
+    hyper-prior) has its own name; one of more than 1000 numbers has its norm alone. The KL of a site, in nats, is the
+    attribute ``kl`` of its variable.
 
     The draws are those of (`predictive.seed`, index). With the method layerwise, which draws outputs of layers, they
     are whole draws of the same posterior. The method moments has none.
@@ -34,10 +38,11 @@ def posterior_group(
         at, sign = (index // 2, (-1.0) ** index) if mirrored else (index, 1.0)
         if norms:
             for site, weights in _weights(guide, at, predictive.seed, sign):
-                found.setdefault(f"norm_{site}", []).append(torch.linalg.vector_norm(weights, dtype=torch.float64))
+                found.setdefault(f"norm_{site}", []).append(_norm(weights))
         if isinstance(guide, WithLatents) and latents:
             for site, value in guide.draw_latents(at, seed=predictive.seed, sign=sign).items():
-                found.setdefault(site, []).append(value)
+                large = value.numel() > _LARGEST
+                found.setdefault(f"norm_{site}" if large else site, []).append(_norm(value) if large else value)
     variables: dict[str, Any] = {}
     for name, values in found.items():
         drawn = torch.stack(values)[None].detach()
@@ -48,6 +53,10 @@ def posterior_group(
         for name in {_file_name(f"norm_{site}"), _file_name(site)} & set(made.data_vars):
             made[name].attrs["kl"] = float(nats)
     return made
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dtype=torch.float64)
 
 
 def _weights(guide: Posterior, index: int, seed: int, sign: float) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,11 @@ from small_regressions import regression
 
 from ppl_bnn import Images, kl_by_site, predict, sweep, sweep_to_inference_data, to_inference_data
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment.merging import merge
+from ppl_bnn.prediction.log_density import TrainLogLikelihood
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.saved_draws import read_predictive
+from ppl_bnn.results.training import train_to_inference_data
 
 pytestmark = pytest.mark.any_python
 mpl.use("Agg")
@@ -67,6 +70,8 @@ def test_arvizs_functions_run_as_its_tutorials_call_them(two_files):
         az.plot_loo_pit(a)
         az.plot_ppc_dist(a, var_names=["y"], num_samples=5, kind="ecdf")
         az.plot_dist(a)
+        if "mean" in a.posterior_predictive and a.observed_data["y"].dtype.kind == "i":
+            az.plot_ppc_rootogram(a, var_names=["y"])
         return
     az.plot_loo_pit(a, y="y")
     az.plot_ppc(a, num_pp_samples=5, random_seed=0)
@@ -78,6 +83,27 @@ def test_arvizs_functions_run_as_its_tutorials_call_them(two_files):
     assert joined.posterior_predictive.sizes["chain"] == joined.uncertainty.sizes["chain"] == 2
     assert az.loo(joined).elpd_loo < 0
     assert (az.summary(joined)["r_hat"] < 2).any()
+
+
+def test_the_kl_of_one_training_is_not_said_of_several():
+    _, guide, x, _ = regression()
+    found = of_classes(
+        torch.rand(5, 60, 3, generator=torch.Generator().manual_seed(0)).softmax(-1), torch.arange(60) % 3
+    )
+    parts = [to_inference_data(found, x=x, guide=guide, kl={"0.weight": kl, "2.weight": 2.0}) for kl in (0.5, 1.5)]
+    merged = merge(parts)
+    assert merged["posterior"].sizes["chain"] == 2
+    assert "kl" not in merged["posterior"]["norm_0.weight"].attrs
+    assert merged["posterior"]["norm_2.weight"].attrs["kl"] == 2.0
+    assert merged["layers"]["kl"].values.tolist() == [[0.5, 2.0], [1.5, 2.0]]
+
+
+def test_log_likelihoods_of_training_data_have_y_of_any_shape():
+    *_, y = regression("pairs", epochs=1)
+    likelihood = TrainLogLikelihood(torch.randn(4, 60), torch.randn(4), torch.randn(4))
+    idata = train_to_inference_data(likelihood, y)
+    assert idata["observed_data"]["y"].dims == ("obs_id", "y_dim_0")
+    np.testing.assert_array_equal(idata["log_likelihood"]["y"].values[0], likelihood.log_likelihood)
 
 
 def test_results_that_were_joined_are_saved_and_read(two_files, tmp_path):
@@ -139,15 +165,16 @@ def test_the_norms_are_of_the_weights_that_predicted():
 
 
 class Latent:
-    """Two latents beside a guide's weights, told apart by their numbers."""
+    """Three latents beside a guide's weights, told apart by their numbers."""
 
-    latents = ("tau", "outer/vector")
+    latents = ("tau", "outer/vector", "many")
 
     def __init__(self, guide):
         self.sites, self._guide = guide.sites, guide
 
     def draw_latents(self, index, *, seed=0, sign=1.0):
-        return {"tau": torch.tensor(index + 100.0 * seed), "outer/vector": torch.arange(3.0) * index}
+        tau = torch.tensor(index + 100.0 * seed)
+        return {"tau": tau, "outer/vector": torch.arange(3.0) * index, "many": torch.full((50, 50), tau)}
 
     def draw(self, index, *, seed=0):
         return {**self._guide.draw(index, seed=seed), **self.draw_latents(index, seed=seed)}
@@ -157,7 +184,8 @@ def test_latents_that_are_no_weights_are_in_the_posterior():
     model, guide, x, y = regression()
     found = predict(model, guide, x, y, num_samples=4, seed=2, progress=False)
     group = to_inference_data(found, guide=Latent(guide), kl={"tau": 0.25}, norms=False)["posterior"]
-    assert set(group.data_vars) == {"tau", "outer.vector"}
+    assert set(group.data_vars) == {"tau", "outer.vector", "norm_many"}
+    np.testing.assert_allclose(group["norm_many"], 50 * group["tau"])
     assert group["tau"].values.tolist() == [[200.0, 201.0, 202.0, 203.0]]
     assert group["tau"].attrs["kl"] == 0.25
     assert group["outer.vector"].dims == ("chain", "draw", "outer.vector_dim_0")
