@@ -27,10 +27,10 @@ assert probs.dims == ("chain", "draw", "obs_id", "class"), probs.dims
 assert dict(probs.sizes) == {"chain": 1, "draw": 30, "obs_id": 60, "class": 10}
 assert abs(float(probs.sum("class").mean()) - 1) < 1e-3
 assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "obs_id")
-assert tree["uncertainty"]["interval"].dims == ("obs_id", "class", "quantile")
+assert tree["uncertainty"]["interval"].dims == ("chain", "obs_id", "class", "quantile")
 assert set(tree.children) == {
-    "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data", "uncertainty",
-    "layers", "monte_carlo", "training",
+    "posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data",
+    "uncertainty", "layers", "monte_carlo", "training",
 }
 """
 

@@ -76,8 +76,9 @@ def _chains(name: str, parts: list[xr.Dataset]) -> xr.Dataset:
     kept = name == "posterior_predictive" and "level" in parts[0].dims
     try:
         merged = xr.concat(
-            parts, "chain", data_vars="all", coords="minimal", compat="override", join="inner" if kept else "exact"
-        )
+            parts, "chain", data_vars="all", coords="minimal", compat="override", join="inner" if kept else "exact",
+            combine_attrs="drop_conflicts",
+        )  # fmt: skip
     except ValueError as error:
         raise UserError(f"the results' {name} cannot be merged: {str(error).splitlines()[0]}") from None
     return merged.assign_coords(chain=np.arange(merged.sizes["chain"]))

@@ -55,6 +55,7 @@ def sweep(
     Every level uses the same random numbers, so differences between levels are not Monte Carlo noise of the draws.
 
     Args:
+        net: the network of class logits, or the `Model`, whose likelihood scores every level.
         scope, criterion, structure, priors: as in `prune`.
         tuned: returns the network and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetuning`).

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_bnn.data import Images
+from ppl_bnn.errors import UserError
 from ppl_bnn.results.netcdf import groups_of, readable
 
 INTERVAL = np.array([0.05, 0.95])
@@ -79,45 +80,79 @@ def _narrowest_kernels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sampled_labels(probs: Tensor, seed: int) -> Tensor:
-    """One label drawn from each draw's probabilities [S, N, C], [S, N]; -1 where an example has no such draw."""
+    """One label drawn from each draw's probabilities [S, N, ..., C], [S, N, ...]; -1 where there is no such draw."""
     generator = torch.Generator().manual_seed(seed)
-    sampled = torch.empty(probs.shape[:2], dtype=torch.int16)
+    sampled = torch.empty(probs.shape[:-1], dtype=torch.int16)
     # One draw at a time: all at once would hold a second copy of the probabilities.
     for s, draw in enumerate(probs):
-        uniform = torch.rand(len(draw), 1, generator=generator)
-        sampled[s] = (draw.cumsum(1) < uniform).sum(1).clamp_max(probs.shape[2] - 1)
+        uniform = torch.rand(*draw.shape[:-1], 1, generator=generator)
+        sampled[s] = (draw.cumsum(-1) < uniform).sum(-1).clamp_max(probs.shape[-1] - 1)
         # An example that has no such draw has no label of it.
-        sampled[s][draw.isnan().any(1)] = -1
+        sampled[s][draw.isnan().any(-1)] = -1
     return sampled
 
 
-def spread(probs: np.ndarray, kept: np.ndarray, num_images: int) -> dict[str, Any]:
-    """Standard deviation and interval over draws [S, K, C] of the images `kept` [K]; NaN for the other images."""
-    std = np.full((num_images, probs.shape[2]), np.nan, np.float32)
+def spread(
+    probs: np.ndarray, kept: np.ndarray, num_examples: int, dims: Sequence[str] = ("obs_id", "class")
+) -> dict[str, Any]:
+    """Standard deviation and interval over draws [S, K, ...] of the examples `kept` [K]; NaN for the others.
+
+    Args:
+        dims: names of the dimensions [N, ...].
+    """
+    std = np.full((num_examples, *probs.shape[2:]), np.nan, np.float32)
     interval = np.full((*std.shape, 2), np.nan, np.float32)
     # In parts: the quantiles sort a copy of the draws.
     for part in np.array_split(np.arange(len(kept)), max(1, probs.size // 10_000_000)):
         drawn = probs[:, part]
-        # Where images have draws of their own number, the missing ones are NaN.
+        # Where examples have draws of their own number, the missing ones are NaN.
         std_of, quantile_of = (np.nanstd, np.nanquantile) if np.isnan(drawn).any() else (np.std, np.quantile)
         std[kept[part]] = std_of(drawn, axis=0)
         interval[kept[part]] = np.moveaxis(quantile_of(drawn, INTERVAL, axis=0), 0, -1)
-    return {"std_probs": (("obs_id", "class"), std), "interval": (("obs_id", "class", "quantile"), interval)}
+    return {"std_probs": (tuple(dims), std), "interval": ((*dims, "quantile"), interval)}
 
 
 def data_groups(images: Images) -> dict[str, xr.Dataset]:
-    """`observed_data` and `constant_data`: labels, and images with their place in the data set."""
+    """`observed_data` and `constant_data`: labels, and images (or x of another shape) with their place in the data."""
     obs = np.arange(len(images))
-    dims = ("obs_id", "channel", "height", "width")
-    constant = {
-        "image": (dims, images.pixels),
-        "image_index": (("obs_id",), obs),
-        "split": (("obs_id",), np.full(len(images), images.split)),
-    }
-    return {
-        "observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
-        "constant_data": dataset(constant, obs_id=obs),
-    }
+    if images.pixels.dim() == 4:
+        constant = dataset({"image": (("obs_id", "channel", "height", "width"), images.pixels)})
+    else:
+        constant = input_group(images.pixels)
+    constant = constant.assign_coords(obs_id=obs).assign(
+        image_index=("obs_id", obs), split=("obs_id", np.full(len(images), images.split))
+    )
+    return {"observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs), "constant_data": constant}
+
+
+def input_group(x: Tensor, feature_names: Sequence[str] | None = None) -> xr.Dataset:
+    """`constant_data` of inputs [N, ...]: x (obs_id, x_dim_0, ...).
+
+    Args:
+        feature_names: coordinates of the last dimension; numbers from 0 unless given.
+
+    Raises:
+        UserError: another number of names.
+    """
+    made = with_coordinates(dataset({"x": (dims_of(x, "x"), x.detach())}))
+    if feature_names is None:
+        return made
+    if x.dim() < 2 or len(feature_names) != x.shape[-1]:
+        raise UserError(
+            f"feature_names must name each of the {x.shape[-1] if x.dim() > 1 else 1} columns of x "
+            f"{list(x.shape)}, got {len(feature_names)} names: pass one a column of x [N, ..., columns]"
+        )
+    return made.assign_coords({made["x"].dims[-1]: list(feature_names)})
+
+
+def dims_of(values: Tensor | np.ndarray, name: str) -> tuple[str, ...]:
+    """Names of the dimensions of values by example, [N, ...], as ArviZ gives them: obs_id, <name>_dim_0, ..."""
+    return ("obs_id", *(f"{name}_dim_{at}" for at in range(len(values.shape) - 1)))
+
+
+def with_coordinates(data: xr.Dataset) -> xr.Dataset:
+    """With coordinates 0, 1, ... for the dimensions that have none: some functions of ArviZ 0.23 need them."""
+    return data.assign_coords({d: np.arange(size) for d, size in data.sizes.items() if d not in data.coords})
 
 
 def dataset(variables: Mapping[str, Any], **coords: Any) -> xr.Dataset:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A probability in steps of 1/65534 takes half the room of a float32; 65535 stands for NaN.
 _PACKED = {"dtype": "uint16", "scale_factor": np.float32(1 / 65534), "_FillValue": np.uint16(65535)}
+# Groups beside ArviZ's schema. ArviZ 0.23 joins results by chain only if all their variables have that dimension.
+BY_CHAIN = ("uncertainty", "monte_carlo", "layers", "training")
 
 
 def save(idata: Any, path: Path) -> None:
@@ -30,10 +32,12 @@ def save(idata: Any, path: Path) -> None:
     import xarray as xr
 
     attrs = {
-        name: value if isinstance(value, str | int | float | np.generic) else f"json:{json.dumps(value)}"
+        name: value
+        if isinstance(value, str | int | float | np.generic)
+        else f"json:{json.dumps(value, default=_plain)}"
         for name, value in idata.attrs.items()
     }
-    groups = groups_of(idata)
+    groups = _all_groups(idata)
     encoding = {f"/{name}": {var: _encoding(data[var]) for var in data.data_vars} for name, data in groups.items()}
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups})
     # Made in memory first: where a disk fills up under HDF5, it brings the process down on its way out.
@@ -57,7 +61,7 @@ def read_group(path: Path, name: str) -> "xr.Dataset | None":
             if name not in file:
                 return None
         with xr.open_dataset(path, engine="h5netcdf", group=name) as dataset:
-            return dataset.load()
+            return _of_one_chain(name, dataset.load())
 
 
 @contextmanager
@@ -76,12 +80,20 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def groups_of(idata: Any) -> "dict[str, xr.Dataset]":
-    """The groups of an InferenceData or a DataTree as {name: Dataset}."""
+    """The groups of an InferenceData or a DataTree as {name: Dataset}; those of `BY_CHAIN` without a chain of 1."""
+    return {name: _of_one_chain(name, data) for name, data in _all_groups(idata).items()}
+
+
+def _all_groups(idata: Any) -> "dict[str, xr.Dataset]":
     import xarray as xr
 
     if isinstance(idata, xr.DataTree):
         return {str(name): node.to_dataset() for name, node in idata.children.items()}
     return {name: idata[name] for name in idata.groups()}
+
+
+def _of_one_chain(name: str, data: "xr.Dataset") -> "xr.Dataset":
+    return data.isel(chain=0, drop=True) if name in BY_CHAIN and data.sizes.get("chain") == 1 else data
 
 
 def _encoding(variable: "xr.DataArray") -> dict[str, Any]:
@@ -94,6 +106,11 @@ def _encoding(variable: "xr.DataArray") -> dict[str, Any]:
     if variable.dtype.kind == "f" and "exact" not in variable.attrs and variable.dims != ("chain", "draw"):
         encoding["dtype"] = "float32"
     return encoding
+
+
+def _plain(value: Any) -> Any:
+    # Numbers of numpy, which ArviZ collects in a list where it joins results.
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _decoded(value: Any) -> Any:

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned
 from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.pruning import snr, snr_histogram
-from ppl_bnn.results.idata import INTERVAL, assemble, data_groups, dataset, sampled_labels, spread
+from ppl_bnn.results.drawn import drawn_group, has_classes, observed_group, uncertainty_group
+from ppl_bnn.results.idata import assemble, data_groups, dataset, input_group, with_coordinates
+from ppl_bnn.results.netcdf import BY_CHAIN
+from ppl_bnn.results.posterior import posterior_group
 from ppl_bnn.results.saved_draws import how_drawn, monte_carlo
 
 _QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
@@ -20,67 +24,67 @@ _QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 def to_inference_data(
     predictive: Predictive,
-    images: Images,
+    data: Images | None = None,
     *,
+    x: Tensor | np.ndarray | None = None,
+    feature_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     guide: Posterior | None = None,
     kl: Mapping[str, float] | None = None,
+    norms: bool = True,
     history: Sequence[Mapping[str, float]] = (),
     attrs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Any:
-    """Return the posterior predictive as InferenceData.
+    """Return the posterior predictive as InferenceData. chain is the training run, draw the Monte Carlo draw.
 
-    Groups: `posterior_predictive` (probs [chain, draw, obs_id, class] and sampled labels y [chain, draw, obs_id]),
-    `log_likelihood` (y, nats), `observed_data` (y), `constant_data` (image, image_index, split), `sample_stats`
-    (each draw's own accuracy and nll), and beside ArviZ's schema `uncertainty` (mean_probs, their standard deviation
-    std_probs and 90% interval over the draws, and the total, aleatoric and epistemic uncertainty of each image, nats),
-    `monte_carlo` (the sums behind it), `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch).
-    The interval is equal-tailed: the draws' 5% and 95% quantiles. chain is the training run, draw the Monte Carlo
-    draw.
+    ArviZ's groups, all with y of any shape (obs_id, y_dim_0, ...):
+
+    - `posterior`, with a `guide`: what `ppl_bnn.results.posterior.posterior_group` says;
+    - `posterior_predictive`: class probabilities probs [chain, draw, obs_id, class] and labels y sampled from them; for
+      numbers E[y | draw], mean, and the drawn y;
+    - `log_likelihood` (y of each example [chain, draw, obs_id], nats), unless it was not kept;
+    - `sample_stats`: each draw's own accuracy (numbers: score, minus the mean squared error) and nll;
+    - `observed_data` (y) and `constant_data` (images: image, image_index, split; otherwise x).
+
+    Beside them: `uncertainty` (`ppl_bnn.results.drawn.uncertainty_group`), `monte_carlo` (the sums behind it),
+    `layers` (snr quantiles and histogram, KL) and `training` (one entry an epoch). All of their variables have the
+    dimension chain, as ``az.concat(dim="chain")`` wants it.
+
+    What the predictive lacks is left out: without y there are no `log_likelihood`, `sample_stats` and `observed_data`,
+    and the method moments has no draws of numbers and no `posterior`. LOO-PIT needs kept draws of all examples, and one
+    y an example.
 
     Args:
-        images: the images `predictive` was made of, in its order.
-        guide, kl: the posterior and its KL by site (`ppl_bnn.inference.elbo.kl_by_site`), for `layers`. The group is
-            left out for a posterior without signal-to-noise ratios: one without `loc_scale`, or a pruned one.
+        data: the images `predictive` was made of, in its order, whose classes have names. Its x may have any shape.
+        x: the inputs [N, ...] in place of them.
+        feature_names: of the columns of `x`, for figures: ``"age (years)"``.
+        classes: names of the classes where there are no images; ``0``, ``1``, ... unless given.
+        guide: the posterior, for `posterior` and `layers`. `layers` is left out for a posterior without signal-to-noise
+            ratios: one without `loc_scale`, or a pruned one.
+        kl: KL by site (`ppl_bnn.inference.elbo.kl_by_site`), nats.
+        norms: whether `posterior` has the norms of the weights; they cost all draws of the weights once more.
         history: what `fit` returned, for `training`.
-        attrs: numbers and texts about the run, kept with the file.
+        attrs: numbers and texts about the run, kept with the file. ``title`` and ``y_label`` name the data and y in
+            figures.
         seed: of the sampled labels.
 
     Raises:
-        UserError: `images` and `predictive` differ in number.
+        UserError: `data` or `x` and `predictive` differ in number, or the labels do; both `data` and `x`; another
+            number of classes or feature names; a `guide` that is no posterior.
     """
-    if len(images) != len(predictive.labels):
-        raise UserError(f"the predictive has {len(predictive.labels)} images, got {len(images)}")
-    if not torch.equal(images.labels.cpu().long(), predictive.labels.long()):
-        raise UserError("images must be those that the predictive was made of, in its order; their labels differ")
-    total, aleatoric, epistemic = predictive.uncertainties()
-    of_draws = predictive.kept.numpy()[: 0 if predictive.method == "moments" else None]
-    obs = np.arange(len(images))
-    coords = {"obs_id": obs, "class": list(images.classes)}
-    by_image = ("obs_id",)
-    groups = {
-        "posterior_predictive": _draws(predictive, images.classes, seed),
-        "log_likelihood": dataset({"y": (("chain", "draw", "obs_id"), predictive.log_likelihood[None])}, obs_id=obs),
-        "sample_stats": dataset(
-            {
-                "accuracy": (("chain", "draw"), predictive.accuracies[None]),
-                "nll": (("chain", "draw"), -predictive.log_likelihood.mean(1)[None]),
-            }
-        ),
-        **data_groups(images),
-        "uncertainty": dataset(
-            {
-                "mean_probs": (("obs_id", "class"), predictive.mean_probs.float()),
-                **spread(predictive.probs.numpy(), of_draws, len(images)),
-                "total": (by_image, total),
-                "aleatoric": (by_image, aleatoric),
-                "epistemic": (by_image, epistemic),
-            },
-            **coords,
-            quantile=INTERVAL,
-        ),
-        "monte_carlo": monte_carlo(predictive),
-    }
+    check_data(predictive, data, x)
+    if guide is not None and not isinstance(guide, Posterior):
+        raise UserError(
+            f"guide must be the posterior that was predicted with, got a {type(guide).__name__}: a Pyro guide becomes "
+            "one by as_posterior"
+        )
+    names = class_names(predictive, data.classes if data is not None else classes)
+    groups = {"posterior_predictive": drawn_group(predictive, names, seed)}
+    if guide is not None and (found := posterior_group(predictive, guide, kl or {}, norms=norms)) is not None:
+        groups["posterior"] = found
+    groups |= _by_draw(predictive) | data_groups_of(predictive, data, x, feature_names)
+    groups |= {"uncertainty": uncertainty_group(predictive, names), "monte_carlo": monte_carlo(predictive)}
     if isinstance(guide, Factorized) and not is_pruned(guide) and guide.sites:
         groups["layers"] = layers(guide, kl or {})
     if history:
@@ -88,15 +92,72 @@ def to_inference_data(
             name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
         }
         groups["training"] = dataset(columns, epoch=[int(row["epoch"]) for row in history])
-    return assemble(groups, {"title": images.title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
+    groups = {name: with_coordinates(group) for name, group in groups.items()}
+    for name in groups.keys() & set(BY_CHAIN):
+        groups[name] = groups[name].expand_dims(chain=[0])
+    title = data.title if data is not None else f"{len(predictive.draws)} examples"
+    return assemble(groups, {"title": title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
 
 
-def _draws(predictive: Predictive, classes: Sequence[str], seed: int) -> xr.Dataset:
-    variables: dict[str, Any] = {
-        "probs": (("chain", "draw", "obs_id", "class"), predictive.probs[None]),
-        "y": (("chain", "draw", "obs_id"), sampled_labels(predictive.probs, seed)[None]),
-    }
-    return dataset(variables, obs_id=predictive.kept.numpy(), **{"class": list(classes)})
+def check_data(predictive: Predictive, data: Images | None, x: object) -> None:
+    """Raise UserError for images or inputs that are not those of a predictive, as far as that can be told."""
+    count = len(predictive.draws)
+    if data is not None and not isinstance(data, Images):
+        raise UserError(f"data must be Images, got a {type(data).__name__}: pass inputs of other kinds as x=")
+    if data is not None and x is not None:
+        raise UserError("got both data and x: pass the Images, or x alone")
+    if data is not None and len(data) != count:
+        raise UserError(f"the predictive has {count} images, got {len(data)}")
+    if data is not None and predictive.y is not None and not torch.equal(data.labels.cpu().long(), predictive.y.long()):
+        raise UserError("images must be those that the predictive was made of, in its order; their labels differ")
+    if x is not None and (not isinstance(x, Tensor | np.ndarray) or not x.ndim or len(x) != count):
+        got = list(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
+        raise UserError(f"x must be the inputs of the {count} examples of the predictive, [{count}, ...], got {got}")
+
+
+def class_names(predictive: Predictive, given: Sequence[str] | None) -> list[str]:
+    """Names of the classes; none for numbers and for labels of yes or no.
+
+    Raises:
+        UserError: another number of names than classes.
+    """
+    if not has_classes(predictive.likelihood):
+        return []
+    count = predictive.mean.shape[-1]
+    if given is not None and len(given) != count:
+        raise UserError(f"the predictive has {count} classes, got names of {len(given)}")
+    return [str(name) for name in given] if given is not None else [str(at) for at in range(count)]
+
+
+def _by_draw(predictive: Predictive) -> dict[str, xr.Dataset]:
+    """`log_likelihood` and `sample_stats`, as far as there was a y and they were kept."""
+    groups, by_draw = {}, ("chain", "draw")
+    stats: dict[str, Any] = {}
+    if predictive.draw_scores is not None:
+        name = "score" if predictive.likelihood.drawn else "accuracy"
+        stats[name] = (by_draw, predictive.draw_scores[None])
+    if predictive.log_likelihood is not None:
+        obs = np.arange(len(predictive.draws))
+        each = {"y": ((*by_draw, "obs_id"), predictive.log_likelihood[None])}
+        groups["log_likelihood"] = dataset(each, obs_id=obs)
+        stats["nll"] = (by_draw, -predictive.log_likelihood.mean(1)[None])
+    if stats:
+        groups["sample_stats"] = dataset(stats)
+    return groups
+
+
+def data_groups_of(
+    predictive: Predictive, data: Images | None, x: Tensor | np.ndarray | None, feature_names: Sequence[str] | None
+) -> dict[str, xr.Dataset]:
+    """`observed_data` and `constant_data`, as far as there is y and x."""
+    groups = {} if data is None else data_groups(data)
+    if predictive.y is None:
+        groups.pop("observed_data", None)
+    elif data is None:
+        groups["observed_data"] = observed_group(predictive)
+    if x is not None:
+        groups["constant_data"] = input_group(torch.as_tensor(x), feature_names)
+    return groups
 
 
 def layers(guide: Posterior, kl: Mapping[str, float]) -> xr.Dataset:
@@ -114,5 +175,5 @@ def layers(guide: Posterior, kl: Mapping[str, float]) -> xr.Dataset:
         ),
     }
     if kl:
-        variables["kl"] = (("layer",), np.array([kl[site] for site in ratios]))
+        variables["kl"] = (("layer",), np.array([kl.get(site, np.nan) for site in ratios]))
     return dataset(variables, layer=list(ratios), quantile=_QUANTILES, log10_snr=middle.numpy())

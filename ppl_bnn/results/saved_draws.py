@@ -7,61 +7,69 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_bnn.errors import FileError
+from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
 from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.prediction.sketch import QuantileSketch
 from ppl_bnn.results import netcdf
+from ppl_bnn.results.drawn import EXACT, has_classes, name_of
+from ppl_bnn.results.idata import dataset, dims_of
 
 
 def monte_carlo(predictive: Predictive) -> xr.Dataset:
     """The sums over draws behind the averages, in full precision, and how far the averages may be off.
 
     Variables by obs_id: draws; mc_error, the standard error of the mean; and, to resume from, sum_<name> of each
-    average (`Predictive.sums`), squares, reference and, where it was kept, log_sum.
+    average (`Predictive.sums`), reference, squares where they are not those of the spread, and log_sum and sketch where
+    these were kept.
     """
     exact = {f"sum_{name}": total for name, total in predictive.sums.items()}
-    exact |= {"squares": predictive.squares, "reference": predictive.reference}
+    # Independent draws have the same squares as the spread.
+    if not torch.equal(predictive.squares, predictive.sums["spread"]):
+        exact["squares"] = predictive.squares
+    exact["reference"] = predictive.reference
     if predictive.log_sum is not None:
         exact["log_sum"] = predictive.log_sum
     if predictive.sketch is not None:
         exact |= {f"sketch_{name}": part for name, part in predictive.sketch.state().items()}
-    variables = {name: (dims_of(values, name), values.numpy()) for name, values in exact.items()}
-    found = xr.Dataset(
-        {
-            "draws": ("obs_id", predictive.draws.numpy()),
-            "mc_error": (dims_of(predictive.squares, "squares"), predictive.mc_error.float().numpy()),
-            **variables,
-        },
-        coords={"obs_id": np.arange(len(predictive.draws))},
+    variables = {name: (_dims(predictive, values, name), values) for name, values in exact.items()}
+    error = predictive.mc_error.float()
+    found = dataset(
+        {"draws": (("obs_id",), predictive.draws), "mc_error": (_dims(predictive, error, "mean"), error), **variables},
+        obs_id=np.arange(len(predictive.draws)),
     )
     for name in variables:
-        found[name].attrs["exact"] = "float64, to resume from"
+        found[name].attrs["exact"] = EXACT
     return found
 
 
-def dims_of(values: torch.Tensor, name: str) -> tuple[str, ...]:
-    """Dimensions of an array by example, [N, ...]: the sketch's have names of their own."""
-    if name.startswith("sketch_"):
-        return tuple(f"{name}_dim_{at}" for at in range(values.dim()))
-    kind = "entropy" if name == "sum_entropy" else "y"
-    return ("obs_id", *(f"{kind}_dim_{at}" for at in range(values.dim() - 1)))
+def _dims(predictive: Predictive, values: torch.Tensor, name: str) -> tuple[str, ...]:
+    """Dimensions of values by example, [N, ...]: those of y, of the classes behind it, or of their own."""
+    if values.shape != predictive.mean.shape[: values.dim()]:
+        return dims_of(values, name)
+    dims = dims_of(values, "y")
+    classes = has_classes(predictive.likelihood) and values.dim() == predictive.mean.dim()
+    return (*dims[:-1], "class_id") if classes else dims
 
 
 def how_drawn(predictive: Predictive) -> dict[str, str | float]:
     """How the draws were made, how many the examples have, and how far the averages may be off.
 
-    method, sampling, compact (yes or no), generator (of their random numbers), mean_draws, median_draws and max_draws
-    over examples; mc_error, the mean standard error of the mean (of the top probability), and max_mc_error, the largest
-    of any; NaN where the draws do not tell it.
+    likelihood and the units of its uncertainties; method, sampling, compact (yes or no), generator and seed (of their
+    random numbers); mean_draws, median_draws and max_draws over examples; mc_error, the mean standard error of the mean
+    (of the top probability), and max_mc_error, the largest of any; NaN where the draws do not tell it.
     """
-    error = predictive.mc_error
-    top = error if predictive.likelihood.drawn else error.gather(-1, predictive.mean.argmax(-1, keepdim=True))
+    top = predictive.mc_error
+    if has_classes(predictive.likelihood):
+        top = top.gather(-1, predictive.mean.argmax(-1, keepdim=True))
     return {
+        "likelihood": name_of(predictive.likelihood),
+        "units": predictive.likelihood.units,
         "method": predictive.method,
         "sampling": predictive.sampling,
         "compact": "yes" if predictive.compact else "no",
         "generator": predictive.generator,
+        "seed": predictive.seed,
         "mean_draws": float(predictive.draws.double().mean()),
         "median_draws": float(predictive.draws.double().median()),
         "max_draws": int(predictive.draws.max()),
@@ -71,13 +79,17 @@ def how_drawn(predictive: Predictive) -> dict[str, str | float]:
 
 
 def read_predictive(path: Path, likelihood: Likelihood | None = None) -> Predictive:
-    """A saved predictive, its kept probabilities in the file's steps of 1/65534 and all else in full precision.
+    """A saved predictive: what `predict` resumes from (``so_far=``).
+
+    Kept probabilities are in the file's steps of 1/65534. All else is in full precision: the draws of numbers that are
+    added to a saved predictive are bitwise those of a single run.
 
     Args:
         likelihood: of the predictive; Categorical unless given.
 
     Raises:
         FileError: missing, damaged, or without the sums to resume from.
+        UserError: `likelihood` is not the file's.
     """
     likelihood = likelihood or Categorical()
     groups = {
@@ -87,17 +99,22 @@ def read_predictive(path: Path, likelihood: Likelihood | None = None) -> Predict
     if missing := [name for name in ("posterior_predictive", "monte_carlo") if groups[name] is None]:
         raise FileError(f"{path} has no group {missing[0]!r}; delete it and run its stage again")
     attrs = netcdf.read_attrs(path)
+    # Results of version 0.1.0 are all of classes.
+    if (name := attrs.get("likelihood", "Categorical")) != name_of(likelihood):
+        raise UserError(f"{path} is of a {name} likelihood, got {name_of(likelihood)}: pass likelihood= of the model")
 
     def tensor(group: str, name: str) -> torch.Tensor | None:
         data = groups[group]
         if data is None or name not in data:
             return None
         # xarray may give memory that cannot be written to.
-        return torch.from_numpy(np.require(data[name].values, requirements="W"))
+        found = torch.from_numpy(np.require(data[name].values, requirements="W"))
+        dtype = data[name].attrs.get("float_dtype")
+        return found if dtype is None else found.to(getattr(torch, dtype))
 
     def first_chain(group: str, name: str) -> torch.Tensor | None:
         found = tensor(group, name)
-        return None if found is None else found[0].float()
+        return None if found is None else found[0]
 
     means = first_chain("posterior_predictive", "mean" if likelihood.drawn else "probs")
     kept, draws = tensor("posterior_predictive", "obs_id"), tensor("monte_carlo", "draws")
@@ -106,23 +123,21 @@ def read_predictive(path: Path, likelihood: Likelihood | None = None) -> Predict
     assert kept is not None
     assert draws is not None
     assert state is not None
-    sums = {str(name).removeprefix("sum_"): tensor("monte_carlo", str(name)) for name in state if "sum_" in str(name)}
-    sums.pop("log_sum", None)
+    names = [str(name) for name in state]
+    sums, sketch = (
+        {name.removeprefix(kind): tensor("monte_carlo", name) for name in names if name.startswith(kind)}
+        for kind in ("sum_", "sketch_")
+    )
     squares, reference = tensor("monte_carlo", "squares"), tensor("monte_carlo", "reference")
     if not sums:
-        sums, squares, reference = _of_version_0_1_0(tensor, draws)
-    sketch = {
-        str(name).removeprefix("sketch_"): tensor("monte_carlo", str(name))
-        for name in state
-        if str(name).startswith("sketch_")
-    }
+        sums, squares, reference = _of_version_0_1_0(tensor, draws)  # type: ignore[assignment]
     return Predictive(
         means=means,
         kept=kept,
         y=tensor("observed_data", "y"),
         log_likelihood=first_chain("log_likelihood", "y"),
         sums=sums,  # type: ignore[arg-type]
-        squares=squares,  # type: ignore[arg-type]
+        squares=sums["spread"] if squares is None else squares,  # type: ignore[arg-type]
         reference=reference,  # type: ignore[arg-type]
         draws=draws,
         draw_scores=first_chain("sample_stats", "score" if likelihood.drawn else "accuracy"),

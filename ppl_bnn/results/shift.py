@@ -60,9 +60,7 @@ def shift_to_inference_data(
         groups["ood"] = sets.assign_coords({"set": list(outside), "score": list(scores)})
     if temperature:
         groups["temperature"] = dataset({name: ((), np.array(value)) for name, value in temperature.items()})
-    return assemble(
-        groups, {"title": images.title, "num_samples": len(shifted[0].predictive.log_likelihood), **(attrs or {})}
-    )
+    return assemble(groups, {"title": images.title, "num_samples": shifted[0].predictive.num_samples, **(attrs or {})})
 
 
 def _by_image(predictive: Predictive, dimension: str) -> xr.Dataset:

@@ -4,21 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ppl_bnn.data import Images
 from ppl_bnn.prediction.log_density import TrainLogLikelihood
-from ppl_bnn.results.idata import assemble, dataset
+from ppl_bnn.results.idata import assemble, dataset, dims_of
 
 
 def train_to_inference_data(
-    likelihood: TrainLogLikelihood, images: Images, *, attrs: Mapping[str, Any] | None = None
+    likelihood: TrainLogLikelihood, data: Images | Tensor, *, attrs: Mapping[str, Any] | None = None
 ) -> Any:
     """Return what leave-one-out cross-validation needs as InferenceData, all in nats.
 
-    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training images), `sample_stats` (each draw's log_prior
+    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training examples), `sample_stats` (each draw's log_prior
     and log_q, the densities of its weights, and lp: log_prior + the sum of its log likelihoods), `observed_data` (y).
+
+    Args:
+        data: the training images, or the observed y [N, ...].
     """
-    obs = np.arange(len(images))
+    y = data.labels if isinstance(data, Images) else data
+    obs = np.arange(len(y))
     by_draw = ("chain", "draw")
     log_joint = likelihood.log_prior + likelihood.log_likelihood.double().sum(1)
     groups = {
@@ -30,6 +35,7 @@ def train_to_inference_data(
                 "lp": (by_draw, log_joint[None]),
             }
         ),
-        "observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
+        "observed_data": dataset({"y": (dims_of(y, "y"), y)}, obs_id=obs),
     }
-    return assemble(groups, {"title": images.title, **(attrs or {})})
+    title = data.title if isinstance(data, Images) else f"{len(y)} examples"
+    return assemble(groups, {"title": title, **(attrs or {})})

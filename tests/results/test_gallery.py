@@ -8,10 +8,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from class_predictives import of_classes
 
 from ppl_bnn import Images, to_inference_data
 from ppl_bnn.errors import FileError
-from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.densities import (
@@ -39,12 +39,7 @@ def predictive_file(path, seed=0, scale=1.5, draws=60):
     logits = 2 * torch.nn.functional.one_hot(labels, 4) + spread * torch.randn(60, 30, 4, generator=generator)
     probs = logits.softmax(-1)
     probs[torch.arange(60)[:, None] >= torch.as_tensor(draws).expand(30)] = torch.nan
-    log_likelihood = probs.gather(2, labels[None, :, None].expand(60, -1, 1)).squeeze(2).log()
-    found = Predictive(
-        probs, torch.arange(30), log_likelihood, labels, probs.double().nanmean(0),
-        torch.special.entr(probs).sum(-1).nanmean(0).double(), (probs.argmax(2) == labels).float().mean(1), 0.1,
-        probs.double().square().nanmean(0), torch.as_tensor(draws).expand(30).clone(),
-    )  # fmt: skip
+    found = of_classes(probs, labels)
     pixels = torch.randint(0, 256, (30, 1, 12, 12), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
     images = Images(pixels, labels, CLASSES, "things", "test")
     netcdf.save(to_inference_data(found, images, attrs={"run": f"run{seed}"}), path)

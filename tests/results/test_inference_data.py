@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from class_predictives import of_classes
 
 from ppl_bnn import Classifier, MeanFieldNormal, build, kl_by_site, predict, sweep, to_inference_data
 from ppl_bnn.data import Images
@@ -60,6 +61,7 @@ def test_arviz_opens_every_group(results):
     assert isinstance(idata, xr.DataTree if ARVIZ_1 else az.InferenceData)
     assert isinstance(inference_data.load(folder / "predictive.nc"), type(idata))
     assert set(netcdf.groups_of(idata)) == {
+        "posterior",
         "posterior_predictive",
         "log_likelihood",
         "sample_stats",
@@ -150,21 +152,8 @@ def test_importing_the_package_and_the_command_line_imports_no_arviz():
 
 
 def test_sampled_labels_follow_the_probabilities(results):
-    _, predictive, images, _ = results
-    many = type(predictive)(
-        **{
-            **vars(predictive),
-            "probs": torch.tensor([0.1, 0.2, 0.7]).expand(50, 400, 3),
-            "labels": torch.zeros(400, dtype=torch.long),
-            "kept": torch.arange(400),
-            "log_likelihood": torch.zeros(50, 400),
-            "mean_probs": torch.full((400, 3), 1 / 3),
-            "mean_entropy": torch.zeros(400),
-            "accuracies": torch.zeros(50),
-            "mean_squares": torch.full((400, 3), 1 / 9),
-            "draws": torch.full((400,), 50),
-        }
-    )
+    *_, images, _ = results
+    many = of_classes(torch.tensor([0.1, 0.2, 0.7]).expand(50, 400, 3), torch.zeros(400, dtype=torch.long))
     some = Images(images.pixels[:1].expand(400, -1, -1, -1), many.labels, ("a", "b", "c"), "x", "test")
     y = to_inference_data(many, some)["posterior_predictive"]["y"].values.ravel()
     share = np.bincount(y, minlength=3) / y.size

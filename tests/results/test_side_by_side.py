@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from class_predictives import of_classes
 from matplotlib.colors import to_hex
 
 from ppl_bnn import Images, to_inference_data
 from ppl_bnn.errors import UserError
-from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.densities import compare_densities, density_by_class
@@ -35,13 +35,7 @@ def drawn(seed=0, draws=60, true=None):
 
 
 def predictive_file(path, probs, run="run", images=IMAGES, **attrs):
-    log_likelihood = probs.gather(2, LABELS[None, :, None].expand(len(probs), -1, 1)).squeeze(2).log()
-    found = Predictive(
-        probs, torch.arange(12), log_likelihood, LABELS, probs.double().mean(0),
-        torch.special.entr(probs).sum(-1).mean(0).double(), (probs.argmax(2) == LABELS).float().mean(1), 0.1,
-        probs.double().square().mean(0), torch.full((12,), len(probs)),
-    )  # fmt: skip
-    netcdf.save(to_inference_data(found, images, attrs={"run": run, **attrs}), path)
+    netcdf.save(to_inference_data(of_classes(probs, LABELS), images, attrs={"run": run, **attrs}), path)
     return path
 
 

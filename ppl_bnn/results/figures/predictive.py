@@ -19,6 +19,8 @@ from ppl_bnn.results.figures.pruning_densities import density_under_pruning
 def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[Path]:
     """Draw every figure the results allow into `folder` as PNG and return their paths.
 
+    Without labels there is no reliability, without images no certainty.
+
     Args:
         predictive, pruning: ``predictive.nc``, and ``pruning.nc`` or None where nothing was pruned.
 
@@ -28,11 +30,14 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
     """
     drawings: dict[str, tuple[Callable[[Groups, str], Figure], Any]] = {}
     predicted = inference_data.load(predictive)
-    if "training" in netcdf.groups_of(predicted):
+    groups = netcdf.groups_of(predicted)
+    if "training" in groups:
         drawings["training"] = (training_curves, predicted)
-    drawings["reliability"] = (reliability_diagram, predicted)
-    drawings["certainty"] = (most_and_least_certain, predicted)
-    if "layers" in netcdf.groups_of(predicted):
+    if "observed_data" in groups:
+        drawings["reliability"] = (reliability_diagram, predicted)
+        if "image" in groups.get("constant_data", {}):
+            drawings["certainty"] = (most_and_least_certain, predicted)
+    if "layers" in groups:
         drawings["snr"] = (snr_histograms, predicted)
     if pruning is not None:
         swept = inference_data.load(pruning)
@@ -44,18 +49,23 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
 
 
 def training_curves(groups: Groups, title: str) -> Figure:
-    """Loss, NLL and weighted KL in nats per datum, and accuracy, against epoch."""
+    """Loss, NLL and weighted KL in nats per datum, and accuracy where there are classes, against epoch."""
     history = groups["training"]
-    figure, (left, right) = new_figure(f"Training on {title}", 10, 4, 1, 2)
+    classes = "accuracy" in history and bool(np.isfinite(history["accuracy"]).any())
+    figure, axes = new_figure(f"Training on {title}", 10 if classes else 5.5, 4, 1, 2 if classes else 1, squeeze=False)
+    left = axes[0, 0]
     epochs = history["epoch"].values
     weighted = history["loss"] - history["nll"]
     for name, values in (("loss", history["loss"]), ("NLL", history["nll"]), ("kl_weight x KL", weighted)):
         if float(values.max()) > 0:
             left.plot(epochs, values, label=name)
-    left.set(xlabel="epoch", ylabel="nats per datum", yscale="log")
+    # Densities of numbers may be above 1, and a loss below 0.
+    scale = "log" if classes or min(float(history[name].min()) for name in ("loss", "nll")) > 0 else "linear"
+    left.set(xlabel="epoch", ylabel="nats per datum", yscale=scale)
     left.legend(frameon=False)
-    right.plot(epochs, history["accuracy"], color="C2")
-    right.set(xlabel="epoch", ylabel="training accuracy (one draw a step)")
+    if classes:
+        axes[0, 1].plot(epochs, history["accuracy"], color="C2")
+        axes[0, 1].set(xlabel="epoch", ylabel="training accuracy (one draw a step)")
     return figure
 
 
