@@ -4,7 +4,8 @@
     python -m ppl_bnn.export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
     python -m ppl_bnn.export runs/mnist-fc/out --method moments           # no draws: moments through the layers
 
-The file takes `x` [N, channels, height, width], pixels from 0 to 1 as in training, and gives `probs` [N, C].
+The file takes `x` as in training: images [N, channels, height, width] with pixels from 0 to 1, or a table's rows
+[N, D]. It gives what the run's likelihood answers: `probs` [N, C] of classes, `mean` and `std` [N] of numbers.
 """
 
 import logging
@@ -38,7 +39,7 @@ def _run(options: Namespace) -> None:
     path = Path(options.file) if options.file else out / "predictive.onnx"
     num_samples = options.draws if guide.sites else 1
     export(
-        path, run.model.net, guide, run.test_tensors()[0][:8],
+        path, run.model, guide, run.test_tensors()[0][:8],
         method=options.method, num_samples=num_samples, seed=options.seed,
         each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
         opset=options.opset,

@@ -117,7 +117,8 @@ class TrainingLog:
 
     def __str__(self) -> str:
         means = _means(self._epoch) if self._epoch else self.epochs[-1]
-        parts = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "nll", "kl", "accuracy"))
+        names = ["loss", "nll", "kl", *(["accuracy"] if not math.isnan(means["accuracy"]) else [])]
+        parts = ", ".join(f"{name} {means[name]:.4f}" for name in names)
         return f"{parts}, {means['samples_per_second']:.0f} samples/s"
 
 

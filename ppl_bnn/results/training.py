@@ -5,20 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Split
 from ppl_bnn.prediction.log_density import TrainLogLikelihood
 from ppl_bnn.results.idata import assemble, dataset
 
 
 def train_to_inference_data(
-    likelihood: TrainLogLikelihood, images: Images, *, attrs: Mapping[str, Any] | None = None
+    likelihood: TrainLogLikelihood, data: Split, *, attrs: Mapping[str, Any] | None = None
 ) -> Any:
     """Return what leave-one-out cross-validation needs as InferenceData, all in nats.
 
-    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training images), `sample_stats` (each draw's log_prior
+    Groups: `log_likelihood` (y [chain, draw, obs_id] of the training data), `sample_stats` (each draw's log_prior
     and log_q, the densities of its weights, and lp: log_prior + the sum of its log likelihoods), `observed_data` (y).
     """
-    obs = np.arange(len(images))
+    obs = np.arange(len(data))
     by_draw = ("chain", "draw")
     log_joint = likelihood.log_prior + likelihood.log_likelihood.double().sum(1)
     groups = {
@@ -30,6 +30,6 @@ def train_to_inference_data(
                 "lp": (by_draw, log_joint[None]),
             }
         ),
-        "observed_data": dataset({"y": (("obs_id",), images.labels)}, obs_id=obs),
+        "observed_data": dataset({"y": (("obs_id",), data.targets)}, obs_id=obs),
     }
-    return assemble(groups, {"title": images.title, **(attrs or {})})
+    return assemble(groups, {"title": data.title, **(attrs or {})})
