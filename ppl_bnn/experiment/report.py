@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ppl_bnn.errors import FileError
+from ppl_bnn.experiment.figures import draw_figures
 from ppl_bnn.experiment.provenance import (
     RANKED,
     Settings,
@@ -65,7 +66,7 @@ def report(run: Experiment) -> None:
     if posterior is not None:
         content["posterior"] = posterior
     write_text(metrics, json.dumps(content, indent=2) + "\n")
-    figures = _draw(run, rows, predictive, shifted, pruning) if run.of_classes else _draw_numbers(run, predictive)
+    figures = draw_figures(run, rows, predictive, shifted, pruning)
     written = _checksums(run.out, [metrics, *figures])
     write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
     drawn = [path for path in figures if path.suffix == ".png"]
@@ -137,39 +138,6 @@ def _metrics(run: Experiment, predictive: Path, shifted: Path, pruning: Path) ->
             _finite({name: levels[name].values[at].item() for name in names}) for at in range(levels.sizes["level"])
         ]
     return metrics
-
-
-def _draw(run: Experiment, rows: list[dict[str, float]], predictive: Path, shifted: Path, pruning: Path) -> list[Path]:
-    """Draw every figure, and the gallery, which is the last of the paths."""
-    # Here, since ArviZ and matplotlib take seconds to import: a report that is up to date does without.
-    from ppl_bnn.results.figures import predictive as plots
-    from ppl_bnn.results.figures.convergence import draw_convergence
-    from ppl_bnn.results.figures.densities import draw_predictive_figures
-    from ppl_bnn.results.figures.gallery import write_gallery
-    from ppl_bnn.results.figures.pruning import draw_pruning
-    from ppl_bnn.results.figures.shift import draw_shift_figures
-
-    folder, images = run.out / "figures", run.test_data
-    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, folder)
-    if pruning.exists():
-        figures += draw_pruning([pruning], folder)
-    figures += draw_predictive_figures(predictive, folder)
-    if shifted.exists():
-        figures += draw_shift_figures(shifted, folder)
-    convergence_figure = folder / "convergence.png"
-    convergence_figure.unlink(missing_ok=True)
-    if rows:
-        some = "" if rows[0]["images"] == len(images) else f", the {rows[0]['images']} images that have all draws"
-        draw_convergence(rows, images.title + some, convergence_figure)
-        figures.append(convergence_figure)
-    return [*figures, write_gallery(predictive, folder / "gallery.html")]
-
-
-def _draw_numbers(run: Experiment, predictive: Path) -> list[Path]:
-    """Draw the figures of a predictive of numbers."""
-    from ppl_bnn.results.figures.numbers import draw_number_figures
-
-    return draw_number_figures(predictive, run.out / "figures")
 
 
 def _results(run: Experiment) -> tuple[Path, Path, Path]:
