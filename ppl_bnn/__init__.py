@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
     from ppl_bnn.models import Classifier, GaussianScaleMixture, Model, bayesian, build
-    from ppl_bnn.models.likelihoods import Categorical, Likelihood, Normal
+    from ppl_bnn.models.likelihoods import (
+        Bernoulli,
+        Categorical,
+        Likelihood,
+        NegativeBinomial,
+        Normal,
+        Poisson,
+        StudentT,
+    )
     from ppl_bnn.prediction.predictive import predict
     from ppl_bnn.prediction.predictor import predictor
     from ppl_bnn.prediction.result import Predictive
@@ -45,7 +53,15 @@ _HOMES = {
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
     "ppl_bnn.models": ("Classifier", "GaussianScaleMixture", "Model", "bayesian", "build"),
-    "ppl_bnn.models.likelihoods": ("Categorical", "Likelihood", "Normal"),
+    "ppl_bnn.models.likelihoods": (
+        "Bernoulli",
+        "Categorical",
+        "Likelihood",
+        "NegativeBinomial",
+        "Normal",
+        "Poisson",
+        "StudentT",
+    ),
     "ppl_bnn.prediction.predictive": ("predict",),
     "ppl_bnn.prediction.predictor": ("predictor",),
     "ppl_bnn.prediction.result": ("Predictive",),
@@ -57,6 +73,7 @@ _HOMES = {
 
 __all__ = [
     "IVON",
+    "Bernoulli",
     "Categorical",
     "Classifier",
     "Examples",
@@ -69,9 +86,12 @@ __all__ = [
     "LocalReparameterization",
     "MeanFieldNormal",
     "Model",
+    "NegativeBinomial",
     "Normal",
+    "Poisson",
     "Posterior",
     "Predictive",
+    "StudentT",
     "UserError",
     "__version__",
     "bayesian",

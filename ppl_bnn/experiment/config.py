@@ -76,8 +76,16 @@ class ModelConfig:
     )  # fmt: skip
     deterministic: bool = setting(False, help="the network's deterministic twin, trained by maximum likelihood")
     prior: str | dict[str, str] = setting(
-        "normal(0, 1)", help="normal(loc, scale), laplace(loc, scale), student_t(df, loc, scale) or "
-        "scale_mixture(weight, scale1, scale2); or a mapping from site-name patterns to such priors",
+        "normal(0, 1)", help="normal(loc, scale), laplace(loc, scale), student_t(df, loc, scale), "
+        "scale_mixture(weight, scale1, scale2), or one with parameters of its own: learnt_normal(scale), whose scale "
+        "is trained for each layer, hierarchical(hyper_prior), ard(hyper_prior), horseshoe(scale) or "
+        "regularized_horseshoe(scale, slab), where a hyper-prior is half_cauchy(scale), half_normal(scale), "
+        "log_normal(loc, scale) or gamma(concentration, rate); or a mapping from site-name patterns to such priors",
+    )  # fmt: skip
+    prior_from: str | None = setting(
+        None, help="out folder of a finished run (or one of its checkpoints) whose posterior is this run's prior, in "
+        "place of model.prior; it must stay where it is",
+        per_host=True,
     )  # fmt: skip
     bayesian_bias: bool = setting(False, help="give the biases the prior too (default: point estimates)")
 

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 
 from ppl_bnn.data import IMAGE_SETS
 from ppl_bnn.errors import UserError
-from ppl_bnn.experiment.config import Config, PredictConfig, PruningConfig, ShiftConfig
+from ppl_bnn.experiment.config import Config, ModelConfig, PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.models import parse_prior
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
@@ -27,7 +27,18 @@ def check(config: Config) -> None:
     _check_shift(config.shift, config.data.name)
     _check_predict(config.predict, parse_likelihood(config.model.likelihood))
     _check_pruning(config.pruning)
-    parse_prior(config.model.prior)
+    _check_prior(config.model)
+
+
+def _check_prior(model: ModelConfig) -> None:
+    parse_prior(model.prior)
+    if model.prior_from is not None and model.prior != ModelConfig().prior:
+        raise UserError(
+            f"model.prior_from takes the place of model.prior, got both: {model.prior_from} and {model.prior}; "
+            "leave one out"
+        )
+    if model.prior_from is not None and model.deterministic:
+        raise UserError("model.prior_from has no effect on a deterministic network: leave out one of the two")
 
 
 def _check_shift(shift: ShiftConfig, data: str) -> None:

@@ -18,6 +18,7 @@ from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
+from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
@@ -49,7 +50,9 @@ class Experiment:
         self.device = _device(config.device, self.ranks)
         likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
-        net = network(config, self.train_data.shape, num_outputs)
+        source = config.model.prior_from
+        prior = None if source is None else read_prior(source)
+        net = network(config, self.train_data.shape, num_outputs, prior)
         if config.predict.norm_images and not config.model.deterministic:
             batch_norms(net)
         self.model = Model(net, likelihood, len(self.train_data)).to(self.device)
@@ -62,6 +65,8 @@ class Experiment:
             **saved_config.trained_part(config),
             "trained on": self.identity(self.train_data),
         }
+        if prior is not None:
+            self.origin["model.prior_from"] = prior.origin
 
     @property
     def examples(self) -> str:
@@ -165,16 +170,29 @@ class Experiment:
         )
 
 
-def network(config: Config, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """The run's network for inputs of this shape, and with this number of outputs if it can have any."""
-    return build(
-        config.model.name,
-        image_shape=shape,
-        num_outputs=num_outputs,
-        prior=parse_prior(config.model.prior),
-        deterministic=config.model.deterministic,
-        bayesian_bias=config.model.bayesian_bias,
-    )
+def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: PriorRun | None = None) -> nn.Module:
+    """The run's network for inputs of this shape; with `prior`, the one that the run names.
+
+    Args:
+        num_outputs: for a network that can have any number.
+
+    Raises:
+        FileError: `prior` is of another network.
+    """
+    model = config.model
+    try:
+        return build(
+            model.name,
+            image_shape=shape,
+            num_outputs=num_outputs,
+            prior=parse_prior(model.prior) if prior is None else prior.prior,
+            deterministic=model.deterministic,
+            bayesian_bias=model.bayesian_bias,
+        )
+    except UserError as error:
+        if prior is None:
+            raise
+        raise FileError(f"model.prior_from {model.prior_from} does not fit this network: {error}") from None
 
 
 def opened(out: Path, *, data_dir: str | None = None) -> Experiment:

@@ -17,7 +17,7 @@ from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_pa
 from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
-from ppl_bnn.models import Model, site_priors
+from ppl_bnn.models import Model, median_latents, site_priors
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned
@@ -42,7 +42,8 @@ def pruning_study(run: Experiment) -> None:
     path = pruning_path(run.out, settings)
     saved = path.with_name(path.name.replace("pruning", "pruned", 1)).with_suffix(".safetensors")
     how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
-    how["priors"] = site_priors(run.model, *run.example())
+    example = run.example()
+    how["priors"] = site_priors(run.model, *example, given=median_latents(run.model, run.guide, *example))
     save, tune, fractions = settings.save_fraction, settings.finetune_epochs > 0, settings.fractions
     inputs = inputs_of(run, state, settings)
 

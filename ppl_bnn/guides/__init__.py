@@ -5,5 +5,16 @@ May import: models, native, the ground.
 
 from ppl_bnn.guides.estimators import ESTIMATORS, Flipout, GroupedFlips, LocalReparameterization
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.pyro_guide import PyroGuide, as_posterior
+from ppl_bnn.guides.stored import StoredPosterior
 
-__all__ = ["ESTIMATORS", "Flipout", "GroupedFlips", "LocalReparameterization", "MeanFieldNormal"]
+__all__ = [
+    "ESTIMATORS",
+    "Flipout",
+    "GroupedFlips",
+    "LocalReparameterization",
+    "MeanFieldNormal",
+    "PyroGuide",
+    "StoredPosterior",
+    "as_posterior",
+]

@@ -1,8 +1,8 @@
 """The Posterior protocol: what prediction, pruning, export and results ask of q(w), and what they may ask beside it.
 
 `Posterior` is all that draws need. A posterior that can do more offers one of the capabilities below; whoever needs one
-asks for it with `offered`, which refuses by name. One name is reserved for later: ``output_moments(x)``
-(predictives that are no draws of weights).
+asks for it with `offered`, which refuses by name. One name is reserved for later: ``output_moments(x)`` (predictives
+that are no draws of weights).
 
 tests/guides/posterior_conformance.py runs any implementation through this contract.
 """
@@ -27,6 +27,7 @@ class Posterior(Protocol):
     def draw(self, index: int, *, seed: int = 0) -> Mapping[str, Tensor]:
         """Draw number `index`, {site: [*shape]}: the same for the same (seed, index), in any order, on any rank.
 
+        It has the values of all `sites`, and of all latents of a posterior `WithLatents`, in their support.
         It has the posterior's device and dtype, and leaves torch's global generator alone. A posterior with stored
         draws may ignore `seed`.
         """
@@ -75,27 +76,35 @@ class Symmetric(Factorized, Protocol):
 
 @runtime_checkable
 class WithLatents(Posterior, Protocol):
-    """A posterior over random variables that are no weights too: a noise scale, a temperature, hyper-priors.
+    """A posterior that has other global latent sites beside the weights: a noise scale, a temperature, a hyper-prior.
 
-    `draw` returns them beside the weights. They are never pruned.
+    They are never pruned, and take no part in signal-to-noise ratios.
     """
 
     @property
     def latents(self) -> Sequence[str]:
-        """Names of these sites."""
+        """Names of these sites, none of which is among `sites`; may be empty."""
         ...
 
     def draw_latents(self, index: int, *, seed: int = 0, sign: float = 1.0) -> Mapping[str, Tensor]:
-        """The latents of draw number `index`, {site: [*shape]}, without its weights; -1 is its mirror image."""
+        """The latents alone of draw number `index`, {site: [*shape]}, each in its support.
+
+        Args:
+            sign: -1 for the mirror image, which antithetic draws need. A posterior that has none refuses it.
+        """
         ...
 
 
 @runtime_checkable
-class WithLocals(Posterior, Protocol):
-    """A posterior over latents of single examples too, inside the data plate."""
+class WithLocalLatents(Posterior, Protocol):
+    """A posterior that may have latents of each example, inside the data plate, such as a VAE's encoder."""
 
     def draw_local(self, index: int, x: Tensor, *, seed: int = 0) -> Mapping[str, Tensor]:
-        """The local latents of draw number `index` for the examples x [n, ...], {site: [n, ...]}."""
+        """The local latents of the examples x [n, ...] in draw number `index`, {site: [n, ...]}; may be empty.
+
+        They belong to the same draw as `draw` with this index and seed. Their noise depends on an example's position
+        in `x`: pass all examples at once, or another seed for each batch.
+        """
         ...
 
 
@@ -104,7 +113,7 @@ class WithDensity(Posterior, Protocol):
     """A posterior whose density can be computed. Needed by importance sampling (leave-one-out cross-validation)."""
 
     def log_prob(self, draw: Mapping[str, Tensor]) -> Tensor:
-        """log q(draw) in nats, a float64 scalar."""
+        """log q(draw) in nats, a float64 scalar: of weights and latents."""
         ...
 
 
@@ -122,6 +131,7 @@ Capability = TypeVar("Capability", bound=Posterior)
 # What a message calls a capability: the method or attribute that a posterior lacks.
 _NAMES: dict[type, str] = {
     Factorized: "loc_scale", Symmetric: "noise", WithDensity: "log_prob", Prunable: "pruned", Chains: "chain",
+    WithLatents: "draw_latents", WithLocalLatents: "draw_local",
 }  # fmt: skip
 
 
@@ -146,6 +156,11 @@ def check_num_draws(posterior: Posterior, num_samples: int) -> None:
             f"num_samples is {num_samples}, and {type(posterior).__name__} has {posterior.num_draws} stored draws: "
             f"take at most {posterior.num_draws}"
         )
+
+
+def latents_of(posterior: Posterior) -> list[str]:
+    """Names of a posterior's global latents, if it has any."""
+    return list(posterior.latents) if isinstance(posterior, WithLatents) else []
 
 
 def is_pruned(posterior: Posterior) -> bool:

@@ -47,6 +47,13 @@ def report(communicator: Communicator, text: str, loss: float) -> str:
     return f"{communicator.share(text, root=root)}, on rank {root} of {communicator.size}"
 
 
+def log_messages(ranks: Communicator, steps: int) -> None:
+    """Log how many sums the ranks made a step, and how large they were."""
+    sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
+    each, megabytes = (sum(n) / steps for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
+    log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)
+
+
 def rank_seed(seed: int, rank: int) -> int:
     """The seed of a rank's noise and augmentation: rank 0 has that of a single process, each other one of its own."""
     # Beyond every epoch's index, whose seeds order the examples.

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
-from ppl_bnn.models.priors import elementwise, kl_by_weight, site_priors
+from ppl_bnn.models.priors import elementwise, kl_by_weight
+from ppl_bnn.models.site_priors import median_latents, site_priors
 
 # AT_PRIOR: a weight is at its prior if its KL is within this many nats of the least that a Normal can have.
 # MOVED: a layer has moved if the median |log(scale / initial scale)| is at least this.
@@ -49,9 +50,10 @@ def layer_posteriors(
 ) -> list[LayerPosterior]:
     """Compare `guide` with `initial`, the same guide before training. `args` are the arguments of the model.
 
-    The KL of each weight is exact for a Normal prior. For any other prior it is a 16-point Gauss-Hermite quadrature.
+    The KL of each weight is exact for a Normal prior. For any other prior it is a 16-point Gauss-Hermite quadrature. A
+    hierarchical prior is the one given the posterior medians of its hyper-parameters.
     """
-    priors = site_priors(model, *args)
+    priors = site_priors(model, *args, given=median_latents(model, guide, *args))
     with torch.no_grad():
         return [_layer(site, guide, initial, priors[site]) for site in guide.sites]
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import GuideSites, Replay, auxiliary_kl, site_kl
-from ppl_bnn.inference.observed import check_observed
+from ppl_bnn.inference.observed import by_likelihood, check_observed
 from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
 from ppl_bnn.models.labels import as_tensor, refuse_dtype
 from ppl_bnn.models.modes import mode_setter
@@ -86,7 +86,8 @@ def check_training(
         whole = ranks == 1 and batch_size >= count
         for site in seen.model.nodes.values():
             if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
-                y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole)
+                convert = by_likelihood(model, seen.model.nodes, seen.outputs)
+                y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole, convert=convert)
         _check_norms(seen, count, batch_size, ranks)
         _check_gradients(seen, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y])
     return Training(model, guide, x, y, seen.params, seen.store)
@@ -119,6 +120,7 @@ class _Seen(NamedTuple):
     norms: list[str]
     params: dict[str, Tensor]
     store: dict[str, Any]
+    outputs: Any
 
 
 class _Function(nn.Module):
@@ -133,9 +135,7 @@ class _Function(nn.Module):
 
 
 @contextmanager
-def _look(
-    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str
-) -> Iterator[_Seen]:  # fmt: skip
+def _look(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str) -> Iterator[_Seen]:
     few = x, y
     set_mode, norms = mode_setter(model), []  # type: ignore[var-annotated]
     with ExitStack() as scopes:
@@ -162,11 +162,11 @@ def _look(
             guide(*few)
         # As a context, it adds no lines to a message.
         with _SameShapes(sampled.sites), poutine.trace() as recorded:
-            model(*few)
+            outputs = model(*few)
         store: dict[str, Any] = pyro.get_param_store().get_state()  # type: ignore[assignment]
         own = {id(parameter) for part in (model, guide) for parameter in part.parameters()}
         params = {name: value for name, value in store["params"].items() if id(value) not in own}
-        yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store)
+        yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store, outputs)
 
 
 class _SameShapes(Replay):

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_bnn.files import write_text
-from ppl_bnn.models.priors import prior_text
+from ppl_bnn.guides.latents import parameter_name
+from ppl_bnn.guides.posterior import Posterior, latents_of
+from ppl_bnn.models.priors import EvaluatedPrior, prior_text
 
 MANIFEST = "manifest.json"
 
@@ -28,6 +30,8 @@ def manifest(model: nn.Module, guide: nn.Module, params: Mapping[str, Tensor] | 
 
     - ``random``: a site of a mean-field guide, with its prior, and the names of its loc and unconstrained scale among
       the checkpoint's tensors: scale = softplus(unconstrained scale) + 1.2e-7. A pruned site has a mask `keep` too.
+    - ``latent``: another site of a mean-field guide, such as a noise scale, with the loc and unconstrained scale of its
+      unconstrained value.
     - ``point estimate`` and ``buffer``: a parameter or a buffer of the model, with the name of its `tensor`.
     - ``guide`` and ``pyro.param``: what other guides learn, with the name of its `tensor`. These come last.
 
@@ -37,11 +41,14 @@ def manifest(model: nn.Module, guide: nn.Module, params: Mapping[str, Tensor] | 
     Args:
         params: the values of ``pyro.param`` statements by name, which no module holds.
     """
-    random = _random(model, guide)
+    latents = {parameter_name(site): site for site in latents_of(guide)} if isinstance(guide, Posterior) else {}
+    found = _random(model, guide)
+    random = {site: entry for site, entry in found.items() if site not in latents}
     own = {name: list(value.shape) for name, value in model.state_dict().items()}
     ordered = [
         *_in_the_models_order(model, random, own),
-        *_others(guide, random),
+        *({"name": latents[site], "kind": "latent", **entry} for site, entry in found.items() if site in latents),
+        *_others(guide, found),
         *({"name": name, "kind": "pyro.param", "shape": list(value.shape), "tensor": f"params.{name}"}
           for name, value in (params or {}).items()),
     ]  # fmt: skip
@@ -73,7 +80,7 @@ def _priors(model: nn.Module) -> Iterator[tuple[str, str, str | None]]:
     """(path of its module, site, prior) of each random parameter of the model's modules."""
     for path, module in model.named_modules():
         for attribute, prior in getattr(module, "_pyro_samples", {}).items():
-            text = prior_text(prior) if isinstance(prior, Distribution) else None
+            text = prior_text(prior) if isinstance(prior, Distribution | EvaluatedPrior) else None
             yield path, f"{module._pyro_name}.{attribute}".lstrip("."), text
 
 
@@ -85,7 +92,7 @@ def _in_the_models_order(
     at = {site: path for path, site, _ in _priors(model)}
     last: list[dict[str, Any]] = []
     for site, entry in random.items():
-        # A latent site that is no parameter of a module comes after all modules.
+        # A weight that is no parameter of a module comes after all modules.
         (places[at[site]] if site in at else last).append({"name": site, "kind": "random", **entry})
     for name, shape in own.items():
         kind = "point estimate" if name in learnt else "buffer"

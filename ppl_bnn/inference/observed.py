@@ -2,28 +2,37 @@
 
 import inspect
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import MaskedDistribution, Unit
 from pyro.util import check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, constraints
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.inference.elbo import Replay
 from ppl_bnn.models.labels import class_labels
+from ppl_bnn.models.model import Model
 from ppl_bnn.models.priors import elementwise
 
 
-def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_batch: bool) -> Tensor:
+def check_observed(
+    site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_batch: bool,
+    convert: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Check an observed site of the model run on `few`, the first of all the labels or targets `y` [N, ...].
 
     Args:
         site: Pyro's message.
         num_data: N.
         whole_batch: every step sees all the data.
+        convert: what a likelihood of ours makes of `y`, or refuses.
 
     Returns:
-        `y`, as int64 if they are the labels of a Categorical likelihood.
+        `y`, as the likelihood takes it: class labels are int64.
 
     Raises:
         UserError: outputs and observed values do not fit; a value that the distribution cannot have, anywhere in `y`;
@@ -43,6 +52,9 @@ def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_b
         if is_y:
             y = class_labels(y, classes, example_shape=fn.shape()[1:])
             value = y[: len(few)]
+    elif convert is not None and is_y:
+        y = convert(y)
+        value = site["value"] = y[: len(few)]
     if not isinstance(fn, Unit) and value.shape != fn.shape():
         raise UserError(
             f"site {name!r}: for {len(few)} examples the outputs give a distribution of shape {list(fn.shape())} and "
@@ -63,6 +75,26 @@ def check_observed(site: dict, few: Tensor, y: Tensor, *, num_data: int, whole_b
     if site["mask"] is None:
         _check_support(name, each, fn.support, value, y if is_y else value)
     return y
+
+
+def by_likelihood(model: nn.Module, sites: Mapping[str, dict], outputs: Any) -> Callable[[Tensor], Tensor] | None:
+    """How the likelihood of a `Model` takes its observed values, or refuses them; None for other models.
+
+    Args:
+        sites: Pyro's messages of the model run on a few examples.
+        outputs: of the network, for these.
+    """
+    if not isinstance(model, Model):
+        return None
+    likelihood = model.likelihood
+
+    def convert(y: Tensor) -> Tensor:
+        with poutine.block(), Replay(dict(sites)):
+            latents = likelihood.latents()
+        likelihood.check(outputs, **latents)
+        return likelihood.observed(y, outputs, **latents).to(y.device)
+
+    return convert
 
 
 def _base(fn: Distribution) -> Distribution:

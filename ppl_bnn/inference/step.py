@@ -13,6 +13,7 @@ from ppl_bnn.distributed import Communicator, GradientBuckets, first_unequal, sh
 from ppl_bnn.errors import Diverged
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO
+from ppl_bnn.inference.example_weights import weighting
 from ppl_bnn.inference.log import BatchAccuracy
 from ppl_bnn.inference.optimizers import NonFiniteGradient, descend, first_gone_bad, set_lr
 from ppl_bnn.inference.settings import TrainSettings
@@ -26,6 +27,7 @@ class Step:
     Attributes:
         params: the unconstrained values of ``pyro.param`` statements, by name.
         set_mode: ``model.train``, but for modules that stay in evaluation mode.
+        weights: of the examples, [N].
         buckets, accuracy: entered by the caller for the time of the training.
     """
 
@@ -40,6 +42,7 @@ class Step:
     buckets: GradientBuckets
     accuracy: BatchAccuracy
     set_mode: Callable[[bool], None]
+    weights: Tensor | None = None
 
     def __call__(
         self,
@@ -70,9 +73,10 @@ class Step:
         x, y = self._batch(mine)
         try:
             # What pyro.infer.SVI does, without its search for the parameters at every step.
-            terms = self.elbo.terms_and_grads(
-                self.model, self.guide, x, y, kl_weight=kl_weight, likelihood_weight=share
-            )
+            with weighting(self.weights, mine):
+                terms = self.elbo.terms_and_grads(
+                    self.model, self.guide, x, y, kl_weight=kl_weight, likelihood_weight=share
+                )
             self.buckets.average()
             agreed = data_parallel.agree(
                 ranks, terms, self.accuracy.correct if share else 0.0, stop=stop(), save=ranks.is_main and save()

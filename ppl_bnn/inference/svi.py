@@ -23,6 +23,7 @@ from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.door import Training, check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
+from ppl_bnn.inference.example_weights import Weights, check_weights, weights_checksum
 from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
 from ppl_bnn.inference.manifest import write_manifest
 from ppl_bnn.inference.optimizers import build_optimizer
@@ -45,6 +46,7 @@ def fit(
     x: Tensor | np.ndarray | Examples,
     y: Tensor | np.ndarray | None = None,
     *,
+    weights: Weights | None = None,
     epochs: int,
     batch_size: int = TrainSettings.batch_size,
     lr: float = TrainSettings.lr,
@@ -86,6 +88,8 @@ def fit(
             autoguides or a function. `estimator` has no effect on these: their draws are used as they are.
         x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; or, as `x` alone, an
             `Examples` of length N.
+        weights: [N], at least 0: example i's log likelihood is multiplied by weights[i], so 2 is the example twice. N,
+            by which loss and KL are divided, stays the number of examples. A training resumes with the same weights.
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
             (`ppl_bnn.inference.schedules.kl_schedule`): 0 would drop the prior from the model.
         progress: show a progress bar; without one, the log tells of each epoch.
@@ -125,8 +129,10 @@ def fit(
     ranks = communicator or Alone()
     ranks.calls.clear()
     checked, examples = _checked(model, guide, x, y, settings, ranks)
-    decided = _decided(settings, weight_at, examples, ranks)
+    weights = check_weights(weights, len(examples), checked)
+    decided = _decided(settings, weight_at, examples, weights, ranks)
     step = _step(checked, examples, settings, ranks, decided["kl_weight"][0])
+    step.weights = weights
     # The scopes keep the caller's random state and validation setting, and the parameter store but for `params`.
     with ExitStack() as scopes:
         scopes.callback(step.model.eval)
@@ -154,7 +160,7 @@ def fit(
         scopes.enter_context(bar)
         _train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
     if ranks.size > 1 and ranks.is_main and steps > done:
-        _log_messages(ranks, steps - done)
+        data_parallel.log_messages(ranks, steps - done)
     return records.epochs
 
 
@@ -222,7 +228,10 @@ def _checked(
         few = x.take(torch.arange(min(len(x), max(2, settings.batch_size))))
         checked = check_training(model, guide, *few, num_data=len(x), **how)
         if checked.y.dtype != few[1].dtype:
-            raise UserError(f"take gives labels of dtype {few[1].dtype}; class labels are int64: return y.long()")
+            kind = "y.long()" if checked.y.dtype == torch.int64 else f"y.to({checked.y.dtype})"
+            raise UserError(
+                f"take gives labels of dtype {few[1].dtype}; the likelihood takes {checked.y.dtype}: return {kind}"
+            )
         return checked, x
     if y is None:
         kind = "tensor" if isinstance(x, Tensor) else type(x).__name__
@@ -232,11 +241,13 @@ def _checked(
 
 
 def _decided(
-    settings: TrainSettings, weight_at: Callable[[float], float], examples: Examples, ranks: Communicator
-) -> dict[str, Any]:
+    settings: TrainSettings, weight_at: Callable[[float], float], examples: Examples, weights: Tensor | None,
+    ranks: Communicator,
+) -> dict[str, Any]:  # fmt: skip
     """What decides this training, as JSON; the same on all ranks, or UserError."""
     decided = {name: getattr(settings, name) for name in decisive(TrainSettings)}
     decided |= {"kl_weight": kl_weights(weight_at, settings.optimizer), "num_data": len(examples), "ranks": ranks.size}
+    decided["weights"] = weights_checksum(weights)
     if len(examples) < ranks.size:
         raise UserError(f"{len(examples)} examples are too few for {ranks.size} ranks: start fewer")
     if ranks.size > 1:
@@ -287,9 +298,3 @@ def _steps_left(records: TrainingLog, count: int, settings: TrainSettings, ranks
     size = settings.batch_size * ranks.size
     this_epoch = math.ceil((count - records.rows) / size)
     return this_epoch + (settings.epochs - len(records.epochs) - 1) * math.ceil(count / size)
-
-
-def _log_messages(ranks: Communicator, steps: int) -> None:
-    sums = [calls for kind, calls in ranks.calls.items() if kind != "broadcast"]
-    each, megabytes = (sum(n) / steps for n in zip(*((c.count, c.bytes / 1e6) for c in sums), strict=True))
-    log.info("%d ranks over %s: %.1f allreduces and %.1f MB a step", ranks.size, ranks.name, each, megabytes)

@@ -6,8 +6,11 @@ May import: distributed, native, the ground.
 from ppl_bnn.models.conversion import bayesian
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.model import Classifier, Model
+from ppl_bnn.models.named_priors import ard, hierarchical, horseshoe, learnt_normal, pretrained_prior
 from ppl_bnn.models.networks import NETWORKS, build
-from ppl_bnn.models.priors import GaussianScaleMixture, parse_prior, site_priors
+from ppl_bnn.models.prior_parsing import parse_prior
+from ppl_bnn.models.priors import GaussianScaleMixture
+from ppl_bnn.models.site_priors import median_latents, site_priors
 from ppl_bnn.models.summary import layer_table, network_table, render_table, totals
 
 __all__ = [
@@ -17,11 +20,17 @@ __all__ = [
     "Classifier",
     "GaussianScaleMixture",
     "Model",
+    "ard",
     "bayesian",
     "build",
+    "hierarchical",
+    "horseshoe",
     "layer_table",
+    "learnt_normal",
+    "median_latents",
     "network_table",
     "parse_prior",
+    "pretrained_prior",
     "render_table",
     "site_priors",
     "totals",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.evaluated_priors import Shared
 from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, ConstantIfFrozen
 from ppl_bnn.models.priors import Prior, check_patterns_used
 
@@ -40,7 +41,8 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
 
     Args:
         net: any network with ``nn.Linear`` or ``nn.Conv2d`` layers.
-        prior: see `ppl_bnn.models.priors`; the default is Normal(0, 1) for every weight.
+        prior: see `ppl_bnn.models.priors`; the default is Normal(0, 1) for every weight. Tensors in it that require a
+            gradient are learnt: the copy has parameters of its own that start from them.
         bayesian_bias: give the biases of those layers the prior too (a site named ``fc1.bias``).
 
     Raises:
@@ -61,13 +63,14 @@ def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool 
     # Children first: a parent gives its children their names.
     for module in reversed(list(net.modules())):
         _change_class(module, becomes_random=module in layers)
+    shared: Shared = {}
     for path, names in random.items():
         layer = net.get_submodule(path)
         # Version 0.1.0 drew a layer's initial values here. With the same draws a seed gives the same training.
         for value in layer.parameters():
             torch.rand(value.shape)
         for name in names:
-            layer.make_random(name, prior, path)  # type: ignore[operator]
+            layer.make_random(name, prior, path, shared)  # type: ignore[operator]
     check_patterns_used(prior, [f"{path}.{name}" if path else name for path, names in random.items() for name in names])
     return net
 

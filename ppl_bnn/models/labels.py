@@ -60,19 +60,25 @@ def refuse_dtype(x: Tensor, parameters: Iterable[Tensor], run: Callable[[Tensor]
     ) from None
 
 
-def class_labels(y: Any, num_classes: int, name: str = "y", *, example_shape: Size | tuple[int, ...] = ()) -> Tensor:
+def class_labels(
+    y: Any, num_classes: int, name: str = "y", *, example_shape: Size | tuple[int, ...] = (),
+    ignore_index: int | None = None,
+) -> Tensor:  # fmt: skip
     """Labels 0..C-1 as int64 [N, *example_shape]; any integer dtype, bool and numpy arrays are converted.
 
     Args:
         num_classes: C, the number of the network's outputs.
         name: what the labels are called in a message.
         example_shape: the shape of one example's labels; () is one label an example.
+        ignore_index: another number that is allowed, of labels that do not count.
 
     Raises:
         UserError: labels that are no integers, of another shape, or outside 0..C-1. All of them are looked at.
     """
     y = as_tensor(y, f"the labels {name}")
-    expected = f"expected integer class labels 0..{num_classes - 1} of shape {['N', *example_shape]}".replace("'", "")
+    beside = "" if ignore_index is None else f" or {ignore_index}"
+    shape = str(["N", *example_shape]).replace("'", "")
+    expected = f"expected integer class labels 0..{num_classes - 1}{beside} of shape {shape}"
     got = f"the labels {name} have shape {list(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; {expected}"
     if y.shape[1:] != tuple(example_shape):
         if y.shape[1:] == (*example_shape, num_classes):
@@ -88,9 +94,10 @@ def class_labels(y: Any, num_classes: int, name: str = "y", *, example_shape: Si
         )
         raise UserError(f"{got}.{span}: pass {name}.long() if they are labels")
     y = y.long()
-    low, high = (int(bound) for bound in torch.aminmax(y)) if y.numel() else (0, 0)
+    counted = y if ignore_index is None else y[y != ignore_index]
+    low, high = (int(bound) for bound in torch.aminmax(counted)) if counted.numel() else (0, 0)
     if low < 0 or high >= num_classes:
-        advice = "drop the examples without a label"
+        advice = f"drop the examples without a label, or ignore one number: Categorical(ignore_index={low})"
         if low >= 0:
             advice = "subtract 1" if low == 1 and high == num_classes else "give the network an output for each class"
         raise UserError(f"the labels {name} are from {low} to {high}; {expected}: {advice}")

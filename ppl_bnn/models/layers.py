@@ -1,6 +1,5 @@
 """Bayesian layers: torch's own Linear and Conv2d with a random weight."""
 
-import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,8 +10,9 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.evaluated_priors import Shared, layer_prior
 from ppl_bnn.models.listeners import attribute, heard
-from ppl_bnn.models.priors import Prior, map_tensors, prior_for, prior_text
+from ppl_bnn.models.priors import Prior, map_tensors, prior_text
 
 # An estimator is a Pyro handler that answers these two messages; without one they are torch's own functions.
 # The message's name is the weight's site, its arguments are (input, weight, bias[, convolution settings]).
@@ -43,12 +43,15 @@ class ConstantIfFrozen(PyroModule):
 class _BayesianLayer(ConstantIfFrozen):
     """What the two layers share: their random attributes, and priors that follow the layer's device and dtype."""
 
-    def make_random(self, attribute: str, prior: Prior, path: str = "") -> None:
-        """Replace the parameter `attribute` by a sample site with the prior's distribution of its shape."""
-        weight = getattr(self, attribute)
+    weight_dim: int
+
+    def make_random(self, attribute: str, prior: Prior, path: str = "", shared: Shared | None = None) -> None:
+        """Replace the parameter `attribute` by a sample site with the prior's distribution of its shape.
+
+        What the prior learns becomes a parameter of the layer; `shared` has those of the network's other priors.
+        """
         site = f"{path}.{attribute}" if path else attribute
-        found = copy.deepcopy(prior_for(prior, site, weight.shape))
-        map_tensors(found, lambda tensor: tensor.to(weight))
+        found = layer_prior(self, attribute, prior, site, {} if shared is None else shared)
         setattr(self, attribute, PyroSample(found))
 
     def random_weight(self) -> tuple[Tensor, str]:
@@ -58,7 +61,11 @@ class _BayesianLayer(ConstantIfFrozen):
                 f"layer {self._pyro_name!r} runs again during back-propagation (torch.utils.checkpoint does this), "
                 "where its weight is no longer the draw of the forward pass; call it without activation checkpointing"
             )
-        return self.weight, self._pyro_get_fullname("weight")
+        weight = self.weight
+        # Pyro's Predictive adds dimensions of size 1 to draws of a guide that has plates.
+        while weight.dim() > self.weight_dim and len(weight) == 1:
+            weight = weight[0]
+        return weight, self._pyro_get_fullname("weight")
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         for found in self._pyro_samples.values():
@@ -72,6 +79,8 @@ class BayesianLinear(nn.Linear, _BayesianLayer):
     Outside an estimator it is plain Pyro: every handler and inference algorithm of Pyro works on it.
     """
 
+    weight_dim = 2
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, prior: Prior | None = None) -> None:
         super().__init__(in_features, out_features, bias)
         self.make_random("weight", dist.Normal(0.0, 1.0) if prior is None else prior)
@@ -80,6 +89,8 @@ class BayesianLinear(nn.Linear, _BayesianLayer):
         """[N, in_features] -> [N, out_features]."""
         bias = attribute(self, "bias")
         weight, site = self.random_weight()
+        if weight.dim() > self.weight_dim:
+            return _parallel_linear(input, weight, bias)
         if not heard("bayes_linear"):
             return F.linear(input, weight, bias)
         return bayes_linear(input, weight, bias, name=site)
@@ -87,6 +98,8 @@ class BayesianLinear(nn.Linear, _BayesianLayer):
 
 class BayesianConv2d(nn.Conv2d, _BayesianLayer):
     """``nn.Conv2d`` (zero padding) with a random weight [out, in, height, width] and a point-estimate bias [out]."""
+
+    weight_dim = 4
 
     def __init__(self, *arguments, prior: Prior | None = None, **keywords) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments, **keywords)
@@ -98,4 +111,23 @@ class BayesianConv2d(nn.Conv2d, _BayesianLayer):
         """[N, in, H, W] -> [N, out, H', W']."""
         bias = attribute(self, "bias")
         weight, site = self.random_weight()
+        if weight.dim() > self.weight_dim:
+            raise UserError(
+                f"layer {self._pyro_name!r} was given {len(weight)} weights at once, and a Bayesian Conv2d takes one: "
+                "use Predictive(..., parallel=False)"
+            )
         return bayes_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups, name=site)
+
+
+def _parallel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[N, in_features] or [S, N, in_features] -> [S, N, out_features], with S draws of the weights at once.
+
+    Pyro's ``Predictive(..., parallel=True)`` puts the draws in front of all plates: the weight is [S, 1, out, in] where
+    the model has a data plate, and [S, out, in] where it has none.
+    """
+    if weight.shape[-3] == 1:
+        weight = weight.squeeze(-3)
+    output = input @ weight.mT
+    if bias is None:
+        return output
+    return output + (bias if bias.dim() == 1 or bias.shape[-2] == 1 else bias.unsqueeze(-2))

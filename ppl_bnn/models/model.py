@@ -1,5 +1,7 @@
 """The Pyro model around a network: a likelihood's parameters inside, observed values outside."""
 
+from typing import cast
+
 import pyro
 import torch
 from torch import Tensor, nn
@@ -35,10 +37,12 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Inputs [B, ...] and observed values [B, ...] (or None) -> outputs [B, *]."""
-        outputs: Tensor = self.net(x)
+        # Not as attributes: nn.Module finds a module by a failed look-up first, a microsecond each.
+        net, likelihood = cast(nn.Module, self._modules["net"]), cast(Likelihood, self._modules["likelihood"])
+        outputs: Tensor = net(x)
         # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        distribution = self.likelihood.distribution(outputs, **self.likelihood.latents())
+        distribution = likelihood.distribution(outputs, **likelihood.latents())
         # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
         with pyro.plate("data", self.num_data, subsample=x):
             pyro.sample("y", distribution, obs=y)

@@ -3,18 +3,20 @@
 A prior is given in one of three forms, from the shortest to the fullest:
 
 * one distribution for every weight: ``Normal(0, 1)``;
-* a mapping from site-name patterns to distributions: ``{"fc1.*": Normal(0, 0.05), "*": Normal(0, 1)}``
+* a mapping from site-name patterns to distributions or functions: ``{"fc1.*": Normal(0, 0.05), "*": Normal(0, 1)}``
   (the first pattern that matches wins);
-* a function of (site name, shape) that returns a distribution.
+* a function of (site name, shape) that returns a distribution, such as those of `ppl_bnn.models.named_priors`.
+
+A prior may have parameters of its own, learnt or with a hyper-prior: see `ppl_bnn.models.evaluated_priors`.
 """
 
 import copy
 import math
-import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -25,46 +27,66 @@ from torch.distributions import Normal, constraints, kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.sites import element_support, latent_sites
+from ppl_bnn.models.sites import element_support
 
-Prior: TypeAlias = (
-    TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, Size], TorchDistributionMixin]
-)
+SitePrior: TypeAlias = TorchDistributionMixin | Callable[[str, Size], Any]
+Prior: TypeAlias = SitePrior | Mapping[str, SitePrior]
 
 
-def prior_for(prior: Prior, site: str, shape: Size) -> TorchDistribution:
-    """Return the distribution of one site: `shape` as its event shape, nothing left to broadcast.
+class EvaluatedPrior(ABC):
+    """The prior of a layer's random parameter that each forward pass computes anew: Pyro calls it with the layer.
+
+    Attributes:
+        event_shape: the parameter's shape.
+        latents: {name: shape} of the sites of its hyper-parameters.
+        text: the prior in words; equal texts are equal priors, whatever they have learnt.
+    """
+
+    event_shape: Size
+    latents: Mapping[str, Size]
+    text: str
+
+    @abstractmethod
+    def __call__(self, layer: Any) -> TorchDistribution:
+        """The distribution in this forward pass. Its attribute `given` names the hyper-parameters' sites, if any."""
+
+
+def prior_named(prior: Prior, site: str) -> SitePrior:
+    """What a prior in any of its forms says of one site.
 
     Raises:
-        UserError: no pattern matches the site; the distribution does not broadcast to `shape`; a trainable tensor
-            is in it; or its support leaves out some real numbers, which a Normal guide would visit.
+        UserError: no pattern of a mapping matches the site.
     """
-    if isinstance(prior, Mapping):
-        matches = [value for pattern, value in prior.items() if fnmatchcase(site, pattern)]
-        if not matches:
-            raise UserError(
-                f"no prior for site {site!r}: its name matches none of the patterns {sorted(prior)}; "
-                "add a pattern for it, or '*' for all the rest"
-            )
-        found = matches[0]
-    elif isinstance(prior, TorchDistributionMixin):
-        found = prior
-    else:
-        found = prior(site, shape)
+    if not isinstance(prior, Mapping):
+        return prior
+    matches = [value for pattern, value in prior.items() if fnmatchcase(site, pattern)]
+    if not matches:
+        raise UserError(
+            f"no prior for site {site!r}: its name matches none of the patterns {sorted(prior)}; "
+            "add a pattern for it, or '*' for all the rest"
+        )
+    return matches[0]
+
+
+def fitted(found: object, site: str, shape: Size, *, batch: Size = Size()) -> TorchDistribution:  # noqa: B008
+    """Return a site's prior with `shape` as its event shape, nothing left to broadcast.
+
+    Args:
+        batch: shape of the batch, if the prior has one: hyper-parameters of many draws at once.
+
+    Raises:
+        UserError: it is no distribution; it does not broadcast to `shape`; or its support leaves out some real numbers,
+            which a Normal guide would visit.
+    """
     if not isinstance(found, TorchDistributionMixin):
         raise UserError(f"the prior of site {site!r} must be a Pyro distribution, got {type(found).__name__}")
-    if _learns(found):
-        raise UserError(
-            f"the prior of site {site!r} has a trainable parameter; learning priors is not supported yet: detach it"
-        )
-
     events = found.event_dim
     try:
         # Broadcast, not expanded: a scalar prior's constants (a log-gamma, say) are then computed once, not per weight.
-        base = _Broadcast(found, found.batch_shape).expand(shape[: len(shape) - events])
+        base = _Broadcast(found, found.batch_shape).expand(batch + shape[: len(shape) - events])
     except ValueError:
         base = None
-    if base is None or (*base.batch_shape, *base.event_shape) != tuple(shape):
+    if base is None or (*base.batch_shape, *base.event_shape) != (*batch, *shape):
         raise UserError(
             f"the prior of site {site!r} has shape {list(found.shape())}, which does not fit {list(shape)}: "
             "give a scalar distribution or one of the weight's shape"
@@ -85,13 +107,6 @@ class _Broadcast(ExpandedDistribution):
         new = copy.copy(self)
         ExpandedDistribution.expand(new, batch_shape)
         return new
-
-
-def _learns(distribution: torch.distributions.Distribution) -> bool:
-    values = vars(distribution).values()
-    return any(value.requires_grad for value in values if isinstance(value, Tensor)) or any(
-        _learns(value) for value in values if isinstance(value, torch.distributions.Distribution)
-    )
 
 
 def check_patterns_used(prior: Prior, sites: list[str]) -> None:
@@ -156,60 +171,11 @@ class GaussianScaleMixture(TorchDistribution):
         return torch.logaddexp(first, second) - 0.5 * math.log(2 * math.pi)
 
 
-_FAMILIES: dict[str, tuple[Callable[..., TorchDistribution], str]] = {
-    "normal": (dist.Normal, "normal(loc, scale)"),
-    "laplace": (dist.Laplace, "laplace(loc, scale)"),
-    "student_t": (dist.StudentT, "student_t(df, loc, scale)"),
-    "scale_mixture": (GaussianScaleMixture, "scale_mixture(weight, scale1, scale2)"),
-}
-
-
-def parse_prior(text: str | Mapping[str, str]) -> TorchDistribution | dict[str, TorchDistribution]:
-    """Read a prior as configurations write it: ``normal(0, 0.1)``, or a mapping of patterns to such texts.
-
-    Raises:
-        UserError: not of that form, an unknown family, or parameters the family refuses.
-    """
-    if isinstance(text, Mapping):
-        if odd := [entry for entry in text.items() if not all(isinstance(part, str) for part in entry)]:
-            raise UserError(f"a prior maps patterns of site names to texts such as normal(0, 1), got {odd[0]!r}")
-        return {pattern: _parse_one(value) for pattern, value in text.items()}
-    return _parse_one(text)
-
-
-def _parse_one(text: str) -> TorchDistribution:
-    forms = ", ".join(form for _, form in _FAMILIES.values())
-    match = re.fullmatch(r"\s*([a-z_]+)\s*\(([^()]*)\)\s*", text)
-    if match is None or match[1] not in _FAMILIES:
-        raise UserError(f"prior {text!r} is not understood; write one of {forms}")
-    family, form = _FAMILIES[match[1]]
-    try:
-        numbers = [float(number) for number in match[2].split(",")]
-    except ValueError:
-        raise UserError(f"prior {text!r} has an argument that is not a number; write {form}") from None
-    if len(numbers) != form.count(",") + 1:
-        raise UserError(f"prior {text!r} has {len(numbers)} arguments; write {form}")
-    if not all(math.isfinite(number) for number in numbers):
-        raise UserError(f"prior {text!r} has an argument that is not finite")
-    try:
-        return family(*numbers, validate_args=True)
-    except ValueError:
-        raise UserError(
-            f"prior {text!r} is outside its family's range; in {form} every scale and df is positive, "
-            "and a mixture weight lies between 0 and 1"
-        ) from None
-
-
 def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.Distribution:
     """The distribution of each single weight, which broadcasts to the site's shape."""
     while isinstance(prior, dist.Independent | ExpandedDistribution):
         prior = prior.base_dist
     return prior
-
-
-def site_priors(model: Callable[..., object], *args: object) -> dict[str, torch.distributions.Distribution]:
-    """The prior of each latent site of a Pyro model; `args` are what the model runs with (one example)."""
-    return {name: site["fn"] for name, site in latent_sites(model, *args).items()}
 
 
 def kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribution) -> Tensor:
@@ -228,14 +194,23 @@ def kl_by_weight(loc: Tensor, scale: Tensor, prior: torch.distributions.Distribu
     return total
 
 
-def prior_text(prior: TorchDistribution) -> str:
+def prior_text(prior: TorchDistribution | EvaluatedPrior) -> str:
     """A prior in words, such as ``Normal(loc=0, scale=0.1)``: equal texts are equal priors."""
-    base = elementwise(prior)
-    values = {name: getattr(base, name) for name in base.arg_constraints if name in vars(base)}
-    return f"{type(base).__name__}({', '.join(f'{name}={_number(value)}' for name, value in values.items())})"
+    if isinstance(prior, EvaluatedPrior):
+        return prior.text
+    base: Any = elementwise(prior)
+    values = {name: number_text(getattr(base, name)) for name in arguments_of(base)}
+    return f"{type(base).__name__}({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
-def _number(value: Tensor | float) -> str:
+def arguments_of(distribution: TorchDistribution) -> list[str]:
+    """The names of the arguments that a distribution was made with."""
+    # Others are computed from them when they are asked for (a covariance); a log-normal has its base's.
+    transformed = isinstance(distribution, torch.distributions.TransformedDistribution)
+    return [name for name in distribution.arg_constraints if transformed or name in vars(distribution)]
+
+
+def number_text(value: Tensor | float) -> str:
     tensor = torch.as_tensor(value).detach().cpu()
     if tensor.numel() == 1:
         return f"{tensor.item():.6g}"
@@ -247,10 +222,14 @@ def _kl_normal_expanded(q: Normal, p: ExpandedDistribution) -> Tensor:
     return kl_divergence(q, p.base_dist)
 
 
-def map_tensors(distribution: TorchDistribution, function: Callable[[Tensor], Tensor]) -> TorchDistribution:
-    """Apply `function` in place to every tensor of a distribution, so that priors follow ``.to(device)``."""
+_Held = TypeVar("_Held", bound=TorchDistribution | EvaluatedPrior)
+
+
+def map_tensors(distribution: _Held, function: Callable[[Tensor], Tensor]) -> _Held:
+    """Apply `function` in place to every tensor of a prior, so that priors follow ``.to(device)``."""
     # The arguments were checked when it was made; a check of every weight at every step would cost more than the step.
-    distribution._validate_args = False
+    if isinstance(distribution, torch.distributions.Distribution):
+        distribution._validate_args = False
     for name, value in list(vars(distribution).items()):
         if isinstance(value, Tensor):
             setattr(distribution, name, function(value))

@@ -52,9 +52,10 @@ class Totals:
 def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     """Run `net` on `x` [N, ...] and list its layers, and every other module with parameters, in the order they ran.
 
-    A random weight counts twice (loc and scale), and a point estimate once. The running mean and variance of batch norm
-    and frozen parameters count as non-trainable. The weights of ``BayesianLinear`` and ``BayesianConv2d`` are random;
-    every other row's parameters are point estimates. The output shape of a module whose output is no tensor is empty.
+    A random weight or hyper-parameter counts twice (loc and scale), and a point estimate once. The running mean and
+    variance of batch norm and frozen parameters count as non-trainable. The weights of ``BayesianLinear`` and
+    ``BayesianConv2d`` are random; every other row's parameters are point estimates. The output shape of a module whose
+    output is no tensor is empty.
     """
     return _Walk(net, functions=False).rows_of(x)
 
@@ -236,6 +237,9 @@ def _multiply_adds(module: nn.Module | None, outputs: int) -> int:
 def _count(module: nn.Module) -> tuple[int, int]:
     random = getattr(module, "_pyro_samples", {})
     trainable = sum(2 * math.prod(prior.event_shape) for prior in random.values())
+    # The hyper-parameters of a hierarchical prior, which are random too.
+    latents = (shape for prior in random.values() for shape in getattr(prior, "latents", {}).values())
+    trainable += sum(2 * math.prod(shape) for shape in latents)
     trainable += sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.requires_grad)
     fixed = sum(parameter.numel() for parameter in module.parameters(recurse=False) if not parameter.requires_grad)
     # num_batches_tracked is a counter, not a parameter.

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, WithLocals, parameters_of
+from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.labels import refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
@@ -46,7 +46,7 @@ def check_prediction(
     few = x[:2]
     draw = dict(posterior.draw(0, seed=seed))
     _check_parameters("draw 0 of the posterior", draw)
-    if isinstance(posterior, WithLocals):
+    if isinstance(posterior, WithLocalLatents):
         draw |= posterior.draw_local(0, few, seed=seed)
     outputs, sites = _run(model, draw, few, y)
     if isinstance(model, Model):

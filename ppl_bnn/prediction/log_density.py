@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, WithDensity, check_num_draws, offered
-from ppl_bnn.models import Model, site_priors
+from ppl_bnn.models import Model
+from ppl_bnn.models.sites import log_prior as density_of_prior
 from ppl_bnn.prediction.door import check_prediction, checked_y
 from ppl_bnn.prediction.predictive import draw_outputs
 from ppl_bnn.prediction.running import drawn_latents, given_latents
@@ -69,7 +70,6 @@ def train_log_likelihood(
         raise UserError("the training log likelihood needs the observed y of the training data")
     log_likelihood = torch.empty(num_samples, len(x), dtype=torch.float32)
     log_prior, log_q = torch.empty(2, num_samples, dtype=torch.double)
-    priors = site_priors(model, x[:1], labels[:1])
     draws = draw_outputs(
         model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
     )
@@ -79,8 +79,7 @@ def train_log_likelihood(
         assert found is not None
         log_likelihood[s] = found[0]
         draw = guide.draw(s, seed=seed)
-        # In double precision: the sum runs over all the weights, and only the differences between draws count.
-        log_prior[s] = sum(float(priors[site].log_prob(draw[site].double())) for site in guide.sites)
+        log_prior[s] = density_of_prior(model, draw, x[:1], labels[:1])
         log_q[s] = q.log_prob(draw)
         if should_stop() and s + 1 < num_samples:
             raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")

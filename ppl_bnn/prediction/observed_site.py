@@ -16,7 +16,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLocals, offered
+from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLocalLatents, offered
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
 from ppl_bnn.models.likelihoods.base import numbers
@@ -105,7 +105,7 @@ def site_blocks(
 
     def parameters(index: int, sign: float) -> Tensor:
         weights = _values(posterior, index, seed, sign)
-        local = posterior.draw_local(index, x, seed=seed) if isinstance(posterior, WithLocals) else {}
+        local = posterior.draw_local(index, x, seed=seed) if isinstance(posterior, WithLocalLatents) else {}
         found = []
         for first in range(0, len(x), limit):
             rows = slice(first, first + limit)
@@ -120,7 +120,7 @@ def site_blocks(
 def observed_values(target: Target, posterior: Posterior, x: Tensor, y: object, *, seed: int) -> object:
     """What the model observes at the site when it is given y: a part of y, say, or a function of it."""
     weights = dict(posterior.draw(0, seed=seed))
-    if isinstance(posterior, WithLocals):
+    if isinstance(posterior, WithLocalLatents):
         weights |= posterior.draw_local(0, x, seed=seed)
     site = _run(target.net, weights, x, y, slice(None), str(target.site), seed, with_y=True)
     return site["value"] if site["is_observed"] else y

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ppl_bnn.errors import UserError
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
-from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.prediction.door import check_prediction
 from ppl_bnn.prediction.draws import normalized
 from ppl_bnn.prediction.moments import moment_network, softmax_moments, standard_normals
 from ppl_bnn.prediction.plain import plain
+from ppl_bnn.prediction.running import Target, given_latents
 
 METHODS = ("draws", "moments")
 # torch.onnx writes 18 and newer. Protocol buffers end at 2 GiB.
@@ -26,7 +27,7 @@ SPARSE_BELOW = 1 / 3
 
 def export(
     path: Path,
-    net: nn.Module,
+    model: nn.Module,
     guide: Posterior,
     x: Tensor,
     *,
@@ -37,16 +38,18 @@ def export(
     norm_inputs: Tensor | None = None,
     opset: int = 20,
 ) -> None:
-    """Write the predictive of `net` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
+    """Write the predictive of `model` under `guide`, pruned or not, as an ONNX file; its outputs are checked on `x`.
 
     Args:
-        net, guide: as `ppl_bnn.predict` takes them; the method moments needs a posterior with `loc_scale`.
-        path: the file, [N, ...] `x` -> `probs` [N, C]; pruned weights take no space in it.
+        model, guide: as `ppl_bnn.predict` takes them, but for a Pyro model of your own; the method moments needs class
+            labels and a posterior with `loc_scale`.
+        path: the file, [N, ...] `x` -> `probs` [N, C] for classes, `mean` and `std` of y, [N, ...] each, for numbers;
+            pruned weights take no space in it.
         x: a few inputs [N, ...].
         method: ``draws``: the averaged softmax of S frozen draws, those `predict` makes with this seed; ``moments``:
             `moment_predictive`.
         num_samples: S.
-        each_draw: a second output, `draw_probs` [S, N, C].
+        each_draw: one more output, each draw's `draw_probs` [S, N, C], or `draw_mean` [S, N, ...].
         norm_inputs: each draw's batch norm has its own statistics of these [K, ...], as in `predict`. For ``draws``.
         opset: ONNX operator set, at least 18.
 
@@ -54,7 +57,7 @@ def export(
         UserError: an unknown method, `norm_inputs` for moments or without batch norm, S below 1 or above the
             posterior's number of draws, a posterior or `x` that `predict` refuses, an operator set that is too old or
             too new, a file that would be above 2 GiB, a layer that cannot be exported, or the extra packages missing.
-        RuntimeError: onnxruntime's probabilities differ from torch's by more than 1e-5.
+        RuntimeError: onnxruntime's answers differ from torch's by more than 1e-5.
     """
     if method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -68,17 +71,21 @@ def export(
             f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
         )
     check_num_draws(guide, num_samples if method == "draws" else 0)
-    target = check_prediction(net, guide, x, seed=seed, own_model="export")
-    net, likelihood = target.net, target.likelihood
+    target = check_prediction(model, guide, x, seed=seed, own_model="export")
+    likelihood = target.likelihood
     if method == "moments":
+        if not isinstance(likelihood, Categorical):
+            raise UserError(f"method moments exports class labels, not {type(likelihood).__name__}; use method draws")
         if each_draw:
             raise UserError("each_draw needs method draws: moments make no draws")
         if norm_inputs is not None:
             raise UserError("norm_inputs sets each draw's batch norm statistics, so it needs method draws, got moments")
-        module: nn.Module = _Moments(moment_network(net, guide), x)
+        module: nn.Module = _Moments(moment_network(target.net, guide), x)
     else:
-        module = _Draws(net, guide, num_samples, seed, each_draw, norm_inputs, likelihood)
-    outputs = ["probs", "draw_probs"] if each_draw and method == "draws" else ["probs"]
+        module = _Draws(target, guide, num_samples, seed, each_draw, norm_inputs)
+    # Of classes the file has the probabilities alone.
+    outputs = list(likelihood.answers if likelihood.drawn else likelihood.answers[:1])
+    outputs += [f"draw_{outputs[0]}"] if each_draw else []
     # Of a single example torch.export would make a file for single examples.
     module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
     with torch.no_grad():
@@ -87,11 +94,11 @@ def export(
             dynamic_shapes=({0: torch.export.Dim("N")},), opset_version=opset,
         )  # fmt: skip
         expected = module(x)
-    model = program.model_proto  # type: ignore[union-attr]
-    _store_sparsely(model)
-    _forget_source(model)
+    proto = program.model_proto  # type: ignore[union-attr]
+    _store_sparsely(proto)
+    _forget_source(proto)
     with written_atomically(path) as temporary:
-        onnx.save(model, temporary)
+        onnx.save(proto, temporary)
         _check(temporary, x, expected if isinstance(expected, tuple) else (expected,))
 
 
@@ -112,15 +119,16 @@ class _Draws(nn.Module):
     """S copies of the plain network in one graph, each with its draw of the weights, and maybe its batch norm."""
 
     def __init__(
-        self, net: nn.Module, guide: Posterior, num_samples: int, seed: int, each_draw: bool,
-        norm_inputs: Tensor | None, likelihood: Likelihood,
+        self, target: Target, guide: Posterior, num_samples: int, seed: int, each_draw: bool,
+        norm_inputs: Tensor | None,
     ) -> None:  # fmt: skip
         super().__init__()
         if num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
-        network = plain(net) if norm_inputs is None else normalized(net, norm_inputs)
-        self.net, self.each_draw, self.likelihood = network.net, each_draw, likelihood
+        network = plain(target.net) if norm_inputs is None else normalized(target.net, norm_inputs)
+        self.net, self.each_draw, self.likelihood = network.net, each_draw, target.likelihood
         self.draws: list[dict[str, str]] = []
+        self.latents: list[dict[str, str]] = []
         size = 4 * num_samples * sum(network.parameter(site).numel() for site in guide.sites)
         if size > LARGEST_FILE:
             raise UserError(
@@ -128,7 +136,8 @@ class _Draws(nn.Module):
                 "take fewer draws, or the moments"
             )
         for index in range(num_samples):
-            own = {site: network.fold(site, weight) for site, weight in guide.draw(index, seed=seed).items()}
+            draw = guide.draw(index, seed=seed)
+            own = {site: network.fold(site, draw[site]) for site in guide.sites}
             if network.normalize:
                 network.net.load_state_dict(own, strict=False)
                 network.normalize(seed, index, 1.0)
@@ -137,14 +146,25 @@ class _Draws(nn.Module):
             for name, value in own.items():
                 self.register_buffer(names[name], value)
             self.draws.append(names)
+            latents = given_latents(self.likelihood, draw) if target.latents else {}
+            self.latents.append({name: f"draw{index}_latent_{name}" for name in latents})
+            for name, value in latents.items():
+                self.register_buffer(f"draw{index}_latent_{name}", value)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        logits = [
-            torch.func.functional_call(self.net, {site: getattr(self, name) for site, name in names.items()}, (x,))
-            for names in self.draws
-        ]
-        probs = self.likelihood.mean(torch.stack(logits))
-        return (probs.mean(0), probs) if self.each_draw else probs.mean(0)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What `outputs` names: of each draw's parts, averaged."""
+        parts = []
+        for names, latents in zip(self.draws, self.latents, strict=True):
+            weights = {site: getattr(self, name) for site, name in names.items()}
+            outputs = torch.func.functional_call(self.net, weights, (x,))
+            parts.append(self.likelihood.parts(outputs, **{name: getattr(self, at) for name, at in latents.items()}))
+        means = torch.stack([own["mean"] for own in parts])
+        averages = {name: torch.stack([own[name] for own in parts]).mean(0) for name in parts[0]}
+        found: tuple[Tensor, ...] = (averages["mean"],)
+        if self.likelihood.drawn:
+            averages["spread"] = (means - averages["mean"]).square().mean(0)
+            found = self.likelihood.answer(averages)
+        return (*found, means) if self.each_draw else found
 
 
 def _store_sparsely(model: Any) -> None:
@@ -179,8 +199,7 @@ def _check(path: Path, x: Tensor, expected: tuple[Tensor, ...]) -> None:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for found, right in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
-        difference = float((torch.from_numpy(found) - right).abs().max())
+        # Probabilities are at most 1; of larger numbers the digits count.
+        difference = float((torch.from_numpy(found) - right).abs().max() / right.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"onnxruntime's probabilities differ from torch's by {difference:.1e}; nothing was written"
-            )
+            raise RuntimeError(f"onnxruntime's answers differ from torch's by {difference:.1e}; nothing was written")

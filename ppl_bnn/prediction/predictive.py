@@ -35,6 +35,7 @@ from ppl_bnn.prediction.without_draws import without_draws
 __all__ = ["METHODS", "SAMPLINGS", "Predictive", "draw_outputs", "predict"]
 
 
+@torch.no_grad()
 def predict(
     model: Callable[..., Any],
     posterior: Posterior,
@@ -127,9 +128,9 @@ def predict(
     if prepared.method == "moments":
         return without_draws(target, posterior, x, targets, kept, seed=seed)
     tally = Tally(
-        num_samples, kept if ranks.is_main else kept[:0], len(x), targets, target.outputs, target.likelihood,
-        sampling=sampling, method=prepared.method, compact=prepared.small is not None, seed=seed,
-        log_likelihood=log_likelihood, latents=target.latents, sketched=len(kept) < len(x),
+        num_samples, kept if ranks.is_main else kept[:0], len(x), targets, target, sampling=sampling,
+        method=prepared.method, compact=prepared.small is not None, seed=seed, log_likelihood=log_likelihood,
+        sketched=len(kept) < len(x),
     )  # fmt: skip
     tally.go_on_from(so_far, ranks)
     tally.seconds += time.perf_counter() - started

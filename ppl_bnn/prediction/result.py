@@ -167,8 +167,21 @@ class Predictive:
             quantiles=self.quantiles,
             samples=self.samples,
             kept=self.kept,
+            pit=self.pit,
         )
         return self.likelihood.scores(found)
+
+    @property
+    def pit(self) -> tuple[Tensor, Tensor] | None:
+        """Between which the probability integral transform of y is uniform under a perfect predictive, [N, ...] each.
+
+        `number_metrics.pit_limits` of the draws of y; None where y was not drawn, or not observed.
+        """
+        if "below" not in self.sums:
+            return None
+        below, up_to = self.sums["below"], self.sums["up_to"]
+        count = beside(self.draws.double(), below)
+        return below / (count + 1), (up_to + 1) / (count + 1)
 
     @property
     def nll(self) -> float:

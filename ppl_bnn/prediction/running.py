@@ -44,11 +44,13 @@ def given_latents(likelihood: Likelihood, draw: Mapping[str, Tensor]) -> dict[st
 
 
 def drawn_latents(posterior: Posterior, index: int, seed: int, sign: float = 1.0) -> Mapping[str, Tensor]:
-    """The sites of a draw that are no weights; without `draw_latents`, all of its sites."""
+    """The sites of a draw that are no weights; of a posterior without `draw_latents`, all of its sites.
+
+    Mirror images are of posteriors with noise, which have all they have beside weights from `draw_latents`.
+    """
     if isinstance(posterior, WithLatents):
         return posterior.draw_latents(index, seed=seed, sign=sign)
-    assert sign == 1, "mirror images need a posterior with noise"
-    return posterior.draw(index, seed=seed)
+    return posterior.draw(index, seed=seed) if sign == 1 else {}
 
 
 def takes_y(model: Callable[..., Any]) -> bool:

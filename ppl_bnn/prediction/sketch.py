@@ -1,4 +1,4 @@
-"""Quantiles of S draws without keeping them: for every element of [N, ...] at once, in memory that S does not change."""
+"""Quantiles of S draws without keeping the draws: of every element of [N, ...] at once, in memory independent of S."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +21,11 @@ class QuantileSketch:
     Which level it is depends on the number of draws alone. So the result does not depend on how the draws were divided
     among calls.
 
-    A compaction on level h moves the rank of any value by 0 to 2^h, up where the first of two values is kept and down
-    where the second is. Both take turns, so c compactions move it by 2^h ceil(c / 2) at most; `rank_error` has the sum
-    over levels. With K = 256 it is 0 for up to 256 draws, 0.003 for 400, 0.011 for 1000, 0.017 for 2000, 0.05 for
-    10,000 and 0.11 for 100,000. It grows slowly with S and shrinks faster than 1 / K.
+    A compaction on level h moves the rank of any value by 0 to 2^h: up where the first of each two values is kept, down
+    where the second is. A level does both in turn, and half of the levels begin with either. `rank_error` adds up the
+    moves in the worse direction. With K = 256 it is 0 for up to 256 draws, 0.003 for 400, 0.009 for 1000, 0.017 for
+    2000, 0.044 for 10,000 and 0.11 for 100,000; it grows slowly with S and shrinks faster than 1 / K. That is for the
+    worst order: of independent draws the root mean square error is 0.003 for 1000 and 0.006 for 10,000 (measured).
 
     Memory is K numbers an element: 1 KiB in float32.
 
@@ -107,9 +108,9 @@ class QuantileSketch:
                 "the 90% interval, for example, has [0.05, 0.95]"
             )
         found = torch.full((*self.shape, len(levels)), torch.nan, dtype=self._values.dtype)
-        for count in self.counts.unique().tolist():
+        for count in self.counts[self.counts > 0].unique().tolist():
             weights = self._layout(count).weights()
-            for rows in self._chunks((self.counts == count).nonzero().flatten()) if count else ():
+            for rows in self._chunks((self.counts == count).nonzero().flatten()):
                 found[rows] = _weighted_quantiles(self._values[rows, ..., : len(weights)], weights, levels)
         return found.movedim(-1, 0)
 
@@ -177,8 +178,12 @@ class _Layout:
 
     @property
     def error(self) -> int:
-        """By how many draws the rank of a value may be wrong."""
-        return sum(2**level * -(-times // 2) for level, times in enumerate(self.compactions))
+        """By how many draws the rank of a value may be wrong: the sum of all moves up, or of all moves down."""
+        # Even levels begin with a move up.
+        return max(
+            sum(2**level * ((times + (level + down) % 2) // 2) for level, times in enumerate(self.compactions))
+            for down in (0, 1)
+        )
 
     def weights(self) -> Tensor:
         """How many draws each used slot stands for, int64 [used]."""
@@ -207,7 +212,7 @@ class _Layout:
             self.sizes.append(0)
             self.compactions.append(0)
         size = self.sizes[level]
-        compaction = _Compaction(sum(self.sizes[level + 1 :]), size, self.compactions[level] % 2 == 1)
+        compaction = _Compaction(sum(self.sizes[level + 1 :]), size, (self.compactions[level] + level) % 2 == 1)
         self.sizes[level + 1] += size // 2
         self.sizes[level] = size % 2
         self.compactions[level] += 1
@@ -221,9 +226,11 @@ def _weighted_quantiles(values: Tensor, weights: Tensor, levels: Tensor) -> Tens
     position = (int(weights.sum()) - 1) * levels
     below = position.long()
     low, high = (
-        ordered.gather(-1, torch.searchsorted(ends, rank.expand(*ends.shape[:-1], -1).contiguous(), right=True)).double()
+        ordered.gather(
+            -1, torch.searchsorted(ends, rank.expand(*ends.shape[:-1], -1).contiguous(), right=True)
+        ).double()
         for rank in (below, (below + 1).clamp_max(int(weights.sum()) - 1))
     )
     share = position - below
-    # Infinity minus itself, and 0 times infinity, are no numbers.
-    return torch.where((low == high) | (share == 0), low, low + (high - low) * share).to(values.dtype)
+    # 0 times infinity is no number, and equal bounds are to stay what they are.
+    return torch.where((low == high) | (share == 0), low, (1 - share) * low + share * high).to(values.dtype)

@@ -2,16 +2,17 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.likelihoods import DrawStatistics, Likelihood
+from ppl_bnn.models.likelihoods import DrawStatistics
 from ppl_bnn.native.normals import GENERATOR, draw_seed
 from ppl_bnn.prediction.result import Predictive
+from ppl_bnn.prediction.running import Target
 from ppl_bnn.prediction.sketch import QuantileSketch
 
 Latents = Sequence[dict[str, Tensor]]
@@ -48,8 +49,7 @@ class Tally:
     Args:
         count: N.
         y: observed values [N, ...], or None.
-        like: outputs [n, *] of a few examples, n >= 1, which tell the statistics' shapes.
-        latents: the likelihood's latents beside them.
+        target: the likelihood, and outputs [n, *] of a few examples, n >= 1, which tell the statistics' shapes.
         seed: of the draws; y is drawn by (seed, draw number).
         sketched: sketch the draws of y of all examples.
         log_likelihood: whether log p(y_i | draw s) is kept for each draw, [S, N].
@@ -61,16 +61,16 @@ class Tally:
     """
 
     def __init__(
-        self, num_samples: int, kept: Tensor, count: int, y: Tensor | None, like: Tensor, likelihood: Likelihood, *,
-        sampling: str, method: str, compact: bool = False, seed: int = 0, log_likelihood: bool = True,
-        latents: Mapping[str, Tensor] | None = None, sketched: bool = False,
+        self, num_samples: int, kept: Tensor, count: int, y: Tensor | None, target: Target, *, sampling: str,
+        method: str, compact: bool = False, seed: int = 0, log_likelihood: bool = True, sketched: bool = False,
     ) -> None:  # fmt: skip
         self.num_samples, self.kept, self.y = num_samples, kept, None if y is None else y.cpu()
+        likelihood, like = target.likelihood, target.outputs[:1]
         self.likelihood, self.sampling, self.method, self.compact = likelihood, sampling, method, compact
         self.done, self.seconds, self.seed = 0, 0.0, seed
         self.active = torch.arange(count, device="cpu")
         self.draws = torch.zeros(count, dtype=torch.int64, device="cpu")
-        first = likelihood.statistics(like[:1].unsqueeze(0), None if self.y is None else self.y[:1], **(latents or {}))
+        first = likelihood.statistics(like.unsqueeze(0), None if self.y is None else self.y[:1], **target.latents)
         self.log_likelihood = self.log_sum = self.scores = self.samples = self.sketch = None
         if self.y is not None:
             self.scores = _missing(num_samples)
@@ -83,12 +83,12 @@ class Tally:
         self.means = _missing(num_samples, len(kept), *first.mean.shape[2:], dtype=dtype)
         shapes = {"mean": first.mean, **first.others, "spread": first.mean}
         if likelihood.drawn:
-            drawn = likelihood.sample(like[:1], seed=0, **(latents or {}))
+            drawn = likelihood.sample(like, seed=0, **target.latents)
             dtype = torch.promote_types(drawn.dtype, torch.float32)
             self.samples = _missing(num_samples, len(kept), *drawn.shape[1:], dtype=dtype)
-            self.sketch = QuantileSketch((count, *drawn.shape[1:])) if sketched else None
+            self.sketch = QuantileSketch((count, *drawn.shape[1:]), dtype=dtype) if sketched else None
             if self.y is not None:
-                shapes["pit"] = drawn.unsqueeze(0)
+                shapes |= {"below": drawn.unsqueeze(0), "up_to": drawn.unsqueeze(0)}
         self.sums = {name: torch.zeros(count, *value.shape[2:], dtype=torch.float64) for name, value in shapes.items()}
         self.squares, self.reference = torch.zeros_like(self.sums["mean"]), torch.zeros_like(self.sums["mean"])
         self._find_kept()
@@ -193,7 +193,7 @@ class Tally:
         )
 
     def _sampled(self, rows: slice, outputs: Tensor, latents: Latents) -> dict[str, Tensor]:
-        """Keep one y of each draw; return where the observed y lies among them."""
+        """Keep one y of each draw; return whether it is below the observed y, or at most that."""
         assert self.samples is not None
         # By the seed and the draw's number, whatever is drawn beside it.
         samples = torch.stack(
@@ -204,12 +204,11 @@ class Tally:
         )
         self.samples[rows, self._at] = samples[:, self._of].to(self.samples.dtype)
         if self.sketch is not None:
-            self.sketch.add(samples, self.active)
+            self.sketch.add(samples.to(self.samples.dtype), self.active)
         if self.y is None:
             return {}
         y = self.y[self.active]
-        # Ties count half, as counts have them.
-        return {"pit": (samples < y).double() + 0.5 * (samples == y).double()}
+        return {"below": samples < y, "up_to": samples <= y}
 
     def _score(self, rows: slice, log_likelihood: Tensor, score: Tensor) -> None:
         if self.log_likelihood is not None:

@@ -221,9 +221,7 @@ def test_the_look_leaves_statistics_modes_and_random_state_as_they_were():
 
 def test_a_vectorized_call_of_pyro_leaves_the_priors_as_they_were():
     model, guide = classifier()
-    # Linear layers cannot compute a batch of weights.
-    with pytest.raises(RuntimeError):
-        Predictive(model, num_samples=5, parallel=True)(X)
+    assert Predictive(model, num_samples=5, parallel=True)(X)["y"].shape == (5, len(X))
     assert poutine.trace(model).get_trace(X).nodes["0.weight"]["value"].shape == (8, 4)
     assert len(fit(model, guide, X, Y, **settings())) == 2
 

@@ -7,6 +7,7 @@ import torch
 
 from ppl_bnn.distributed import Alone
 from ppl_bnn.errors import UserError
+from ppl_bnn.prediction.running import Target
 from ppl_bnn.prediction.tally import Tally
 
 
@@ -66,16 +67,8 @@ def check_averages(likelihood, outputs, y):
     """The running sums of draws added in parts are the averages, bit for bit as of draws added at once."""
     parts = []
     for cuts in ([len(outputs)], [1, len(outputs) - 1]):
-        tally = Tally(
-            len(outputs),
-            torch.arange(len(y)),
-            len(y),
-            y,
-            outputs[0],
-            likelihood,
-            sampling="independent",
-            method="draws",
-        )
+        target = Target(torch.nn.Identity(), likelihood, outputs[0], {})
+        tally = Tally(len(outputs), torch.arange(len(y)), len(y), y, target, sampling="independent", method="draws")
         tally.go_on_from(None, Alone())
         for part in outputs.split(cuts):
             tally.add(part)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, predict
+from ppl_bnn.errors import UserError
 from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, site_priors
 from ppl_bnn.prediction.plain import NotTraceable, plain
 
@@ -242,11 +243,14 @@ def test_layers_without_gradients_are_refused_where_the_data_should_train_them()
     KLScaledELBO(12).loss_and_grads(model, guide, X, Y)
 
 
-def test_a_failed_vectorized_call_leaves_the_prior_as_it_was():
+def test_a_vectorized_call_leaves_the_prior_as_it_was_also_if_it_fails():
     model = Classifier(bayesian(nn.Sequential(nn.Linear(4, 3))), 12)
-    with pytest.raises(RuntimeError, match="dimensions"):
-        pyro.infer.Predictive(model, num_samples=7, parallel=True)(X)
+    assert pyro.infer.Predictive(model, num_samples=7, parallel=True)(X)["y"].shape == (7, len(X))
     assert site_priors(model, X, Y)["0.weight"].sample().shape == (3, 4)
+    images, convolution = torch.randn(3, 1, 4, 4), bayesian(nn.Sequential(nn.Conv2d(1, 2, 3)))
+    with pytest.raises(UserError, match="takes one"):
+        pyro.infer.Predictive(convolution, num_samples=7, parallel=True)(images)
+    assert site_priors(convolution, images)["0.weight"].sample().shape == (2, 1, 3, 3)
     assert MeanFieldNormal(model, X, Y).loc_scale("0.weight")[0].shape == (3, 4)
 
 

@@ -49,13 +49,14 @@ class Summary:
     """What scores are made of: the averaged predictive of N examples, and what was observed.
 
     Attributes:
-        averages: float64 [N, ...] by name: ``mean``, ``spread`` (Var[E[y | draw]] over the draws), the names of
-            `DrawStatistics.others`, and ``pit`` where y was drawn.
+        averages: float64 [N, ...] by name: ``mean``, ``spread`` (Var[E[y | draw]] over the draws) and the names of
+            `DrawStatistics.others`.
         y: observed values [N, ...].
         nll: of the averaged predictive, nats per datum.
         quantiles: levels [Q] -> quantiles [Q, N, ...] of y; NaN where an example has no draws of y.
         samples: draws of y for K of the examples, [S, K, ...]; None for likelihoods whose y is not drawn.
         kept: positions [K] of these examples.
+        pit: `number_metrics.pit_limits` of every example, [N, ...] each; None where y is not drawn.
     """
 
     averages: Averages
@@ -64,6 +65,7 @@ class Summary:
     quantiles: Callable[[Tensor], Tensor]
     samples: Tensor | None
     kept: Tensor
+    pit: tuple[Tensor, Tensor] | None
 
 
 class Likelihood(nn.Module, ABC):
@@ -142,16 +144,20 @@ class Likelihood(nn.Module, ABC):
 
     def statistics(self, outputs: Tensor, y: Tensor | None = None, **latents: Tensor) -> DrawStatistics:
         """What S draws' outputs [S, N, *] with the same latents say, about the observed y [N, ...] if there is one."""
-        draws = len(outputs)
-        flat = outputs.flatten(0, 1).cpu()
         latents = {name: value.cpu() for name, value in latents.items()}
-        parts = {name: part.unflatten(0, (draws, -1)) for name, part in self.parts(flat, **latents).items()}
+        # One by one: the last digit of some vectorized functions depends on a number's place in the tensor.
+        draws = [draw.contiguous() for draw in outputs.cpu()]
+        every = [self.parts(draw, **latents) for draw in draws]
+        parts = {name: torch.stack([one[name] for one in every]) for name in every[0]}
         mean = parts.pop("mean")
         if y is None:
             return DrawStatistics(mean, others=parts)
-        every = y.expand(draws, *y.shape).flatten(0, 1)
-        log_likelihood = self.distribution(flat, **latents).log_prob(every).unflatten(0, (draws, -1))
-        return DrawStatistics(mean, log_likelihood, -(mean - y).square().flatten(1).mean(1), parts)
+        log_likelihood = torch.stack([self.distribution(draw, **latents).log_prob(y) for draw in draws])
+        return DrawStatistics(mean, log_likelihood, self.score(mean, y), parts)
+
+    def score(self, mean: Tensor, y: Tensor) -> Tensor:
+        """Each draw's own score [S], larger is better, of its means [S, N, ...]: minus their mean squared error."""
+        return -(mean - y).square().flatten(1).mean(1)
 
     def decompose(self, averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
         """Total, aleatoric and epistemic uncertainty, each [N, ...]; total = aleatoric + epistemic up to rounding.
@@ -175,10 +181,14 @@ class Likelihood(nn.Module, ABC):
 
     def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
         """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            latents = {name: value.cpu() for name, value in latents.items()}
-            return self.distribution(outputs.cpu(), **latents).sample()
+        latents = {name: value.cpu() for name, value in latents.items()}
+        distribution, state = self.distribution(outputs.cpu(), **latents), torch.get_rng_state()
+        # `torch.manual_seed` looks at every kind of device, which takes longer than the draw.
+        torch.default_generator.manual_seed(seed)
+        try:
+            return distribution.sample()
+        finally:
+            torch.set_rng_state(state)
 
 
 def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Tensor:
@@ -214,23 +224,22 @@ def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Ten
 
 
 def number_scores(found: Summary) -> dict[str, float]:
-    """rmse, crps, and by level interval score, coverage and width, and the quantile calibration error.
+    """rmse, mae and crps, by level coverage, width and interval score, and the quantile calibration error.
 
-    All but rmse need draws of y (`number_metrics`); crps is of the examples whose draws were kept.
+    All but rmse and mae need draws of y (`number_metrics`); crps is of the examples whose draws were kept.
     """
     y, mean = found.y.double(), found.averages["mean"]
-    scores = {"rmse": number_metrics.rmse(mean, y)}
-    if found.samples is None or not len(found.kept) or len(found.samples) < 2:
+    scores = {"rmse": number_metrics.rmse(mean, y), "mae": number_metrics.mae(mean, y)}
+    if found.samples is None or found.pit is None or len(found.samples) < 2:
         return scores
-    scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
+    if len(found.kept):
+        scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
     levels = torch.tensor([side for level in LEVELS for side in (0.5 - level / 2, 0.5 + level / 2)])
     quantiles = found.quantiles(levels).double()
     for level, (lower, upper) in zip(LEVELS, quantiles.unflatten(0, (-1, 2)), strict=True):
-        there = lower.isfinite() & upper.isfinite()
-        lower, upper, known = lower[there], upper[there], y[there]
         name = f"{100 * level:g}"
-        scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, known)
+        scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, y)
         scores[f"width_{name}"] = number_metrics.width(lower, upper)
-        scores[f"interval_score_{name}"] = float(number_metrics.interval_score(lower, upper, known, level).mean())
-    scores["quantile_error"] = number_metrics.quantile_calibration_error(found.averages["pit"])
+        scores[f"interval_score_{name}"] = float(number_metrics.interval_score(lower, upper, y, level).mean())
+    scores["quantile_error"] = number_metrics.quantile_calibration_error(*found.pit)
     return scores

@@ -1,7 +1,7 @@
-"""Normal: a likelihood of real numbers, with a scale that is fixed, learnt, random or predicted."""
+"""Likelihoods of real numbers, Normal and StudentT, with a scale that is fixed, learnt, random or predicted."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ from ppl_bnn.models.sites import element_support
 # Below it a variance underflows in single precision.
 SMALLEST = 1e-6
 
-ScaleOf = float | str | Tensor | TorchDistribution
+ScaleOf: TypeAlias = float | str | Tensor | TorchDistribution
 
 
 class NoiseScale(nn.Module):
@@ -27,18 +27,22 @@ class NoiseScale(nn.Module):
     Args:
         scale: a positive number or tensor: fixed. ``"learnt"``: a point estimate, trained from `start`.
             ``"predicted"``: the second half of the network's output columns, through softplus. A Pyro distribution over
-            positive numbers: a random variable with this prior, the latent site ``noise_scale``.
+            positive numbers: a random variable with this prior, the latent site `site`.
         start: where a learnt scale starts.
+        site: the name of the latent site.
     """
 
-    def __init__(self, scale: ScaleOf, start: float = 1.0) -> None:
+    value: Tensor
+
+    def __init__(self, scale: ScaleOf, start: float = 1.0, *, site: str = "noise_scale") -> None:
         super().__init__()
-        self.kind = "fixed"
+        self.kind, self.site = "fixed", site
+        name = "scale" if site == "noise_scale" else site
         self.prior: Any = None
         if isinstance(scale, str):
             if scale not in ("learnt", "predicted"):
                 raise UserError(
-                    f"scale must be a positive number, 'learnt', 'predicted' or a Pyro distribution, got {scale!r}"
+                    f"{name} must be a positive number, 'learnt', 'predicted' or a Pyro distribution, got {scale!r}"
                 )
             self.kind = scale
             if scale == "learnt":
@@ -46,34 +50,34 @@ class NoiseScale(nn.Module):
         elif isinstance(scale, torch.distributions.Distribution):
             if not _positive_support(scale):
                 raise UserError(
-                    f"the prior of a noise scale needs positive support, such as LogNormal or HalfNormal; "
+                    f"the prior of {site} needs positive support, such as LogNormal or HalfNormal; "
                     f"{type(scale).__name__} has {scale.support}"
                 )
             self.kind, self.prior = "latent", scale
         else:
             value = torch.as_tensor(scale, dtype=None if isinstance(scale, Tensor) else torch.get_default_dtype())
             if not bool((value > 0).all()) or not bool(value.isfinite().all()):
-                raise UserError(f"scale must be positive and finite, got {scale}")
+                raise UserError(f"{name} must be positive and finite, got {scale}")
             self.register_buffer("value", value.clone(), persistent=False)
 
     def latents(self) -> dict[str, Tensor]:
-        """The site ``noise_scale``, where the scale is random."""
-        return {"noise_scale": pyro.sample("noise_scale", self.prior)} if self.kind == "latent" else {}
+        """The latent site, where the scale is random."""
+        return {self.site: pyro.sample(self.site, self.prior)} if self.kind == "latent" else {}
 
     def split(self, outputs: Tensor, noise_scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """loc [N, ...] and scale, which broadcasts to it, from outputs [N, *]."""
         if self.kind == "predicted":
             if outputs.dim() != 2 or outputs.shape[1] % 2:
                 raise UserError(
-                    "scale 'predicted' needs two output columns for each number, [N, 2 D]: the means and the "
-                    f"unconstrained scales; the network gives {list(outputs.shape)}"
+                    f"{self.site} 'predicted' needs two output columns for each number, [N, 2 D]: the means (counts: "
+                    f"their logarithms) and the unconstrained scales; the network gives {list(outputs.shape)}"
                 )
             loc, unconstrained = outputs.chunk(2, 1)
             return one_number(loc), F.softplus(one_number(unconstrained)) + SMALLEST
         loc = one_number(outputs)
         if self.kind == "latent":
             if noise_scale is None:
-                raise UserError("the posterior has no draws of 'noise_scale': build the guide of the whole Model")
+                raise UserError(f"the posterior has no draws of {self.site!r}: build the guide of the whole Model")
             return loc, noise_scale.to(loc)
         scale = F.softplus(self.unconstrained) + SMALLEST if self.kind == "learnt" else self.value
         return loc, scale.to(loc)
@@ -103,6 +107,36 @@ class Normal(Likelihood):
         """p(y | outputs [N, D]), or [N, 2 D] for a predicted scale."""
         loc, scale = self.noise.split(outputs, noise_scale)
         return independent(dist.Normal(loc, scale), outputs)
+
+
+class StudentT(Likelihood):
+    """y is D real numbers, loc + scale t, t of Student's distribution with `df` degrees of freedom: outputs are loc.
+
+    Its tails are heavier than the Normal's: outliers move loc less. The variance of y is scale^2 df / (df - 2). For
+    D = 1 y is [N].
+
+    Args:
+        df: degrees of freedom, above 2, so that y has a variance.
+        scale, start: as of `Normal`; the scale is no standard deviation here.
+    """
+
+    def __init__(self, df: float = 4.0, scale: ScaleOf = "learnt", *, start: float = 1.0) -> None:
+        super().__init__()
+        if not (isinstance(df, int | float) and math.isfinite(df) and df > 2):
+            raise UserError(
+                f"df must be above 2, or y has no variance, and finite, got {df!r}; use Normal for infinity"
+            )
+        self.df = float(df)
+        self.noise = NoiseScale(scale, start)
+
+    def latents(self) -> dict[str, Tensor]:
+        """The site ``noise_scale``, where the scale has a prior."""
+        return self.noise.latents()
+
+    def distribution(self, outputs: Tensor, noise_scale: Tensor | None = None) -> TorchDistribution:  # type: ignore[override]
+        """p(y | outputs [N, D]), or [N, 2 D] for a predicted scale."""
+        loc, scale = self.noise.split(outputs, noise_scale)
+        return independent(dist.StudentT(self.df, loc, scale), outputs)
 
 
 def independent(each: TorchDistribution, outputs: Tensor) -> TorchDistribution:

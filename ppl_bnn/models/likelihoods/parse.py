@@ -1,18 +1,16 @@
 """Likelihoods as configurations write them, such as ``normal(0.1)``, and the number of network outputs they need."""
 
 import ast
-from collections.abc import Callable
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models import likelihoods
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.likelihoods.base import Likelihood
+from ppl_bnn.models.prior_parsing import HYPER_PRIORS
 from ppl_bnn.registry import lookup
 
 # The class of each family, and the arguments that may be given, all of which have defaults.
@@ -23,12 +21,6 @@ _FAMILIES = {
     "student_t": ("StudentT", "df, scale"),
     "poisson": ("Poisson", ""),
     "negative_binomial": ("NegativeBinomial", "overdispersion"),
-}
-_PRIORS: dict[str, tuple[Callable[..., TorchDistribution], str]] = {
-    "log_normal": (dist.LogNormal, "loc, scale"),
-    "half_normal": (dist.HalfNormal, "scale"),
-    "half_cauchy": (dist.HalfCauchy, "scale"),
-    "gamma": (dist.Gamma, "concentration, rate"),
 }
 FORMS = ", ".join(f"{name}({arguments})" if arguments else name for name, (_, arguments) in _FAMILIES.items())
 # A likelihood of one number an example takes at most this number of outputs.
@@ -57,9 +49,7 @@ def parse_likelihood(text: str) -> Likelihood:
         )
     family, form = _FAMILIES[name]
     if len(arguments) > _count(form):
-        raise UserError(
-            f"likelihood {text!r} has {len(arguments)} arguments; write {name}{f'({form})' if form else ''}"
-        )
+        raise UserError(f"likelihood {text!r} has too many arguments; write {name}{f'({form})' if form else ''}")
     values = [_argument(argument, text) for argument in arguments]
     try:
         made: Likelihood = getattr(likelihoods, family)(*values)
@@ -127,14 +117,14 @@ def _argument(argument: ast.expr, text: str) -> Any:
         return number
     if isinstance(argument, ast.Name):
         return argument.id
-    forms = ", ".join(f"{name}({arguments})" for name, (_, arguments) in _PRIORS.items())
+    forms = ", ".join(form for _, form in HYPER_PRIORS.values())
     message = f"likelihood {text!r} has an argument that is no number, learnt, predicted or a prior: one of {forms}"
     name, parts = _called(argument, message)
     numbers = [_number(part) for part in parts]
-    if name not in _PRIORS or None in numbers or len(numbers) != _count(_PRIORS[name][1]):
+    if name not in HYPER_PRIORS or None in numbers or len(numbers) != _count(HYPER_PRIORS[name][1]):
         raise UserError(message)
     try:
-        return _PRIORS[name][0](*numbers, validate_args=True)
+        return HYPER_PRIORS[name][0](*numbers, validate_args=True)
     except ValueError:
         raise UserError(
             f"likelihood {text!r} has a prior out of range: its scale, concentration and rate are positive"
