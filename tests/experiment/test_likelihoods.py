@@ -11,6 +11,8 @@ from run_folders import written
 
 from ppl_bnn.data import Table
 from ppl_bnn.experiment.setup import opened
+from ppl_bnn.export import main as export
+from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.saved_draws import read_predictive
 
@@ -18,15 +20,27 @@ pytestmark = pytest.mark.any_python
 NUMBERS = {"nll", "rmse", "crps", "quantile_error", "coverage_95", "width_95", "interval_score_95"}
 
 
+def table(target, title, classes=()):
+    """Training and test rows whose target follows the first of two columns."""
+    x = torch.randn(120, 2, generator=torch.Generator().manual_seed(0))
+    whole = Table(x, target(x[:, 0].contiguous()), ("left", "right"), "target", title, "train", classes)
+    return whole.first(90), whole.rows(slice(90, None), "test")
+
+
 def stripes(folder, file, progress):
-    """Three classes that follow the first of two columns."""
+    """Three classes."""
+    return table(lambda x: torch.bucketize(x, torch.tensor([-0.4, 0.4])), "Stripes", ("low", "middle", "high"))
+
+
+def signs(folder, file, progress):
+    """Yes or no."""
+    return table(lambda x: (x > 0).float(), "Signs")
+
+
+def counts(folder, file, progress):
+    """Counts."""
     generator = torch.Generator().manual_seed(0)
-    made = []
-    for split, count in (("train", 90), ("test", 30)):
-        x = torch.randn(count, 2, generator=generator)
-        y = torch.bucketize(x[:, 0].contiguous(), torch.tensor([-0.4, 0.4]))
-        made.append(Table(x, y, ("left", "right"), "stripe", "Stripes", split, ("low", "middle", "high")))
-    return tuple(made)
+    return table(lambda x: torch.poisson(x.exp(), generator=generator).long(), "Counts")
 
 
 @pytest.fixture
@@ -60,9 +74,12 @@ def test_a_regression_goes_through_every_stage(call, diabetes):
     assert any("predict: 6 draws" in line and "of 24 rows" in line and "rmse 0." in line for line in lines)
     assert any("prune: 50% pruned" in line and "crps 0." in line for line in lines)
     assert any("figures in" in line and "gallery" not in line for line in lines)
+    drawn = [path for path in (out / "figures").glob("*.png") if path.name != "posterior.png"]
+    assert any(f"{len(drawn)} figures in" in line for line in lines)
+    assert len(drawn) >= 4
     assert yaml.safe_load((out / "config.yaml").read_text())["model"]["likelihood"] == "normal(predicted)"
     assert netcdf.read_attrs(out / "predictive.nc")["inputs"]["model.likelihood"] == "normal(predicted)"
-    assert [row["accuracy"] for row in csv.DictReader((out / "log.csv").open())] == ["nan"] * 3
+    assert [row["accuracy"] for row in csv.DictReader((out / "log.csv").read_text().splitlines())] == ["nan"] * 3
 
     code, lines = call(run=diabetes)
     assert code == 0
@@ -100,6 +117,22 @@ def test_a_learnt_scale_is_trained_saved_and_pruned_with(call, diabetes):
     run.restored("last")
     assert run.model.likelihood.noise.unconstrained.item() != start
     assert (diabetes / "out" / "pruned.safetensors").exists()
+
+
+def test_a_regression_is_exported(call, diabetes):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    assert call("--stages", "train", run=diabetes)[0] == 0
+    out = diabetes / "out"
+    assert export([str(out), "--draws", "4"]) == 0
+    run = opened(out)
+    run.restored("last")
+    x = run.test_tensors()[0]
+    session = runtime.InferenceSession(out / "predictive.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["mean", "std"]
+    found = predict(run.model, run.guide, x, num_samples=4, method="draws", progress=False)
+    for exported, expected in zip(session.run(None, {"x": x.numpy()}), (found.mean, found.std), strict=True):
+        torch.testing.assert_close(torch.from_numpy(exported).double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
 def test_digits_may_be_numbers(call, run_folder):
@@ -172,3 +205,18 @@ def test_a_tolerance_is_in_units_of_the_target(call, diabetes):
     code, lines = call("--stages", "train,predict", *arguments, run=diabetes)
     assert code == 0
     assert any("draws per row: mean" in line and "100.0% of the rows stopped early" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    ["normal(0.5)", "student_t(5, learnt)", "normal(log_normal(-1, 0.5))", "negative_binomial", "bernoulli"],
+)
+def test_every_family_goes_from_training_to_the_report(call, diabetes, likelihood):
+    data = {"negative_binomial": "counts", "bernoulli": "signs"}.get(likelihood)
+    arguments = ["--model.likelihood", likelihood, "--train.epochs", "1"]
+    arguments += ["--data.name", f"{__name__}:{data}"] if data else []
+    assert call(*arguments, run=diabetes)[0] == 0
+    metrics = json.loads((diabetes / "out" / "metrics.json").read_text())
+    expected = {"nll", "accuracy"} if data == "signs" else {"nll", "rmse", "crps"}
+    assert expected <= metrics["test"].keys()
+    assert all(expected <= row.keys() for row in metrics["pruning"])
