@@ -55,7 +55,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")
     parser.add_argument("--draws", type=int, default=32, help="number of frozen weight draws")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    parser.add_argument("--each_draw", action="store_true", help="add the output of each draw: draw_probs [S, N, C] or draw_mean [S, N]")
+    each_draw = "add the output of each draw: draw_probs [S, N, C] or draw_mean [S, N]"
+    parser.add_argument("--each_draw", action="store_true", help=each_draw)
     parser.add_argument("--fraction", type=float, default=0.0, help="prune this share of the weights first")
     parser.add_argument("--checkpoint", type=str, default="last", help="saved step to use")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +89,8 @@ def export(
     outputs += [f"draw_{outputs[0]}"] if each_draw else []
     # Of a single example torch.export would make a file for single examples.
     module, x = module.cpu().eval(), (x if len(x) > 1 else torch.cat([x, x])).cpu()
-    with torch.no_grad():
+    # A check of a distribution's arguments depends on data, which a graph cannot.
+    with torch.no_grad(), pyro.validation_enabled(False):
         program = torch.onnx.export(
             module, (x,), dynamo=True, verbose=False, input_names=["x"], output_names=outputs,
             dynamic_shapes=({0: torch.export.Dim("N")},), opset_version=opset,
