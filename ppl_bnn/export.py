@@ -4,7 +4,8 @@
     python -m ppl_bnn.export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
     python -m ppl_bnn.export runs/mnist-fc/out --method moments           # no draws: moments through the layers
 
-The file takes `x` [N, channels, height, width], pixels from 0 to 1 as in training, and gives `probs` [N, C].
+The file takes `x` as in training: images [N, channels, height, width] with pixels from 0 to 1, or a table's rows
+[N, D]. It gives what the run's likelihood answers: `probs` [N, C] of classes, `mean` and `std` [N] of numbers.
 """
 
 import logging
@@ -38,7 +39,7 @@ def _run(options: Namespace) -> None:
     path = Path(options.file) if options.file else out / "predictive.onnx"
     num_samples = options.draws if guide.sites else 1
     export(
-        path, run.model.net, guide, run.test_tensors()[0][:8],
+        path, run.model, guide, run.test_tensors()[0][:8],
         method=options.method, num_samples=num_samples, seed=options.seed,
         each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
         opset=options.opset,
@@ -54,7 +55,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")
     parser.add_argument("--draws", type=int, default=32, help="number of frozen weight draws")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    parser.add_argument("--each_draw", action="store_true", help="add a second output, draw_probs [S, N, C]")
+    each_draw = "add the output of each draw: draw_probs [S, N, C] or draw_mean [S, N]"
+    parser.add_argument("--each_draw", action="store_true", help=each_draw)
     parser.add_argument("--fraction", type=float, default=0.0, help="prune this share of the weights first")
     parser.add_argument("--checkpoint", type=str, default="last", help="saved step to use")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")

@@ -38,7 +38,7 @@ PURE = (
     "models/*.py", "guides/*.py", "guides/estimators/*.py", "distributed/*.py", "pruning/criteria.py",
     "pruning/masks.py", "pruning/ratios.py", "inference/elbo.py", "*metrics.py",
 )  # fmt: skip
-IMPURE = {"ppl_bnn.files", "ppl_bnn.inference.checkpoint", "ppl_bnn.data.images"}
+IMPURE = {"ppl_bnn.files", "ppl_bnn.inference.checkpoint", "ppl_bnn.data.named"}
 # The public entry points whose keywords are settings.
 MANY_PARAMETERS = {"fit", "predict", "sweep"}
 SOURCES = {

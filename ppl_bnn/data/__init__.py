@@ -4,6 +4,8 @@ May import: native, the ground.
 """
 
 from ppl_bnn.data.examples import Examples, TensorExamples
-from ppl_bnn.data.images import DATASETS, Images, load, title_and_shape
+from ppl_bnn.data.images import Images
+from ppl_bnn.data.named import DATASETS, IMAGE_SETS, Split, described, load
+from ppl_bnn.data.tables import Table
 
-__all__ = ["DATASETS", "Examples", "Images", "TensorExamples", "load", "title_and_shape"]
+__all__ = ["DATASETS", "IMAGE_SETS", "Examples", "Images", "Split", "Table", "TensorExamples", "described", "load"]

@@ -36,7 +36,9 @@ class DataConfig:
 
     name: Annotated[str, OneOf(DATASETS)] = setting(
         "mnist", help="mnist, fashion-mnist, cifar10 or digits100k (100,000 deformed and shifted digits made of "
-        "MNIST's: infimnist-compatible indexing, own fields), or the import path of a function of your own",
+        "MNIST's: infimnist-compatible indexing, own fields); diabetes (a table with numbers to predict, by "
+        "scikit-learn); or the import path of a function of your own that returns (train, test), two Images or two "
+        "Tables",
     )  # fmt: skip
     dir: str = setting(
         "data", help="folder of the data sets; each is downloaded or made once", decisive=False, per_host=True
@@ -58,11 +60,19 @@ class DataConfig:
 @documented
 @dataclass
 class ModelConfig:
-    """The network and its prior."""
+    """The network, its prior and the likelihood."""
 
     name: Annotated[str, OneOf(NETWORKS)] = setting(
-        "bnn-fc", help="bnn-fc, bnn-conv, lenet, vgg16 or resnet18, or the import path of a function that takes the "
-        "images' (channels, height, width) and returns a network: my_package.nets:build",
+        "bnn-fc", help="bnn-fc, bnn-conv, lenet, vgg16 or resnet18 for images of ten classes; mlp (two layers of 50 "
+        "units) for any inputs and likelihood; or the import path of a function that takes the shape of one input, "
+        "(channels, height, width) of an image, and returns a network: my_package.nets:build (it gets num_outputs too "
+        "if it has such a parameter)",
+    )  # fmt: skip
+    likelihood: str = setting(
+        "categorical", help="of the targets: categorical (class labels), bernoulli (0 or 1), normal(scale) or "
+        "student_t(df, scale) (numbers), poisson or negative_binomial(overdispersion) (counts), or the import path of "
+        "your own; arguments may be left out; a scale or overdispersion is a positive number, learnt (the default), "
+        "predicted by the network, or its prior, such as log_normal(-1, 1)",
     )  # fmt: skip
     deterministic: bool = setting(False, help="the network's deterministic twin, trained by maximum likelihood")
     prior: str | dict[str, str] = setting(
@@ -133,7 +143,7 @@ class PredictConfig:
     """The posterior predictive."""
 
     num_samples: Count = setting(
-        400, help="number of weight draws (the maximum for each image if predict.tolerance is set)"
+        400, help="number of weight draws (the maximum for each example if predict.tolerance is set)"
     )
     method: Annotated[str, OneOf(METHODS)] = setting(
         "auto", help="draws (each is one network), layerwise (pre-activations of dense layers), moments (an "
@@ -145,9 +155,9 @@ class PredictConfig:
         "independent", help="independent, antithetic (mirrored pairs) or sobol (quasi-random, with the method "
         "layerwise)",
     )  # fmt: skip
-    tolerance: Annotated[float, Range("be above 0 and below 1", lambda value: 0 < value < 1)] | None = setting(
-        None, help="stop drawing for an image once its probabilities are known to within this, with 95% confidence "
-        "(default: the same number of draws for all)",
+    tolerance: Positive | None = setting(
+        None, help="stop drawing for an example once its mean is known to within this, with 95% confidence: each "
+        "probability of a class, or a number in units of the target (default: the same number of draws for all)",
     )  # fmt: skip
     compact: Annotated[str, OneOf(COMPACT)] = setting(
         "auto", help="compute draws of a pruned posterior in its smaller network, for prune too: yes, no, or auto "
@@ -169,7 +179,7 @@ class PredictConfig:
 @documented
 @dataclass
 class ShiftConfig:
-    """Shifted and out-of-distribution inputs."""
+    """Shifted and out-of-distribution images."""
 
     num_samples: Count = setting(100, help="number of weight draws for each set of images")
     rotation: list[Finite] = setting(
@@ -239,8 +249,9 @@ class PruningConfig:
     )  # fmt: skip
 
     keep_images: list[Natural] | None = setting(
-        None, help="numbers of the test images, from 0, whose single draws pruning.nc keeps (default: of each class "
-        "the first and, where predictive.nc is there, the ten most uncertain)",
+        None, help="numbers of the test examples, from 0, whose single draws pruning.nc keeps (default: of each class "
+        "the first and, where predictive.nc is there, the ten most uncertain; of numbers 100 from the smallest target "
+        "to the largest)",
     )  # fmt: skip
     save_snr: bool = setting(False, help="write each weight's signal-to-noise ratio into pruning.nc too")
 

@@ -3,10 +3,12 @@
 import math
 from dataclasses import fields, is_dataclass
 
-from ppl_bnn.data import DATASETS
+from ppl_bnn.data import IMAGE_SETS
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import Config, ModelConfig, PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.models import parse_prior
+from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.models.likelihoods.parse import parse_likelihood
 from ppl_bnn.pruning.masks import check_threshold
 from ppl_bnn.settings import check as check_ranges
 
@@ -23,7 +25,7 @@ def check(config: Config) -> None:
     if init_loc != "he" and (isinstance(init_loc, str) or not 0 <= init_loc < math.inf):
         raise UserError(f"guide.init_loc must be 'he' or a standard deviation of at least 0, got {init_loc!r}")
     _check_shift(config.shift, config.data.name)
-    _check_predict(config.predict)
+    _check_predict(config.predict, parse_likelihood(config.model.likelihood))
     _check_pruning(config.pruning)
     _check_prior(config.model)
 
@@ -41,16 +43,18 @@ def _check_prior(model: ModelConfig) -> None:
 
 def _check_shift(shift: ShiftConfig, data: str) -> None:
     for name in shift.ood or []:
-        if name not in (*DATASETS, "noise") or name == data:
+        if name not in (*IMAGE_SETS, "noise") or name == data:
             raise UserError(
-                f"shift.ood must name other data than data.name, or noise: some of {', '.join(DATASETS)}, noise; "
+                f"shift.ood must name other data than data.name, or noise: some of {', '.join(IMAGE_SETS)}, noise; "
                 f"got {name!r}"
             )
     if "noise" in shift.sets(data) and not shift.noise:
         raise UserError("shift.ood has noise, but shift.noise has no severity")
 
 
-def _check_predict(predict: PredictConfig) -> None:
+def _check_predict(predict: PredictConfig, likelihood: Likelihood) -> None:
+    if predict.tolerance is not None and not likelihood.drawn and predict.tolerance >= 1:
+        raise UserError(f"predict.tolerance must be above 0 and below 1 for probabilities, got {predict.tolerance}")
     if predict.sampling == "antithetic" and predict.num_samples % 2:
         raise UserError(f"predict.num_samples must be even for antithetic pairs, got {predict.num_samples}")
     if predict.sampling == "sobol" and (predict.method == "draws" or predict.tolerance is not None):

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Images, Split
 
 # Version 0.1.0 wrote a sentence: "10000 test images of MNIST", "8 images of CIFAR-10 (JPEG) (CRC-32 0123abcd)".
 _SENTENCE = re.compile(r"(\d+) (?:(\w+) )?images of (.+?)(?: \(CRC-32 ([0-9a-f]{8})\))?")
@@ -13,17 +13,25 @@ _SENTENCE = re.compile(r"(\d+) (?:(\w+) )?images of (.+?)(?: \(CRC-32 ([0-9a-f]{
 Identity = dict[str, Any]
 
 
-def identity(images: Images, *, checksum: bool) -> Identity:
-    """Title, split and count of `images`; with `checksum`, where the title does not tell, the CRC-32 of all values."""
+def identity(data: Split, *, checksum: bool) -> Identity:
+    """Title, split and count of `data`; with `checksum`, where the title does not tell, the CRC-32 of all values."""
     crc32 = 0
-    for values in (images.pixels, images.labels) if checksum else ():
+    for values in data.stored if checksum else ():
         crc32 = zlib.crc32(memoryview(values.numpy().reshape(-1)), crc32)  # type: ignore[arg-type]
     return {
-        "title": images.title,
-        "split": images.split,
-        "count": len(images),
+        "title": data.title,
+        "split": data.split,
+        "count": len(data),
         "checksum": f"{crc32:08x}" if checksum else None,
     }
+
+
+def for_results(data: Split, attrs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """How results are told of their data: the images, if they are, and keywords, with the attributes `attrs`."""
+    if isinstance(data, Images):
+        return data, {"attrs": attrs}
+    inputs = {"x": data.x, "feature_names": data.features, "classes": data.classes or None}
+    return None, {**inputs, "attrs": {"title": data.title, "y_label": data.target, **attrs}}
 
 
 def read_identity(saved: str | Mapping[str, Any]) -> Identity:

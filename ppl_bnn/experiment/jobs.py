@@ -203,7 +203,7 @@ class _Processes:
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
     # Not for --help: ArviZ takes seconds to import.
     from ppl_bnn.experiment.merging import differing, generators, merge
-    from ppl_bnn.experiment.provenance import result_path
+    from ppl_bnn.experiment.provenance import read_inputs, result_path
     from ppl_bnn.results import idata as inference_data
     from ppl_bnn.results import netcdf
 
@@ -221,6 +221,10 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
                     continue
                 if len(found := generators(attributes)) > 1:
                     log.info("%s of %s: not merged, drawn by %s", file, group or "all", " and ".join(sorted(found)))
+                    continue
+                likelihood = read_inputs(attributes[0].get("inputs", {}))["model.likelihood"]
+                if name == "predictive" and likelihood != "categorical":
+                    log.info("%s of %s: not merged, which is for classes, not %s", file, group or "all", likelihood)
                     continue
                 merged = out / "merged" / group / file
                 attrs = {"chains": [str(path.relative_to(out)) for path in paths]}

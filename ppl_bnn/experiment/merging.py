@@ -41,6 +41,8 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
     for name in _SAME:
         if not all(one[name].equals(groups[0][name]) for one in groups):
             raise UserError(f"only results of the same images can be merged: their {name} differ")
+    if "uncertainty" in groups[0] and "mean_probs" not in groups[0]["uncertainty"]:
+        raise UserError("only predictives of classes are merged; join draws of numbers by az.concat(..., dim='chain')")
     if "pruning" in groups[0]:
         groups = _levels_in_one_order(groups)
     merged = {name: groups[0][name] for name in _SAME}

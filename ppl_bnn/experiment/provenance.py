@@ -31,7 +31,8 @@ def inputs_of(
         "checkpoint": state.step,
         "crc32": state.meta["crc32"],
         "settings": dataclasses.asdict(settings),
-        "data": run.identity(run.test_images),
+        "data": run.identity(run.test_data),
+        "model.likelihood": run.config.model.likelihood,
     }
     if isinstance(settings, PredictConfig):
         # It has a file of its own.
@@ -114,4 +115,5 @@ def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
         inputs[RANKED] = inputs.pop(_OLD_RANKED)
     # Earlier versions had no such settings.
     younger = {"compact": "auto", "keep_images": None, "save_snr": False}
-    return {"predict.compact": "auto", **inputs, "settings": {**younger, **inputs.get("settings", {})}}
+    defaults = {"predict.compact": "auto", "model.likelihood": "categorical"}
+    return {**defaults, **inputs, "settings": {**younger, **inputs.get("settings", {})}}

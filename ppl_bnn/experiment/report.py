@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ppl_bnn.errors import FileError
+from ppl_bnn.experiment.figures import draw_figures
 from ppl_bnn.experiment.provenance import (
     RANKED,
     Settings,
@@ -20,6 +21,7 @@ from ppl_bnn.experiment.provenance import (
     predictive_path,
     pruning_path,
 )
+from ppl_bnn.experiment.scores import score_names
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.files import write_text
 from ppl_bnn.inference.checkpoint import Checkpoint
@@ -44,9 +46,9 @@ def report(run: Experiment) -> None:
     what: dict[str, Any] = {
         "run": run.name,
         "data": {
-            "title": run.test_images.title,
-            "train": len(run.train_images),
-            run.test_images.split: len(run.test_images),
+            "title": run.test_data.title,
+            "train": len(run.train_data),
+            run.test_data.split: len(run.test_data),
         },
         "model": {
             "parameters": sum(row.trainable + row.non_trainable for row in run.rows),
@@ -59,15 +61,17 @@ def report(run: Experiment) -> None:
     if _is_of(record, run.out, made_of):
         log.info("report: %s and the figures are up to date", metrics)
         return
-    rows = _convergence(predictive)
+    rows = _convergence(predictive) if run.of_classes else []
     content = {**what, **_metrics(run, predictive, shifted, pruning), "convergence": [_finite(row) for row in rows]}
     if posterior is not None:
         content["posterior"] = posterior
     write_text(metrics, json.dumps(content, indent=2) + "\n")
-    figures = _draw(run, rows, predictive, shifted, pruning)
+    figures = draw_figures(run, rows, predictive, shifted, pruning)
     written = _checksums(run.out, [metrics, *figures])
     write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
-    log.info("report: %s, %d figures and gallery.html in %s", metrics, len(figures) - 1, run.out / "figures")
+    drawn = [path for path in figures if path.suffix == ".png"]
+    gallery = " and gallery.html" if len(drawn) < len(figures) else ""
+    log.info("report: %s, %d figures%s in %s", metrics, len(drawn), gallery, run.out / "figures")
 
 
 def is_posterior_of(path: Path, state: Checkpoint) -> bool:
@@ -111,51 +115,29 @@ def _metrics(run: Experiment, predictive: Path, shifted: Path, pruning: Path) ->
         metrics["train"] = {
             "epochs": history.sizes["epoch"],
             "seconds": seconds,
-            "samples_per_second": len(run.train_images) * history.sizes["epoch"] / seconds,
-            "accuracy": float(history["accuracy"][-1]),
+            "samples_per_second": len(run.train_data) * history.sizes["epoch"] / seconds,
         }
+        if run.of_classes:
+            metrics["train"]["accuracy"] = float(history["accuracy"][-1])
     how = ("method", "sampling", "mean_draws", "median_draws", "max_draws", "mc_error", "max_mc_error")
-    metrics["test"] = {name: attrs[name] for name in ("num_samples", "seconds", "accuracy", "nll", "ece", "brier")}
+    metrics["test"] = _finite({name: attrs[name] for name in ("num_samples", "seconds", *score_names(attrs))})
     metrics["test"] |= _finite({name: attrs[name] for name in how if name in attrs})
     uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
-    if uncertainty is not None and observed is not None:
+    if run.of_classes and uncertainty is not None and observed is not None:
         probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
         metrics["test"] |= reliance(probs, labels)
     if shifted.exists():
         metrics |= read_shift(shifted)
     metrics["pruning"] = []
     if pruning.exists() and (levels := netcdf.read_group(pruning, "pruning")) is not None:
-        names = ("threshold", "pruned_fraction", "nonzero", "accuracy", "nll", "ece", "seconds")
+        scores = score_names(netcdf.read_attrs(pruning))
+        # A table of levels has had these of classes since version 0.1.0.
+        scores = [name for name in scores if name != "brier"] if run.of_classes else scores
+        names = ("threshold", "pruned_fraction", "nonzero", *scores, "seconds")
         metrics["pruning"] = [
-            {name: levels[name].values[at].item() for name in names} for at in range(levels.sizes["level"])
+            _finite({name: levels[name].values[at].item() for name in names}) for at in range(levels.sizes["level"])
         ]
     return metrics
-
-
-def _draw(run: Experiment, rows: list[dict[str, float]], predictive: Path, shifted: Path, pruning: Path) -> list[Path]:
-    """Draw every figure, and the gallery, which is the last of the paths."""
-    # Here, since ArviZ and matplotlib take seconds to import: a report that is up to date does without.
-    from ppl_bnn.results.figures import predictive as plots
-    from ppl_bnn.results.figures.convergence import draw_convergence
-    from ppl_bnn.results.figures.densities import draw_predictive_figures
-    from ppl_bnn.results.figures.gallery import write_gallery
-    from ppl_bnn.results.figures.pruning import draw_pruning
-    from ppl_bnn.results.figures.shift import draw_shift_figures
-
-    folder, images = run.out / "figures", run.test_images
-    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, folder)
-    if pruning.exists():
-        figures += draw_pruning([pruning], folder)
-    figures += draw_predictive_figures(predictive, folder)
-    if shifted.exists():
-        figures += draw_shift_figures(shifted, folder)
-    convergence_figure = folder / "convergence.png"
-    convergence_figure.unlink(missing_ok=True)
-    if rows:
-        some = "" if rows[0]["images"] == len(images) else f", the {rows[0]['images']} images that have all draws"
-        draw_convergence(rows, images.title + some, convergence_figure)
-        figures.append(convergence_figure)
-    return [*figures, write_gallery(predictive, folder / "gallery.html")]
 
 
 def _results(run: Experiment) -> tuple[Path, Path, Path]:

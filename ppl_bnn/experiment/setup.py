@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.data import DATASETS, Images, load
+from ppl_bnn.data import DATASETS, Images, Split, Table, load
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.models import Classifier, build, layer_table, parse_prior
+from ppl_bnn.models import Model, build, layer_table, parse_prior
+from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.norm_statistics import batch_norms
 
@@ -44,35 +46,48 @@ class Experiment:
         self._read: tuple[tuple[Path, int], checkpoint.Checkpoint] | None = None
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
-            self.train_images, self.test_images = _load_data(config, progress)
+            self.train_data, self.test_data = _load_data(config, progress)
         self.device = _device(config.device, self.ranks)
+        likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
         source = config.model.prior_from
         prior = None if source is None else read_prior(source)
-        net = network(config, tuple(self.train_images.pixels.shape[1:]), prior)  # type: ignore[arg-type]
+        net = network(config, self.train_data.shape, num_outputs, prior)
         if config.predict.norm_images and not config.model.deterministic:
             batch_norms(net)
-        self.model = Classifier(net, len(self.train_images)).to(self.device)
+        self.model = Model(net, likelihood, len(self.train_data)).to(self.device)
+        self._read_targets = checked_reading(config, self.model, self.train_data, self.test_data, num_outputs)
         self.rows = layer_table(self.model.net, self.example()[0])
         self.guide = self._build_guide().to(self.device)
         if config.channels_last:
             self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))
         self.origin = {
             **saved_config.trained_part(config),
-            "trained on": self.identity(self.train_images),
+            "trained on": self.identity(self.train_data),
         }
         if prior is not None:
             self.origin["model.prior_from"] = prior.origin
 
-    def identity(self, images: Images) -> Identity:
-        """What identifies these images; for a file or function of the user's own, with their checksum."""
-        data = self.config.data
-        return identity(images, checksum=data.file is not None or data.name not in DATASETS)
+    @property
+    def examples(self) -> str:
+        """What the log calls the examples."""
+        return "images" if isinstance(self.train_data, Images) else "rows"
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the predictive is probabilities of classes."""
+        return isinstance(self.model.likelihood, Categorical)
+
+    def identity(self, data: Split) -> Identity:
+        """What identifies these data; for a table, and a file or function of the user's own, with their checksum."""
+        settings = self.config.data
+        own = settings.file is not None or settings.name not in DATASETS
+        return identity(data, checksum=own or isinstance(data, Table))
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """One input [1, ...] and its label [1], on the run's device."""
-        first = self.train_images.first(1)
-        return first.inputs().to(self.device), first.labels.to(self.device)
+        """One input [1, ...] and its target [1], on the run's device."""
+        first = self.train_data.first(1)
+        return first.inputs().to(self.device), self._read_targets(first.targets).to(self.device)
 
     def saved(self, name: str = "last") -> checkpoint.Checkpoint:
         """A saved step by name, if it is of this run.
@@ -111,22 +126,26 @@ class Experiment:
         return state
 
     def test_tensors(self) -> tuple[Tensor, Tensor]:
-        """The test inputs and labels on the run's device."""
-        return self.tensors(self.test_images)
+        """The test inputs and targets on the run's device."""
+        return self.tensors(self.test_data)
 
     def train_tensors(self) -> tuple[Tensor, Tensor]:
-        """The training inputs and labels on the run's device."""
-        return self.tensors(self.train_images)
+        """The training inputs and targets on the run's device."""
+        return self.tensors(self.train_data)
 
     def norm_inputs(self) -> Tensor | None:
         """The training inputs that each draw's batch norm takes its statistics from; None for the running averages."""
         count = self.config.predict.norm_images
-        return self.tensors(self.train_images.first(count))[0] if count and self.guide.sites else None
+        return self.inputs(self.train_data.first(count)) if count and self.guide.sites else None
 
-    def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of any images on the run's device."""
+    def tensors(self, data: Split) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some data, as the model takes them, on the run's device."""
+        return self.inputs(data), self._read_targets(data.targets).to(self.device)
+
+    def inputs(self, data: Split) -> Tensor:
+        """Inputs of any data on the run's device."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return images.inputs().to(self.device).contiguous(memory_format=layout), images.labels.to(self.device)
+        return data.inputs().to(self.device).contiguous(memory_format=layout)
 
     def _build_guide(self) -> MeanFieldNormal:
         settings = self.config.guide
@@ -151,8 +170,11 @@ class Experiment:
         )
 
 
-def network(config: Config, image_shape: tuple[int, int, int], prior: PriorRun | None = None) -> nn.Module:
-    """The run's network for images of this shape: channels, height, width; with `prior`, the one that the run names.
+def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: PriorRun | None = None) -> nn.Module:
+    """The run's network for inputs of this shape; with `prior`, the one that the run names.
+
+    Args:
+        num_outputs: for a network that can have any number.
 
     Raises:
         FileError: `prior` is of another network.
@@ -161,7 +183,8 @@ def network(config: Config, image_shape: tuple[int, int, int], prior: PriorRun |
     try:
         return build(
             model.name,
-            image_shape=image_shape,
+            image_shape=shape,
+            num_outputs=num_outputs,
             prior=parse_prior(model.prior) if prior is None else prior.prior,
             deterministic=model.deterministic,
             bayesian_bias=model.bayesian_bias,
@@ -234,15 +257,13 @@ def check_out(config: Config, out: Path, folder: Path) -> None:
             )
 
 
-def _load_data(config: Config, progress: bool) -> tuple[Images, Images]:
+def _load_data(config: Config, progress: bool) -> tuple[Split, Split]:
     settings = config.data
     try:
-        train_images, test_images = load(
-            settings.name, settings.dir, file=settings.file, holdout=settings.holdout, progress=progress
-        )
+        train, test = load(settings.name, settings.dir, file=settings.file, holdout=settings.holdout, progress=progress)
     except OSError as error:
         raise FileError(f"the data folder {settings.dir} cannot be used: {error.strerror or error}") from None
-    return train_images.first(settings.num_train), test_images.first(settings.num_test)
+    return train.first(settings.num_train), test.first(settings.num_test)
 
 
 def _device(name: str, ranks: Communicator) -> torch.device:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 
+from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.pruning.masks import check_patterns
@@ -24,8 +25,13 @@ def stage_names(text: str) -> list[str]:
 def check_stages(run: Experiment, names: Collection[str]) -> None:
     """Raise UserError for the first setting that does not fit the images or the layers of the stages `names`."""
     if "shift" in names:
-        settings, images = run.config.shift, run.test_images
-        side = min(images.pixels.shape[2:])
+        settings, images = run.config.shift, run.test_data
+        if not isinstance(images, Images) or not run.of_classes:
+            raise UserError(
+                "the stage shift is for images and their classes, got data.name "
+                f"{run.config.data.name} and model.likelihood {run.config.model.likelihood}: leave it out of --stages"
+            )
+        side = min(images.shape[1:])
         # Three standard deviations each way are mirrored at the edge.
         if too_wide := [scale for scale in settings.blur if math.ceil(3 * scale) >= side]:
             raise UserError(
@@ -37,10 +43,10 @@ def check_stages(run: Experiment, names: Collection[str]) -> None:
                 f"{settings.temperature_on}"
             )
     if "prune" in names:
-        count = len(run.test_images)
+        count = len(run.test_data)
         if outside := [image for image in run.config.pruning.keep_images or [] if image >= count]:
             raise UserError(
-                f"pruning.keep_images must be numbers of test images, from 0 to {count - 1}; got {outside[0]}"
+                f"pruning.keep_images must be numbers of test {run.examples}, from 0 to {count - 1}; got {outside[0]}"
             )
     if "prune" in names and run.guide.sites:
         for threshold in run.config.pruning.thresholds():

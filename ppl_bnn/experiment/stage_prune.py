@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_path, up_to_date
+from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.inference.settings import TrainSettings
-from ppl_bnn.models import Classifier, median_latents, site_priors
+from ppl_bnn.models import Model, median_latents, site_priors
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned
@@ -24,6 +26,8 @@ from ppl_bnn.results import netcdf
 
 # Fine-tunings that are not yet part of pruning.nc.
 _FINETUNING = "finetuning"
+# Of numbers, single draws are kept of at most this number of examples.
+_KEPT_NUMBERS = 100
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def pruning_study(run: Experiment) -> None:
 
     x, y = run.test_tensors()
     levels = sweep(
-        run.model.net, run.guide, x, y, **how,
+        run.model, run.guide, x, y, **how,
         thresholds=settings.thresholds(),
         fractions=[*fractions, save] if tune and save is not None and save not in fractions else fractions,
         tuned=_finetuning(run) if tune else None,
@@ -73,11 +77,13 @@ def pruning_study(run: Experiment) -> None:
                 )  # fmt: skip
     if tune and save is not None:
         level = next(level for level in levels if level.fraction == save)
-        _save_pruned(Classifier(level.net, run.model.num_data), level.pruned, saved)
+        _save_pruned(level.model, level.pruned, saved)
     # Figures group results by it: trainings that differ in their seed alone are of one network.
     training = {**run.origin, "train": {name: value for name, value in run.origin["train"].items() if name != "seed"}}
     attrs = {"run": run.name, "inputs": inputs, "training": training, "step": state.step, "generator": GENERATOR}
-    idata = sweep_to_inference_data(levels, run.test_images, guide=run.guide, save_snr=settings.save_snr, attrs=attrs)
+    attrs[SCORES] = list(levels[0].predictive.scores())
+    images, named = for_results(run.test_data, attrs)
+    idata = sweep_to_inference_data(levels, images, **named, guide=run.guide, save_snr=settings.save_snr)
     netcdf.save(idata, path)
     # Not before: stopped in the sweep, it would lie beside the levels of another one.
     save_untuned()
@@ -85,32 +91,31 @@ def pruning_study(run: Experiment) -> None:
     for level in levels:
         found = level.predictive.summary()
         log.info(
-            "prune: %.4g%% pruned (%s < %.3g), %d weights left: accuracy %.4f, nll %.4f, ece %.4f, %.1f s",
+            "prune: %.4g%% pruned (%s < %.3g), %d weights left: %s, %.1f s",
             100 * level.pruned.fraction, settings.criterion, level.pruned.threshold, sum(level.pruned.nonzero.values()),
-            found["accuracy"], found["nll"], found["ece"], found["seconds"],
+            told(found, but=("brier",)), found["seconds"],
         )  # fmt: skip
 
 
-def _save_pruned(model: Classifier, pruned: Pruned, path: Path) -> None:
+def _save_pruned(model: nn.Module, pruned: Pruned, path: Path) -> None:
     save_pruned(path, model=model, guide=pruned.guide)
     count = sum(pruned.nonzero.values())
     log.info("prune: wrote %s with %d weights, %d bytes", path.name, count, path.stat().st_size)
 
 
-def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[nn.Module, Pruned]]:
+def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[Model, Pruned]]:
     train, settings = run.config.train, run.config.pruning
     x, y = run.train_tensors()
     how: dict[str, Any] = {known.name: getattr(train, known.name) for known in fields(TrainSettings)}
     how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
 
-    def tuned(pruned: Pruned) -> tuple[nn.Module, Pruned]:
+    def tuned(pruned: Pruned) -> tuple[Model, Pruned]:
         log.info("prune: fine-tuning the network with %.4g%% pruned", 100 * pruned.fraction)
-        model, found = finetune(
+        return finetune(
             run.model, pruned, x, y, **how, progress=run.progress, should_stop=run.should_stop,
             folder=run.out / _FINETUNING / _name_of(pruned, how),
         )  # fmt: skip
-        return model.net, found
 
     return tuned
 
@@ -126,8 +131,12 @@ def _name_of(pruned: Pruned, how: dict[str, Any]) -> str:
 def _images_to_keep(run: Experiment) -> Tensor:
     if (asked := run.config.pruning.keep_images) is not None:
         return torch.tensor(sorted(set(asked)))
+    labels = run.test_data.targets
+    if not run.of_classes:
+        # From the smallest target to the largest.
+        at = torch.linspace(0, len(labels) - 1, min(len(labels), _KEPT_NUMBERS)).round().long()
+        return labels.argsort(stable=True)[at].sort().values
     # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
-    labels = run.test_images.labels
     order = torch.arange(len(labels))
     path = predictive_path(run.out, run.config.predict)
     if path.exists():

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ppl_bnn.data import load
 from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, read_inputs, up_to_date
-from ppl_bnn.experiment.report import is_posterior_of, read_shift, report
+from ppl_bnn.experiment.report import is_posterior_of, report
+from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import pruning_study
+from ppl_bnn.experiment.stage_shift import shift
 from ppl_bnn.files import write_text
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
@@ -29,15 +28,17 @@ from ppl_bnn.inference.elbo import kl_by_site
 from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
+from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.prediction.predictive import predict as draw_predictive
 from ppl_bnn.prediction.result import Predictive
-from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
 from ppl_bnn.results import netcdf
 
 # What all ranks do together; rank 0 does the others alone.
 SHARED = ("train", "predict")
+# What a predictive's summary has beside scores.
+_HOW = ("num_samples", "seconds")
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,9 @@ def train(run: Experiment) -> None:
     )
     last, seconds = history[-1], sum(row["seconds"] for row in history)
     log.info(
-        "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum, accuracy %.4f",
-        len(history), seconds, last["loss"], last["nll"], last["kl"], last["accuracy"],
+        "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum%s",
+        len(history), seconds, last["loss"], last["nll"], last["kl"],
+        f", accuracy {last['accuracy']:.4f}" if run.of_classes else "",
     )  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def diagnose(run: Experiment) -> None:
         "layers": [dataclasses.asdict(row) for row in layers],
     }
     write_text(path, json.dumps(content, indent=2) + "\n")
-    title = f"{run.config.model.name} on {run.train_images.title}, step {state.step}"
+    title = f"{run.config.model.name} on {run.train_data.title}, step {state.step}"
     draw_posterior(layers, title, figure)
     log.info("diagnose: at step %d\n%s", state.step, render_diagnosis(layers))
 
@@ -123,7 +125,7 @@ def predict(run: Experiment) -> None:
     if ranks.is_main:
         state = run.restored(settings.checkpoint)
         inputs = inputs_of(run, state, settings)
-        before = _draws_so_far((partial, path), inputs)
+        before = _draws_so_far((partial, path), inputs, run.model.likelihood)
         done = up_to_date(path, inputs, "predict")
         if settings.train_log_likelihood:
             _predict_training(run, state)
@@ -136,16 +138,24 @@ def predict(run: Experiment) -> None:
         from ppl_bnn.results.predictive import to_inference_data
 
         assert state is not None
-        count = len(predictive.log_likelihood)
+        found = predictive.summary()
+        count = found["num_samples"]
         of = {**inputs, "settings": {**inputs["settings"], "num_samples": count}} if to == partial else inputs
+        attrs = {
+            "run": run.name,
+            "inputs": of,
+            "step": state.step,
+            SCORES: [name for name in found if name not in _HOW],
+        }
+        images, named = for_results(run.test_data, attrs)
         idata = to_inference_data(
-            predictive, run.test_images, guide=run.guide, kl=kl_by_site(run.model, run.guide, *run.example()),
-            history=state.meta["history"], attrs={"run": run.name, "inputs": of, "step": state.step},
+            predictive, images, **named, guide=run.guide,
+            kl=kl_by_site(run.model, run.guide, *run.example()), history=state.meta["history"],
         )  # fmt: skip
         netcdf.save(idata, to)
 
     predictive = draw_predictive(
-        run.model.net, run.guide, x, y,
+        run.model, run.guide, x, y,
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
         method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
         tolerance=settings.tolerance, compact=settings.compact if run.guide.sites else "no",
@@ -160,21 +170,22 @@ def predict(run: Experiment) -> None:
     how = f"{found['num_samples']} draws ({predictive.method}, {predictive.sampling}; on average "
     how += f"{predictive.draws.double().mean():.0f})"
     log.info(
-        "predict: %s of %d images in %.1f s; accuracy %.4f, nll %.4f, ece %.4f, brier %.4f",
-        "moments, no draws," if predictive.method == "moments" else how, len(x),
-        found["seconds"], found["accuracy"], found["nll"], found["ece"], found["brier"],
+        "predict: %s of %d %s in %.1f s; %s",
+        "moments, no draws," if predictive.method == "moments" else how, len(x), run.examples, found["seconds"],
+        told(found),
     )  # fmt: skip
     if settings.tolerance is not None and predictive.method != "moments":
         used = predictive.draws.double()
         log.info(
-            "predict: draws per image: mean %.0f, median %.0f, maximum %.0f; %.1f%% of the images stopped early, which "
+            "predict: draws per %s: mean %.0f, median %.0f, maximum %.0f; %.1f%% of the %s stopped early, which "
             "saved %.1f%% of %d draws for each; standard error %.4f at most",
-            used.mean(), used.median(), used.max(), 100 * (used < settings.num_samples).double().mean(),
+            run.examples[:-1], used.mean(), used.median(), used.max(),
+            100 * (used < settings.num_samples).double().mean(), run.examples,
             100 * (1 - used.mean() / settings.num_samples), settings.num_samples, predictive.mc_error.amax(),
         )  # fmt: skip
 
 
-def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive | None:
+def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any], likelihood: Likelihood) -> Predictive | None:
     """The result with the most draws, fewer than the wanted number, among those with the same inputs."""
     most, wanted = None, inputs["settings"]["num_samples"]
     for path in (path for path in paths if path.exists()):
@@ -194,7 +205,7 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any]) -> Predictive |
     from ppl_bnn.results.saved_draws import read_predictive
 
     log.info("predict: resuming from the %d draws in %s", most[0], most[1].name)
-    return read_predictive(most[1])
+    return read_predictive(most[1], likelihood)
 
 
 def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
@@ -218,54 +229,9 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
         "generator": GENERATOR,
         "kl_weight": run.config.train.kl_weight,
     }
-    netcdf.save(train_to_inference_data(found, run.train_images, attrs=attrs), path)
-    log.info("predict: log likelihood of %d training images under %d draws", *reversed(found.log_likelihood.shape))
-
-
-def shift(run: Experiment) -> None:
-    """Predict the test set under graded shifts, and out-of-distribution data sets; write shift.nc."""
-    settings, path = run.config.shift, run.out / "shift.nc"
-    state = run.restored(settings.checkpoint)
-    inputs = inputs_of(run, state, settings)
-    if up_to_date(path, inputs, "shift"):
-        return
-    from ppl_bnn.results.shift import shift_to_inference_data
-
-    x, y = run.test_tensors()
-    shifted, outside = predict_shifted(
-        run.model.net, run.guide, x, y,
-        severities=settings.severities(), outside=_outside(run, x),
-        num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
-        norm_inputs=run.norm_inputs(), keep=torch.arange(len(x)) if settings.temperature_on else None,
-        progress=run.progress, should_stop=run.should_stop,
-    )  # fmt: skip
-    clean, temperature = shifted[0].predictive, None
-    if settings.temperature_on:
-        temperature = temperature_metrics(
-            clean.probs, clean.log_likelihood, clean.labels, num_held_out=settings.temperature_on
-        )
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR}
-    idata = shift_to_inference_data(shifted, outside, run.test_images, temperature=temperature, attrs=attrs)
-    netcdf.save(idata, path)
-    found = read_shift(path)
-    for row in found["shift"]:
-        log.info("shift: %(kind)s %(severity)g: accuracy %(accuracy).4f, nll %(nll).4f, ece %(ece).4f", row)
-    for row in found["ood"]:
-        log.info("shift: %(set)s by %(score)s uncertainty: auroc %(auroc).4f, fpr95 %(fpr95).4f", row)
-
-
-def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
-    sets, settings, data = {}, run.config.shift, run.config.data
-    for name in settings.sets(data.name):
-        if name == "noise":
-            strongest = max(settings.noise)
-            sets[f"{run.test_images.title} with noise of {strongest:g}"] = SHIFTS["noise"](x, strongest)
-            continue
-        train, test = load(name, data.dir, progress=run.progress)
-        # The test set of the transformed digits is MNIST's own.
-        images = (train if name == "digits100k" else test).first(len(x))
-        sets[images.title] = run.tensors(images)[0]
-    return sets
+    netcdf.save(train_to_inference_data(found, run.train_data, attrs=attrs), path)
+    num_draws, count = found.log_likelihood.shape
+    log.info("predict: log likelihood of %d training %s under %d draws", count, run.examples, num_draws)
 
 
 STAGES: dict[str, Callable[[Experiment], None]] = {

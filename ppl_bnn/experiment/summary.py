@@ -2,8 +2,9 @@
 
 import torch
 
-from ppl_bnn.data import title_and_shape
+from ppl_bnn.data import described
 from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.fit_check import likelihood_and_outputs
 from ppl_bnn.experiment.setup import network
 from ppl_bnn.models import network_table, render_table
 
@@ -11,7 +12,8 @@ from ppl_bnn.models import network_table, render_table
 def summary(config: Config) -> str:
     """The layer table with its parameter counts. No data is read, but for a data function of the user's own."""
     data, model = config.data, config.model
-    title, shape = title_and_shape(data.name, data.dir, file=data.file, progress=False)
-    rows = network_table(network(config, shape), torch.zeros(1, *shape))
+    about = described(data.name, data.dir, file=data.file, progress=False)
+    net = network(config, about.shape, likelihood_and_outputs(config, about.num_classes)[1])
+    rows = network_table(net, torch.zeros(1, *about.shape))
     kind = "deterministic" if model.deterministic else "Bayesian"
-    return f"{model.name} ({kind}) on {title}\n\n{render_table(rows)}"
+    return f"{model.name} ({kind}) on {about.title}\n\n{render_table(rows)}"

@@ -1,7 +1,10 @@
 """The named architectures, each written once in plain torch. `bayesian` makes the Bayesian form of one."""
 
+import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +19,8 @@ from ppl_bnn.registry import lookup
 def build(
     name: str,
     *,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    num_outputs: int | None = None,
     prior: Prior | None = None,
     deterministic: bool = False,
     bayesian_bias: bool = False,
@@ -24,18 +28,24 @@ def build(
     """Build a named network: Bayesian with `prior`, or its deterministic twin.
 
     Args:
-        name: of `NETWORKS`, or the import path of a function of image_shape: ``my_package.nets:build``.
-        image_shape: channels, height and width of the images. The default is (1, 28, 28) for bnn-fc, bnn-conv and
-            lenet, and (3, 32, 32) for vgg16 and resnet18, which take images of 28x28 too.
+        name: of `NETWORKS`, or the import path of a function of image_shape: ``my_package.nets:build``. One that has a
+            parameter num_outputs gets it too.
+        image_shape: shape of one input: channels, height and width of an image. The default is (1, 28, 28) for bnn-fc,
+            bnn-conv and lenet, and (3, 32, 32) for vgg16 and resnet18, which take images of 28x28 too. ``mlp`` takes
+            any shape, (D,) for a table's row.
+        num_outputs: number of outputs of ``mlp``; 10 unless given. The image networks have 10.
 
     Raises:
-        UserError: an unknown name, images that do not fit, or a prior that does not fit.
+        UserError: an unknown name, inputs that do not fit, or a prior that does not fit.
     """
     make = lookup(NETWORKS, name, what="the network")
     try:
-        net = make() if image_shape is None else make(image_shape)
+        takes_outputs = num_outputs is not None and "num_outputs" in inspect.signature(make).parameters
+        given: dict[str, Any] = {"num_outputs": num_outputs} if takes_outputs else {}
+        net = make(**given) if image_shape is None else make(image_shape, **given)
     except ValueError as error:
-        raise UserError(f"{name} {error}") from None
+        advice = "" if image_shape is None or len(image_shape) == 3 else "; mlp takes inputs of any shape"
+        raise UserError(f"{name} {error}{advice}") from None
     return net if deterministic else bayesian(net, prior, bayesian_bias=bayesian_bias)
 
 
@@ -89,6 +99,20 @@ def lenet(image_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
     )
 
 
+def mlp(input_shape: tuple[int, ...] = (1, 28, 28), num_outputs: int = 10) -> nn.Sequential:
+    """Build a multilayer perceptron of two hidden layers of 50 units with ReLU, for inputs of any shape, flattened."""
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(math.prod(input_shape), 50),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(50, 50),
+            relu2=nn.ReLU(),
+            fc3=nn.Linear(50, num_outputs),
+        )
+    )
+
+
 def _only_digits(image_shape: tuple[int, int, int]) -> None:
     if tuple(image_shape) != (1, 28, 28):
         raise UserError(f"takes images of shape [1, 28, 28], got {list(image_shape)}")
@@ -100,4 +124,5 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet,
     "vgg16": vgg16,
     "resnet18": resnet18,
+    "mlp": mlp,
 }

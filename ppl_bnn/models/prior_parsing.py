@@ -23,7 +23,8 @@ _FAMILIES: dict[str, tuple[Callable[..., SitePrior], str]] = {
     "horseshoe": (horseshoe, "horseshoe(scale)"),
     "regularized_horseshoe": (horseshoe, "regularized_horseshoe(scale, slab)"),
 }
-_HYPER_PRIORS: dict[str, tuple[Callable[..., TorchDistribution], str]] = {
+# Of positive numbers: a scale, an overdispersion.
+HYPER_PRIORS: dict[str, tuple[Callable[..., TorchDistribution], str]] = {
     "half_cauchy": (dist.HalfCauchy, "half_cauchy(scale)"),
     "half_normal": (dist.HalfNormal, "half_normal(scale)"),
     "log_normal": (dist.LogNormal, "log_normal(loc, scale)"),
@@ -50,7 +51,7 @@ def _parse_one(text: str) -> SitePrior:
     match = re.fullmatch(r"\s*(hierarchical|ard)\s*\((\s*[a-z_]+\s*\(.*\)\s*)\)\s*", text)
     if match is None:
         return _called(text, _FAMILIES, "prior")  # type: ignore[no-any-return]
-    return _FAMILIES[match[1]][0](_called(match[2], _HYPER_PRIORS, "hyper-prior"))
+    return _FAMILIES[match[1]][0](_called(match[2], HYPER_PRIORS, "hyper-prior"))
 
 
 def _called(text: str, families: Mapping[str, tuple[Callable[..., Any], str]], what: str) -> Any:

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from ppl_bnn.inference.svi import fit
-from ppl_bnn.models.model import Classifier
+from ppl_bnn.models.model import Model
 from ppl_bnn.pruning.masks import Pruned
 
 
 def finetune(
-    model: Classifier, pruned: Pruned, x: Tensor, y: Tensor, *, epochs: int, **settings: Any
-) -> tuple[Classifier, Pruned]:
+    model: Model, pruned: Pruned, x: Tensor, y: Tensor, *, epochs: int, **settings: Any
+) -> tuple[Model, Pruned]:
     """Go on training the surviving weights and the point estimates; return the new model and posterior.
 
     Pruned weights stay exactly zero: they have no noise, no gradient and no part in the KL. Model and posterior that
@@ -21,7 +21,7 @@ def finetune(
 
     Args:
         model: the Pyro model the posterior was trained in.
-        x, y: training inputs [N, ...] and labels [N].
+        x, y: training inputs [N, ...] and observed values [N, ...].
         epochs, **settings: as in `ppl_bnn.fit`.
 
     Raises:

@@ -19,18 +19,18 @@ class Level:
     """One level of a sweep: what was pruned, and the predictive of what is left.
 
     Attributes:
-        net: what predicted: the network that was passed in, or the fine-tuned one.
+        model: what predicted: the model that was passed in, or the fine-tuned one.
         fraction: that was asked for; None where it was a threshold.
     """
 
     pruned: Pruned
     predictive: Predictive
-    net: nn.Module
+    model: nn.Module
     fraction: float | None = None
 
 
 def sweep(
-    net: nn.Module,
+    model: nn.Module,
     guide: Posterior,
     x: Tensor,
     y: Tensor,
@@ -55,9 +55,10 @@ def sweep(
     Every level uses the same random numbers, so differences between levels are not Monte Carlo noise of the draws.
 
     Args:
-        net: the network of class logits, or the `Model`, whose likelihood scores every level.
+        model: a `Model`, or a network of class logits (as in `ppl_bnn.predict`).
+        y: observed values [N, ...], by which each level is scored.
         scope, criterion, structure, priors: as in `prune`.
-        tuned: returns the network and posterior to predict with instead of a level that lost weights
+        tuned: returns the model and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetuning`).
         norm_inputs: training inputs whose statistics each draw's batch norm has (as in `ppl_bnn.predict`).
         compact: whether draws are computed in each level's smaller network (likewise).
@@ -75,9 +76,9 @@ def sweep(
         raise UserError("a pruning sweep needs at least one threshold or fraction")
     found = []
     for level, fraction in sorted(levels, key=lambda level: level[0].fraction):
-        own_net, level = tuned(level) if tuned is not None and level.fraction > 0 else (net, level)
+        own_model, level = tuned(level) if tuned is not None and level.fraction > 0 else (model, level)
         predictive = predict(
-            own_net,
+            own_model,
             level.guide,
             x,
             y,
@@ -90,5 +91,5 @@ def sweep(
             progress=progress,
             should_stop=should_stop,
         )
-        found.append(Level(level, predictive, own_net, fraction))
+        found.append(Level(level, predictive, own_model, fraction))
     return found

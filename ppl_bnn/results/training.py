@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Split
 from ppl_bnn.prediction.log_density import TrainLogLikelihood
 from ppl_bnn.results.idata import assemble, dataset, dims_of
 
 
 def train_to_inference_data(
-    likelihood: TrainLogLikelihood, data: Images | Tensor, *, attrs: Mapping[str, Any] | None = None
+    likelihood: TrainLogLikelihood, data: Split | Tensor, *, attrs: Mapping[str, Any] | None = None
 ) -> Any:
     """Return what leave-one-out cross-validation needs as InferenceData, all in nats.
 
@@ -20,9 +20,9 @@ def train_to_inference_data(
     and log_q, the densities of its weights, and lp: log_prior + the sum of its log likelihoods), `observed_data` (y).
 
     Args:
-        data: the training images, or the observed y [N, ...].
+        data: the training data, or the observed y [N, ...].
     """
-    y = data.labels if isinstance(data, Images) else data
+    y = data if isinstance(data, Tensor) else data.targets
     obs = np.arange(len(y))
     by_draw = ("chain", "draw")
     log_joint = likelihood.log_prior + likelihood.log_likelihood.double().sum(1)
@@ -37,5 +37,5 @@ def train_to_inference_data(
         ),
         "observed_data": dataset({"y": (dims_of(y, "y"), y)}, obs_id=obs),
     }
-    title = data.title if isinstance(data, Images) else f"{len(y)} examples"
+    title = f"{len(y)} examples" if isinstance(data, Tensor) else data.title
     return assemble(groups, {"title": title, **(attrs or {})})

@@ -10,7 +10,7 @@ import torch
 from idx_files import md5s, small_idx
 from jpeg_files import jpegs
 
-from ppl_bnn.data import images as data
+from ppl_bnn.data import named as data
 from ppl_bnn.data import sources as data_sources
 from ppl_bnn.errors import FileError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_bnn.data import images as data
+from ppl_bnn.data import named as data
 from ppl_bnn.data import sources as data_sources
 from ppl_bnn.data import transformed_digits
 from ppl_bnn.data.transformed_digits import SHIFTS, deform, displacement_fields, recipe, tangent_images

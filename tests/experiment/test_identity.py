@@ -35,5 +35,9 @@ def test_a_sentence_of_version_0_1_0_is_read(sentence, known):
 def test_inputs_of_version_0_1_0_are_read():
     old = {"checkpoint": 12, "data": "200 test images of MNIST", "images ranked by predictive.nc": True}
     new = {"checkpoint": 12, "data": {"title": "MNIST", "split": "test", "count": 200, "checksum": None}, RANKED: True}
-    younger = {"predict.compact": "auto", "settings": {"compact": "auto", "keep_images": None, "save_snr": False}}
+    younger = {
+        "predict.compact": "auto",
+        "model.likelihood": "categorical",
+        "settings": {"compact": "auto", "keep_images": None, "save_snr": False},
+    }
     assert read_inputs(old) == read_inputs(new) == younger | new

@@ -38,7 +38,7 @@ from ppl_bnn.results import netcdf
         (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
         (
             ["--model.name", "alexnet"],
-            ["model.name must be one of bnn-fc, bnn-conv, lenet, vgg16, resnet18; got 'alexnet'"],
+            ["model.name must be one of bnn-fc, bnn-conv, lenet, vgg16, resnet18, mlp; got 'alexnet'"],
         ),
         (["--data.name", "svhn"], ["data.name must be one of mnist"]),
         (

@@ -80,7 +80,7 @@ def drawings(monkeypatch):
             path.write_text(f"{drawn[-1]} draws")
         return paths
 
-    monkeypatch.setattr(report, "_draw", draw)
+    monkeypatch.setattr(report, "draw_figures", draw)
     return drawn
 
 

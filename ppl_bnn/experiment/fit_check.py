@@ -1,0 +1,78 @@
+"""The check that likelihood, network and data go together, before any work; it needs the data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ppl_bnn.data import Images, Split
+from ppl_bnn.errors import UserError
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.models import Model
+from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.models.likelihoods.parse import num_outputs, parse_likelihood
+
+
+def likelihood_and_outputs(config: Config, num_classes: int) -> tuple[Likelihood, int]:
+    """The run's likelihood, and the number of network outputs that it needs.
+
+    Args:
+        num_classes: of the targets, 0 for numbers.
+
+    Raises:
+        UserError: the likelihood does not fit such targets.
+    """
+    likelihood = parse_likelihood(config.model.likelihood)
+    try:
+        return likelihood, num_outputs(likelihood, num_classes)
+    except UserError as error:
+        raise UserError(
+            f"model.likelihood {config.model.likelihood} does not fit data.name {config.data.name}: {error}; choose "
+            "another, such as normal"
+        ) from None
+
+
+def checked_reading(config: Config, model: Model, train: Split, test: Split, needed: int) -> Callable[[Tensor], Tensor]:
+    """How the likelihood reads targets: a function from targets [N] as they are stored to what the model observes.
+
+    Args:
+        needed: the number of outputs that the likelihood needs.
+
+    Raises:
+        UserError: settings for images with a table; network outputs or targets that the likelihood does not take.
+    """
+    _check_settings(config, train)
+    first = train.first(2).inputs().to(next(iter(model.parameters())))
+    with evaluating(model), forked_random(first):
+        # Only their shape counts: the prior's draws may overflow.
+        outputs = torch.zeros_like(model.net(first)).cpu()
+        latents = {name: value.cpu() for name, value in model.likelihood.latents().items()}
+
+    def read(targets: Tensor) -> Tensor:
+        return model.likelihood.observed(targets, outputs, **latents)
+
+    names = f"model.likelihood {config.model.likelihood}"
+    try:
+        model.likelihood.check(outputs, **latents)
+        for split in (train, test):
+            read(split.targets)
+    except UserError as error:
+        if outputs.dim() == 2 and outputs.shape[1] == needed:
+            raise UserError(f"{names} does not fit data.name {config.data.name}: {error}") from None
+        raise UserError(
+            f"model.name {config.model.name} gives outputs [N, {', '.join(map(str, outputs.shape[1:]))}], and {names} "
+            f"needs [N, {needed}] for data.name {config.data.name}: use model.name mlp, which follows the likelihood"
+        ) from None
+    return read
+
+
+def _check_settings(config: Config, data: Split) -> None:
+    if isinstance(data, Images):
+        return
+    for name, value, off in (
+        ("channels_last", config.channels_last, False),
+        ("train.augment", config.train.augment, "none"),
+    ):
+        if value != off:
+            raise UserError(f"{name} is for images, and data.name {config.data.name} is a table: leave it out")
