@@ -151,6 +151,8 @@ def predict(run: Experiment) -> None:
         idata = to_inference_data(
             predictive, images, **named, guide=run.guide,
             kl=kl_by_site(run.model, run.guide, *run.example()), history=state.meta["history"],
+            # They take all draws of the weights once more: once is enough.
+            norms=to != partial,
         )  # fmt: skip
         netcdf.save(idata, to)
 
