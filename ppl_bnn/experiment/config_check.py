@@ -7,6 +7,7 @@ from ppl_bnn.data import IMAGE_SETS
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import Config, ModelConfig, PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.models import parse_prior
+from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
 from ppl_bnn.pruning.masks import check_threshold
@@ -25,7 +26,9 @@ def check(config: Config) -> None:
     if init_loc != "he" and (isinstance(init_loc, str) or not 0 <= init_loc < math.inf):
         raise UserError(f"guide.init_loc must be 'he' or a standard deviation of at least 0, got {init_loc!r}")
     _check_shift(config.shift, config.data.name)
-    _check_predict(config.predict, parse_likelihood(config.model.likelihood))
+    likelihood = parse_likelihood(config.model.likelihood)
+    _check_latents(config.model, likelihood)
+    _check_predict(config.predict, likelihood)
     _check_pruning(config.pruning)
     _check_prior(config.model)
 
@@ -50,6 +53,18 @@ def _check_shift(shift: ShiftConfig, data: str) -> None:
             )
     if "noise" in shift.sets(data) and not shift.noise:
         raise UserError("shift.ood has noise, but shift.noise has no severity")
+
+
+def _check_latents(model: ModelConfig, likelihood: Likelihood) -> None:
+    if not model.deterministic:
+        return
+    with forked_random():
+        latents = likelihood.latents()
+    if latents:
+        raise UserError(
+            f"model.deterministic is trained by maximum likelihood, and model.likelihood {model.likelihood} has a "
+            "prior on its scale: make that a number, learnt or predicted"
+        )
 
 
 def _check_predict(predict: PredictConfig, likelihood: Likelihood) -> None:

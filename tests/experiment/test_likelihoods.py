@@ -175,6 +175,10 @@ def test_a_table_may_have_classes(call, diabetes):
             ["--model.likelihood", "categorical"],
             ["model.likelihood categorical does not fit data.name diabetes", "the targets are numbers"],
         ),
+        (
+            ["--model.likelihood", "normal(log_normal(-1, 1))", "--model.deterministic", "true"],
+            ["model.deterministic is trained by maximum likelihood", "has a prior on its scale"],
+        ),
         (["--model.name", "bnn-fc"], ["bnn-fc takes images of shape [1, 28, 28], got [10]; mlp takes inputs of any"]),
         (["--model.name", "vgg16"], ["vgg16 takes images of shape", "got [10]; mlp takes inputs of any shape"]),
         (["--stages", "train,shift"], ["the stage shift is for images and their classes, got data.name diabetes"]),
