@@ -18,9 +18,9 @@ from ppl_bnn import MeanFieldNormal, Model, Normal, bayesian, fit, predict
 
 
 def data(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sixty noisy values of a sine, none for x between -1 and 1."""
-    x = torch.cat([torch.linspace(-3, -1, 30), torch.linspace(1, 3, 30)]).unsqueeze(1)
-    return x, (1.5 * x).sin().squeeze(1) + 0.1 * torch.randn(60, generator=generator)
+    """Two hundred noisy values of a sine, none for x between -1 and 1."""
+    x = torch.cat([torch.linspace(-3, -1, 100), torch.linspace(1, 3, 100)]).unsqueeze(1)
+    return x, (1.5 * x).sin().squeeze(1) + 0.1 * torch.randn(200, generator=generator)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,12 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     x, y = data(torch.Generator().manual_seed(0))
-    net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+    net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
     net = bayesian(net, dist.Normal(0.0, 1.0), bayesian_bias=True)
     model = Model(net, Normal(dist.LogNormal(-2.0, 1.0)), num_data=len(x))
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc=0.5, init_scale=0.05)
     fit(
-        model, guide, x, y, epochs=options.epochs, batch_size=60, lr=0.01, optimizer="adam", lr_schedule="cosine",
+        model, guide, x, y, epochs=options.epochs, batch_size=200, lr=0.02, optimizer="adam", lr_schedule="cosine",
         num_particles=2,
     )  # fmt: skip
     at = torch.linspace(-4, 4, 161).unsqueeze(1)

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
     "door_models",
     "examples_conformance",
     "likelihood_conformance",
+    "own_models",
     "posterior_conformance",
     "ranks",
     "refusals",

@@ -19,7 +19,7 @@ from ppl_bnn.settings import Count, OneOf, Positive, check, decisive, documented
 
 # A run's defaults that are not fit's, and no others.
 OTHER_DEFAULTS = {"epochs": 23, "optimizer": "rmsprop", "checkpoint_every": 5, "keep_checkpoints": 10}
-NOT_SETTINGS = {"model", "guide", "x", "y", "progress", "folder", "origin", "should_stop", "communicator"}
+NOT_SETTINGS = {"model", "guide", "x", "y", "weights", "progress", "folder", "origin", "should_stop", "communicator"}
 
 
 def test_fit_its_settings_and_the_config_agree_field_by_field():

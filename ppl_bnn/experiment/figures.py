@@ -22,9 +22,11 @@ def draw_figures(
     """
     folder = run.out / "figures"
     if not run.of_classes:
+        from ppl_bnn.results.figures.number_pruning import draw_number_pruning
         from ppl_bnn.results.figures.numbers import draw_number_figures
 
-        return draw_number_figures(predictive, folder)
+        swept = draw_number_pruning(pruning, folder) if pruning.exists() else []
+        return draw_number_figures(predictive, folder) + swept
     if not isinstance(run.test_data, Images):
         return _of_labelled_rows(predictive, folder) + _convergence(run, rows)
     figures = _of_images(run, predictive, shifted, pruning) + _convergence(run, rows)

@@ -92,7 +92,7 @@ def to_inference_data(
             name: (("epoch",), np.array([row[name] for row in history])) for name in history[0] if name != "epoch"
         }
         groups["training"] = dataset(columns, epoch=[int(row["epoch"]) for row in history])
-    groups = {name: with_coordinates(group) for name, group in groups.items()}
+    groups = {name: part if name.endswith("_data") else with_coordinates(part) for name, part in groups.items()}
     for name in groups.keys() & set(BY_CHAIN):
         groups[name] = groups[name].expand_dims(chain=[0])
     title = data.title if data is not None else f"{len(predictive.draws)} examples"

@@ -1,6 +1,5 @@
 """InferenceData of any likelihood: its groups, ArviZ's functions as its tutorials call them, saved and resumed."""
 
-import dataclasses
 import importlib.metadata
 
 import arviz as az
@@ -193,18 +192,6 @@ def test_latents_that_are_no_weights_are_in_the_posterior():
     assert "norm_0.weight" in to_inference_data(found, guide=Latent(guide))["posterior"]
 
 
-def test_counts_are_whole_numbers_in_the_file_and_come_back_as_they_were(tmp_path):
-    model, guide, x, y = regression("counts")
-    found = predict(model, guide, x, y, num_samples=20, progress=False)
-    idata = to_inference_data(found, x=x)
-    assert idata["posterior_predictive"]["y"].dtype == idata["observed_data"]["y"].dtype == np.int32
-    netcdf.save(idata, tmp_path / "p.nc")
-    back = read_predictive(tmp_path / "p.nc", model.likelihood)
-    assert back.samples.dtype == back.y.dtype == torch.float32
-    assert torch.equal(back.samples, found.samples)
-    assert torch.equal(back.y, y)
-
-
 def test_labels_of_yes_and_no_have_no_dimension_of_classes():
     model, guide, x, y = regression("labels")
     found = predict(model, guide, x, y, num_samples=400, progress=False)
@@ -216,40 +203,6 @@ def test_labels_of_yes_and_no_have_no_dimension_of_classes():
     assert np.abs(error).max() < 5 * 0.5 / 400**0.5
     assert idata["observed_data"]["y"].dtype == np.int32
     assert idata["uncertainty"]["interval"].dims == ("chain", "obs_id", "y_dim_0", "quantile")
-
-
-def fields(predictive):
-    for field in dataclasses.fields(predictive):
-        value = getattr(predictive, field.name)
-        if field.name == "sums":
-            yield from value.items()
-        elif field.name == "sketch" and value is not None:
-            yield from value.state().items()
-        elif isinstance(value, torch.Tensor):
-            yield field.name, value
-
-
-@pytest.mark.parametrize("kind", ["numbers", "pairs", "counts"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "keywords", [{}, {"keep": [1, 5], "log_likelihood": False, "sampling": "antithetic"}, {"tolerance": 0.03}]
-)
-def test_draws_added_to_a_saved_predictive_are_those_of_a_single_run(tmp_path, kind, dtype, keywords):
-    model, guide, x, y = regression(kind, count=20, epochs=2, dtype=dtype)
-    keywords = {**keywords, "seed": 7, "progress": False}
-    if "keep" in keywords:
-        keywords["keep"] = torch.tensor(keywords["keep"])
-    few = predict(model, guide, x, y, num_samples=20, **keywords)
-    netcdf.save(to_inference_data(few, x=x, guide=guide), tmp_path / "p.nc")
-    back = read_predictive(tmp_path / "p.nc", model.likelihood)
-    assert back.seed == 7
-    at_once = predict(model, guide, x, y, num_samples=40, **keywords)
-    resumed = predict(model, guide, x, y, num_samples=40, so_far=back, **keywords)
-    expected = dict(fields(at_once))
-    assert expected.keys() == dict(fields(resumed)).keys()
-    for name, value in fields(resumed):
-        assert value.dtype == expected[name].dtype, name
-        assert torch.equal(value.nan_to_num(-9), expected[name].nan_to_num(-9)), name
 
 
 def test_what_the_predictive_lacks_is_left_out():

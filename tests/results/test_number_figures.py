@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from class_predictives import of_classes
 from PIL import Image
 from small_regressions import regression
@@ -14,7 +15,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures import numbers
 from ppl_bnn.results.figures.numbers import draw_number_figures
-from ppl_bnn.results.figures.predictive import draw_figures, training_curves
+from ppl_bnn.results.figures.predictive import draw_figures, reliability_diagram, training_curves
 from ppl_bnn.results.idata import load
 
 pytestmark = pytest.mark.any_python
@@ -125,6 +126,24 @@ def test_reliability_of_labels_is_of_the_probability_of_yes(tmp_path):
     found, _, y = result(tmp_path / "p.nc", "labels", columns=2)
     figure = numbers.binary_reliability(groups_of(tmp_path / "p.nc"), "houses")
     assert f"ECE {metrics.binary_ece(found.mean, y):.4f}" in figure.get_suptitle()
+    groups = groups_of(tmp_path / "p.nc")
+    groups["observed_data"]["y"][:30] = -100
+    figure = numbers.binary_reliability(groups, "houses")
+    assert f"ECE {metrics.binary_ece(found.mean[30:], y[30:]):.4f}" in figure.get_suptitle()
+
+
+def test_reliability_of_pixels_pools_those_that_are_not_ignored(tmp_path):
+    found = of_classes(torch.rand(3, 12, 2).softmax(-1), torch.arange(12) % 2)
+    netcdf.save(to_inference_data(found), tmp_path / "p.nc")
+    groups = groups_of(tmp_path / "p.nc")
+    expected = reliability_diagram(groups, "pixels").get_suptitle()
+    probs, labels = groups["uncertainty"]["mean_probs"].values, groups["observed_data"]["y"].values
+    extra = (np.concatenate([probs, probs[:4]]).reshape(4, 4, 2), np.concatenate([labels, [-100] * 4]).reshape(4, 4))
+    pixels = {
+        "uncertainty": xr.Dataset({"mean_probs": (("obs_id", "y_dim_0", "class"), extra[0])}),
+        "observed_data": xr.Dataset({"y": (("obs_id", "y_dim_0"), extra[1])}),
+    }
+    assert reliability_diagram(pixels, "pixels").get_suptitle() == expected
 
 
 def test_training_and_layers_are_drawn_where_the_result_has_them(tmp_path):

@@ -192,6 +192,9 @@ def binary_reliability(groups: Groups, title: str) -> Figure:
     """Share of y = 1 against its probability in 15 equal bins, with the share of labels in each; all labels pooled."""
     probs = torch.from_numpy(groups["uncertainty"]["mean_probs"].values)
     labels = torch.from_numpy(groups["observed_data"]["y"].values)
+    # Other labels are ignored ones.
+    known = (labels == 0) | (labels == 1)
+    probs, labels = probs[known], labels[known]
     probability, share, count = (values.numpy() for values in metrics.binary_reliability(probs, labels))
     bins = len(count)
     figure, (above, below) = new_figure(

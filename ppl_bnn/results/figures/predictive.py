@@ -19,7 +19,7 @@ from ppl_bnn.results.figures.pruning_densities import density_under_pruning
 def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[Path]:
     """Draw every figure the results allow into `folder` as PNG and return their paths.
 
-    Without labels there is no reliability, without images no certainty.
+    Without labels there is no reliability, and without images of one label each no certainty.
 
     Args:
         predictive, pruning: ``predictive.nc``, and ``pruning.nc`` or None where nothing was pruned.
@@ -35,7 +35,7 @@ def draw_figures(predictive: Path, pruning: Path | None, folder: Path) -> list[P
         drawings["training"] = (training_curves, predicted)
     if "observed_data" in groups:
         drawings["reliability"] = (reliability_diagram, predicted)
-        if "image" in groups.get("constant_data", {}):
+        if "image" in groups.get("constant_data", {}) and groups["uncertainty"]["total"].ndim == 1:
             drawings["certainty"] = (most_and_least_certain, predicted)
     if "layers" in groups:
         drawings["snr"] = (snr_histograms, predicted)
@@ -70,9 +70,14 @@ def training_curves(groups: Groups, title: str) -> Figure:
 
 
 def reliability_diagram(groups: Groups, title: str) -> Figure:
-    """Accuracy against confidence of the averaged predictive in 15 equal bins, with the share of images in each."""
-    probs = torch.from_numpy(groups["uncertainty"]["mean_probs"].values)
-    labels = torch.from_numpy(groups["observed_data"]["y"].values)
+    """Accuracy against confidence of the averaged predictive in 15 equal bins, with the share of images in each.
+
+    Of several labels an example (pixels) all are pooled, without those that are no class: ignored ones.
+    """
+    probs = torch.from_numpy(groups["uncertainty"]["mean_probs"].values).flatten(0, -2)
+    labels = torch.from_numpy(groups["observed_data"]["y"].values).flatten()
+    known = (labels >= 0) & (labels < probs.shape[1])
+    probs, labels = probs[known], labels[known]
     confidence, correct, count = (values.numpy() for values in metrics.reliability(probs, labels))
     bins = len(count)
     ece = metrics.ece(probs, labels)
