@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_bnn.version import __version__
 
 if TYPE_CHECKING:
-    from ppl_bnn.data import Examples, Images, load
+    from ppl_bnn.data import Examples, Images, Table, load
     from ppl_bnn.errors import UserError
     from ppl_bnn.guides import (
         Flipout,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 # The imports above, made when a name is first used: `import ppl_bnn` loads no torch, and training loads no ArviZ.
 _HOMES = {
-    "ppl_bnn.data": ("Examples", "Images", "load"),
+    "ppl_bnn.data": ("Examples", "Images", "Table", "load"),
     "ppl_bnn.errors": ("UserError",),
     "ppl_bnn.guides": (
         "Flipout",
@@ -131,6 +131,7 @@ __all__ = [
     "Predictive",
     "StoredPosterior",
     "StudentT",
+    "Table",
     "UserError",
     "__version__",
     "ard",
