@@ -121,14 +121,12 @@ class Latent:
 
 
 def check_plates(message: dict[str, Any]) -> None:
-    """Raise UserError for a site in a plate that is subsampled: each example would have its own."""
+    """Raise UserError for a weight in a plate that is subsampled: each example would have weights of its own."""
     for frame in message["cond_indep_stack"]:
         if frame.vectorized and frame.full_size not in (None, frame.size):
             raise UserError(
-                f"site {message['name']!r} lies in plate {frame.name!r} of size {frame.full_size}, of which a call "
-                f"sees {frame.size}, and MeanFieldNormal has no posterior of each example's own latents: write a guide "
-                "that computes it from x, or sample outside the plate; if it is the observed variable, pass its values "
-                "too"
+                f"site {message['name']!r} lies in plate {frame.name!r} of size {frame.full_size}, so each example "
+                "would have weights of its own: run the network outside the plate, and only the observation inside it"
             )
 
 

@@ -54,8 +54,8 @@ class MeanFieldNormal(PyroModule):
         **kwargs: keyword arguments for the model.
 
     Raises:
-        UserError: a discrete latent site, or one of each example; an `init_loc` that lacks a weight, has another shape,
-            or lies outside a latent's support; or an `init_scale` that is not positive.
+        UserError: a discrete latent site, or a weight in the data plate; an `init_loc` that lacks a weight, has another
+            shape, or lies outside a latent's support; or an `init_scale` that is not positive.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def _found(
         model(*args, **kwargs)
     for name in run.parameters & run.sites.keys():
         run.sites[name]["infer"] = run.sites[name]["infer"] | {"is_parameter": True}
-    return run.sites
+    return {name: site for name, site in run.sites.items() if name in run.parameters or not _of_examples(site)}
 
 
 class _Run(Messenger):
@@ -120,7 +120,7 @@ class _Run(Messenger):
                 self.parameters |= {f"{part._pyro_name}.{name}".lstrip(".") for name in names}
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or _of_examples(msg):
+        if msg["is_observed"] or site_is_subsample(msg):
             return
         name, support = msg["name"], element_support(msg["fn"])
         if name in self.given:

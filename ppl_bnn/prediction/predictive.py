@@ -16,7 +16,7 @@ from ppl_bnn.guides.pyro_guide import as_posterior
 from ppl_bnn.models.example_weights import Weights, example_weights
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import draw_seed
-from ppl_bnn.prediction.door import check_prediction, checked_y, positions
+from ppl_bnn.prediction.door import check_inputs, check_prediction, checked_y, positions
 from ppl_bnn.prediction.draws import Blocks
 from ppl_bnn.prediction.methods import (
     METHODS,
@@ -113,7 +113,9 @@ def predict(
             `norm_inputs` for a network without batch norm; `keep` that is no positions; `so_far` made otherwise.
         Interrupted: `should_stop` said so on some rank.
     """
-    posterior = as_posterior(posterior, x[:2], None if y is None else torch.as_tensor(y)[:2], model=model)
+    if not isinstance(posterior, Posterior):
+        check_inputs(x)
+        posterior = as_posterior(posterior, x[:2], None if y is None else torch.as_tensor(y)[:2], model=model)
     _check(posterior, num_samples, method, sampling, compact)
     target, given = check_prediction(model, posterior, x, y, seed=seed, site=site), y
     if target.site is not None:

@@ -147,9 +147,11 @@ def test_what_the_guide_cannot_fit_is_refused_in_one_line():
     def discrete(x):
         return pyro.sample("kind", dist.Categorical(torch.ones(3)))
 
-    def local(x, y=None):
+    layer = bayesian(nn.Linear(X.shape[1], 1))
+
+    def inside(x, y=None):
         with pyro.plate("data", 40, subsample=x):
-            return pyro.sample("z", dist.Normal(0.0, 1.0))
+            return layer(x)
 
     def count(x):
         return pyro.sample("count", dist.Poisson(3.0))
@@ -158,10 +160,20 @@ def test_what_the_guide_cannot_fit_is_refused_in_one_line():
         MeanFieldNormal(discrete, X[:1])
     with pytest.raises(UserError, match="site 'count' has support IntegerGreaterThan"):
         MeanFieldNormal(count, X[:1])
-    with pytest.raises(UserError, match="site 'z' lies in plate 'data' of size 40, of which a call sees 1"):
-        MeanFieldNormal(local, X[:1])
-    with pytest.raises(UserError, match=r"site 'y' lies in plate 'data'.*; if it is the observed variable, pass"):
-        MeanFieldNormal(Noise(), X[:1])
+    with pytest.raises(UserError, match="'weight' lies in plate 'data' of size 40, so each example would have w"):
+        MeanFieldNormal(inside, X[:1])
+
+
+def test_sites_of_single_examples_are_left_to_other_guides():
+    def local(x, y=None):
+        pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", 40, subsample=x):
+            return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = MeanFieldNormal(local, X[:1])
+    assert (guide.sites, guide.latents) == ([], ["scale"])
+    without_y, with_y = MeanFieldNormal(Noise(), X[:1]), MeanFieldNormal(Noise(), X[:1], Y[:1])
+    assert (without_y.sites, without_y.latents) == (with_y.sites, with_y.latents)
 
 
 def test_latents_are_copied_saved_and_moved_with_the_guide():

@@ -32,17 +32,6 @@ from ppl_bnn import Classifier, GaussianScaleMixture, MeanFieldNormal, bayesian,
 # -- parameters --------------------------------------------------------------------------------------------------
 
 
-def test_a_trainable_tensor_in_a_prior_is_refused():
-    scale = nn.Parameter(torch.tensor(1.0))
-    for prior in (
-        dist.Normal(0.0, scale),
-        {"*": dist.Laplace(0.0, scale)},
-        lambda site, shape: dist.Normal(0.0, scale),
-    ):
-        with pytest.raises(ValueError, match=r"prior of site '0.weight' has a trainable parameter; .*detach it"):
-            bayesian(layers(), prior)
-
-
 def test_a_trainable_tensor_that_nothing_trains_is_refused():
     scale = torch.tensor(1.0, requires_grad=True)
     model = Bias(dist.Normal(torch.zeros(3), scale).to_event(1))

@@ -48,7 +48,7 @@ def test_several_binary_labels_keep_the_contract():
 
 def test_scores_of_binary_labels_are_over_all_labels():
     p, y = LOGITS[0, ..., 0].sigmoid().double(), (TOKENS > 0).float()
-    found = Bernoulli().scores(Summary({"mean": p}, y, 0.5, lambda levels: levels, None, torch.arange(5)))
+    found = Bernoulli().scores(Summary({"mean": p}, y, 0.5, lambda levels: levels, None, torch.arange(5), None))
     assert found["accuracy"] == pytest.approx(float(((p > 0.5) == (y > 0)).double().mean()))
     assert found["brier"] == pytest.approx(float((p - y).square().mean()))
     assert found["ece"] == pytest.approx(metrics.binary_ece(p.flatten(), y.flatten()))
@@ -122,7 +122,7 @@ def test_one_label_an_example_is_plain_categorical():
 
 
 def summary(probs, y):
-    return Summary({"mean": probs}, y, 0.5, lambda levels: levels, None, torch.arange(len(y)))
+    return Summary({"mean": probs}, y, 0.5, lambda levels: levels, None, torch.arange(len(y)), None)
 
 
 def test_scores_are_over_the_labels_that_count():
