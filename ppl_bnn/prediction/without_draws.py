@@ -30,6 +30,7 @@ def without_draws(
     """
     started, likelihood = time.perf_counter(), target.likelihood
     log_likelihood = scores = None
+    y = None if y is None else y.cpu()
     if isinstance(likelihood, Categorical) and likelihood.plain:
         mean, entropy = (part.cpu().double() for part in moment_predictive(target.net, posterior, x))
         sums = {"mean": mean, "entropy": entropy}

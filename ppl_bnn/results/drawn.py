@@ -49,7 +49,8 @@ def uncertainty_group(predictive: Predictive, classes: Sequence[str]) -> xr.Data
 
     - Classes: `mean_probs`, `std_probs` and `interval` (equal-tailed, 90% of the draws) of each probability.
     - Numbers: `mean` and `std` of y, `interval` of y at the quantiles 5%, 25%, 75% and 95%, `mean_interval` of E[y |
-      draw] at the same (the uncertainty about the function), and with y its `pit`. The method moments has no intervals.
+      draw] at the same (the uncertainty about the function), and with y its `pit_lower` and `pit_upper`. The method
+      moments has no intervals.
     - `total`, `aleatoric` and `epistemic` uncertainty: of classes in nats, of numbers variances.
     """
     total, aleatoric, epistemic = predictive.uncertainties()
@@ -58,8 +59,8 @@ def uncertainty_group(predictive: Predictive, classes: Sequence[str]) -> xr.Data
     mean, coords = predictive.mean, {"obs_id": np.arange(len(predictive.draws))}
     if predictive.likelihood.drawn:
         numbers = {"mean": mean, "std": predictive.std}
-        if "pit" in predictive.averages:
-            numbers["pit"] = predictive.averages["pit"]
+        if predictive.pit is not None:
+            numbers["pit_lower"], numbers["pit_upper"] = predictive.pit
         variables = {name: (dims_of(values, "y"), values) for name, values in numbers.items()}
         if predictive.method != "moments":
             quantile: Any = BOUNDS

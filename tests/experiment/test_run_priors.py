@@ -20,8 +20,12 @@ DEFAULT = ("--model.prior", "normal(0, 1)")
 @pytest.mark.parametrize(
     ("prior", "arguments"),
     [
-        ("learnt_normal(0.1)", ["--pruning.criterion", "kl", "--train.optimizer", "ivon", "--train.lr", "0.1"]),
-        ("ard(half_cauchy(0.1))", ["--predict.train_log_likelihood", "true"]),
+        pytest.param(
+            "learnt_normal(0.1)",
+            ["--pruning.criterion", "kl", "--train.optimizer", "ivon", "--train.lr", "0.1"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("ard(half_cauchy(0.1))", ["--predict.train_log_likelihood", "true"], marks=pytest.mark.slow),
         ("horseshoe(0.1)", ["--pruning.criterion", "evidence"]),
     ],
 )

@@ -40,6 +40,7 @@ def exact(loc, scale, x, y):
     return (loc / scale**2 + (x * y).sum() / NOISE**2) / precision, precision.rsqrt()
 
 
+@pytest.mark.slow
 def test_half_of_the_data_after_the_other_half_is_all_of_the_data():
     x = torch.randn(40, 1)
     y = 0.7 * x[:, 0] + NOISE * torch.randn(40)

@@ -11,7 +11,7 @@ import xarray as xr
 from class_predictives import of_classes
 from small_regressions import regression
 
-from ppl_bnn import Images, kl_by_site, predict, sweep, sweep_to_inference_data, to_inference_data
+from ppl_bnn import Images, kl_by_site, number_metrics, predict, sweep, sweep_to_inference_data, to_inference_data
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.merging import merge
 from ppl_bnn.prediction.log_density import TrainLogLikelihood
@@ -137,7 +137,8 @@ def test_the_groups_hold_what_the_predictive_says():
     np.testing.assert_allclose(said["mean_interval"].sel(quantile=0.05)[0], lower, rtol=1e-6)
     np.testing.assert_allclose(said["std"][0] ** 2, said["total"][0], rtol=1e-6)
     np.testing.assert_allclose(said["total"][0], said["aleatoric"][0] + said["epistemic"][0])
-    np.testing.assert_allclose(said["pit"][0], ((found.samples < y).double().mean(0)))
+    for name, limits in zip(("pit_lower", "pit_upper"), number_metrics.pit_limits(found.samples, y), strict=True):
+        np.testing.assert_allclose(said[name][0], limits)
     assert idata.attrs["likelihood"] == "Normal"
     assert idata.attrs["rmse"] == found.summary()["rmse"]
     assert idata.attrs["title"] == "waves"
@@ -210,7 +211,7 @@ def test_what_the_predictive_lacks_is_left_out():
     unlabelled = predict(model, guide, x, num_samples=5, progress=False)
     groups = netcdf.groups_of(to_inference_data(unlabelled, guide=guide))
     assert set(groups) == {"posterior", "posterior_predictive", "uncertainty", "monte_carlo", "layers"}
-    assert "pit" not in groups["uncertainty"]
+    assert "pit_lower" not in groups["uncertainty"]
     short = predict(model, guide, x, y, num_samples=5, log_likelihood=False, progress=False)
     groups = netcdf.groups_of(to_inference_data(short))
     assert "log_likelihood" not in groups

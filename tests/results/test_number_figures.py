@@ -10,10 +10,11 @@ from class_predictives import of_classes
 from PIL import Image
 from small_regressions import regression
 
-from ppl_bnn import fit, metrics, number_metrics, predict, to_inference_data
+from ppl_bnn import fit, metrics, number_metrics, predict, sweep, sweep_to_inference_data, to_inference_data
 from ppl_bnn.errors import UserError
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures import numbers
+from ppl_bnn.results.figures.number_pruning import draw_number_pruning
 from ppl_bnn.results.figures.numbers import draw_number_figures
 from ppl_bnn.results.figures.predictive import draw_figures, reliability_diagram, training_curves
 from ppl_bnn.results.idata import load
@@ -104,9 +105,8 @@ def test_calibration_and_pit_are_those_of_the_draws(tmp_path, kind):
 def test_draws_of_some_examples_are_enough(tmp_path):
     found, *_ = result(tmp_path / "p.nc", keep=torch.arange(10))
     assert {path.stem for path in draw_number_figures(tmp_path / "p.nc", tmp_path)} == ALL
-    pit, upper = numbers.pit_of(groups_of(tmp_path / "p.nc"))
-    assert upper is None
-    np.testing.assert_allclose(pit, found.averages["pit"], rtol=1e-6)
+    for one, limits in zip(numbers.pit_of(groups_of(tmp_path / "p.nc")), found.pit, strict=True):
+        np.testing.assert_allclose(one, limits, rtol=1e-6)
 
 
 def test_many_outputs_are_shown_together(tmp_path):
@@ -184,3 +184,12 @@ def test_a_result_of_classes_is_refused(tmp_path):
     netcdf.save(to_inference_data(found), tmp_path / "p.nc")
     with pytest.raises(UserError, match="is of classes; draw it by"):
         draw_number_figures(tmp_path / "p.nc", tmp_path)
+
+
+def test_a_sweep_of_numbers_has_a_figure(tmp_path):
+    model, guide, x, y = regression()
+    levels = sweep(model, guide, x, y, fractions=(0.0, 0.5), thresholds=(), num_samples=10, progress=False)
+    netcdf.save(sweep_to_inference_data(levels, x=x, guide=guide), tmp_path / "pruning.nc")
+    (path,) = draw_number_pruning(tmp_path / "pruning.nc", tmp_path)
+    assert path.name == "pruning.png"
+    assert path.stat().st_size > 10_000
