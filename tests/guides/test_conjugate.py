@@ -58,7 +58,6 @@ def test_a_posterior_that_is_log_normal_is_found_exactly():
     [
         dist.LogNormal(0.0, 1.0),
         pytest.param(dist.Gamma(2.0, 2.0), marks=pytest.mark.slow),
-        pytest.param(dist.HalfCauchy(1.0), marks=pytest.mark.slow),
     ],
 )
 def test_a_mean_and_a_noise_scale_agree_with_a_sum_over_a_grid_and_with_nuts(prior):
