@@ -16,8 +16,9 @@ from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_path, up_to_date
 from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.guides import median_latents
 from ppl_bnn.inference.settings import TrainSettings
-from ppl_bnn.models import Model, median_latents, site_priors
+from ppl_bnn.models import Model, site_priors
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
 from ppl_bnn.pruning.storage import save_pruned

@@ -5,6 +5,7 @@ May import: models, native, the ground.
 
 from ppl_bnn.guides.estimators import ESTIMATORS, Flipout, GroupedFlips, LocalReparameterization
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import median_latents
 from ppl_bnn.guides.pyro_guide import PyroGuide, as_posterior
 from ppl_bnn.guides.stored import StoredPosterior
 
@@ -17,4 +18,5 @@ __all__ = [
     "PyroGuide",
     "StoredPosterior",
     "as_posterior",
+    "median_latents",
 ]

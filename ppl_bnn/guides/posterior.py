@@ -7,12 +7,15 @@ that are no draws of weights).
 tests/guides/posterior_conformance.py runs any implementation through this contract.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.sites import latent_sites
 
 
 @runtime_checkable
@@ -158,9 +161,46 @@ def check_num_draws(posterior: Posterior, num_samples: int) -> None:
         )
 
 
+@torch.no_grad()
+def signed_draw(posterior: Posterior, index: int, *, seed: int = 0, sign: float = 1.0) -> dict[str, Tensor]:
+    """Draw number `index` of weights and latents, {site: [*shape]}; with sign -1 its mirror image.
+
+    Raises:
+        UserError: a mirror image of a posterior without noise.
+    """
+    if sign == 1:
+        return dict(posterior.draw(index, seed=seed))
+    mirrored = offered(posterior, Symmetric, "a mirror image", "use sampling independent")
+    noise = mirrored.noise(index, seed=seed)
+    found = {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
+    if isinstance(posterior, WithLatents):
+        found |= posterior.draw_latents(index, seed=seed, sign=sign)
+    return found
+
+
 def latents_of(posterior: Posterior) -> list[str]:
     """Names of a posterior's global latents, if it has any."""
     return list(posterior.latents) if isinstance(posterior, WithLatents) else []
+
+
+def median_latents(model: Callable[..., object], posterior: object, *args: object) -> dict[str, Tensor]:
+    """The posterior medians of the sites that are no weights, {site: [*shape]}, each in its site's support.
+
+    A median is halfway between a draw and its mirror image in unconstrained space. That holds for each element whose
+    posterior there is symmetric, such as a Normal. A posterior without `draw_latents` has none.
+
+    Raises:
+        UserError: the posterior has such sites, and its draws have no mirror image.
+    """
+    if not (isinstance(posterior, WithLatents) and posterior.latents):
+        return {}
+    draw, image = (posterior.draw_latents(0, sign=sign) for sign in (1.0, -1.0))
+    found = {}
+    for name, site in latent_sites(model, *args).items():
+        if name in draw:
+            to_support = biject_to(site["fn"].support)
+            found[name] = to_support((to_support.inv(draw[name]) + to_support.inv(image[name])) / 2)
+    return found
 
 
 def is_pruned(posterior: Posterior) -> bool:

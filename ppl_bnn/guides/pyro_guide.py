@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
-from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.evaluating import evaluating, forked_random, seed_random
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.models.sites import latent_sites, random_parameters
 from ppl_bnn.native.normals import draw_seed, stream_of
@@ -133,9 +133,9 @@ class PyroGuide(nn.Module):
         given: Mapping[str, Tensor] | None = None,
     ) -> dict[str, dict[str, Any]]:
         """The messages of the guide's sites, without auxiliary ones, in its draw of that number."""
-        seeded = _Seeded(draw_seed(seed, index), given or {})
+        seeded = _Seeded(draw_seed(seed, index), given or {}, x)
         with evaluating(self.guide), forked_random(x), poutine.block(), own_parameters(), seeded:
-            torch.manual_seed(seeded.key)
+            seed_random(seeded.key, x)
             self.guide(x, y)
         return seeded.sites
 
@@ -159,15 +159,15 @@ class PyroGuide(nn.Module):
 class _Seeded(Messenger):
     """Pyro handler: seeds torch's generator for each sample statement, and notes the guide's sites."""
 
-    def __init__(self, key: int, given: Mapping[str, Tensor]) -> None:
+    def __init__(self, key: int, given: Mapping[str, Tensor], like: Tensor | None) -> None:
         super().__init__()
-        self.key, self.given = key, given
+        self.key, self.given, self.like = key, given, like
         self.sites: dict[str, dict[str, Any]] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.given:
             msg["value"], msg["done"] = self.given[msg["name"]], True
-        torch.manual_seed(self.key ^ stream_of(msg["name"]) >> 1)
+        seed_random(self.key ^ stream_of(msg["name"]) >> 1, self.like)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if not (msg["is_observed"] or site_is_subsample(msg) or msg["infer"].get("is_auxiliary")):

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.guides.posterior import median_latents
 from ppl_bnn.models.priors import elementwise, kl_by_weight
-from ppl_bnn.models.site_priors import median_latents, site_priors
+from ppl_bnn.models.site_priors import site_priors
 
 # AT_PRIOR: a weight is at its prior if its KL is within this many nats of the least that a Normal can have.
 # MOVED: a layer has moved if the median |log(scale / initial scale)| is at least this.

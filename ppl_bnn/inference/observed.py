@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.util import check_site_shape
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, constraints
+from torch.distributions import Categorical, Distribution, constraints
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import Replay
@@ -41,7 +41,7 @@ def check_observed(
     if site["infer"].get("_deterministic"):
         return y
     name, fn, value = site["name"], site["fn"], site["value"]
-    each, is_y = _base(fn), value is few
+    each, is_y = elementwise(fn, masks=True), value is few
     if isinstance(each, Categorical):
         classes = each.logits.shape[-1]
         if classes < 2:
@@ -95,13 +95,6 @@ def by_likelihood(model: nn.Module, sites: Mapping[str, dict], outputs: Any) -> 
         return likelihood.observed(y, outputs, **latents).to(y.device)
 
     return convert
-
-
-def _base(fn: Distribution) -> Distribution:
-    fn = elementwise(fn)
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = elementwise(fn.base_dist)
-    return fn
 
 
 def _check_num_data(site: dict, rows: int, n: int, whole_batch: bool) -> None:

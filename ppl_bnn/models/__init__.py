@@ -10,7 +10,7 @@ from ppl_bnn.models.named_priors import ard, hierarchical, horseshoe, learnt_nor
 from ppl_bnn.models.networks import NETWORKS, build
 from ppl_bnn.models.prior_parsing import parse_prior
 from ppl_bnn.models.priors import GaussianScaleMixture
-from ppl_bnn.models.site_priors import median_latents, site_priors
+from ppl_bnn.models.site_priors import site_priors
 from ppl_bnn.models.summary import layer_table, network_table, render_table, totals
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "horseshoe",
     "layer_table",
     "learnt_normal",
-    "median_latents",
     "network_table",
     "parse_prior",
     "pretrained_prior",

@@ -35,6 +35,17 @@ def forked_random(*args: object) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices, device_type=kind)
 
 
+def seed_random(seed: int, *args: object) -> None:
+    """Seed the generator of the CPU, and that of the device on which the tensors among `args` are.
+
+    ``torch.manual_seed`` sets these to the same state. It also looks at every kind of device there might be, which
+    takes longer than a small draw.
+    """
+    torch.default_generator.manual_seed(seed)
+    for kind in {value.device.type for value in args if isinstance(value, Tensor) and not value.is_cpu}:
+        torch.get_device_module(kind).manual_seed_all(seed)
+
+
 @contextmanager
 def unchanged(*parts: nn.Module) -> Iterator[None]:
     """Restore the modes and the buffers of modules on exit, whatever ran in between."""

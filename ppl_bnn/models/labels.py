@@ -35,6 +35,14 @@ def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
 
 
+def not_finite(values: Tensor) -> str:
+    """Which examples of [N, ...] have values that are not finite, in words; empty if there are none."""
+    if values.isfinite().all():
+        return ""
+    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero()
+    return f"{len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
+
+
 def refuse_dtype(x: Tensor, parameters: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
     """Raise UserError if a forward pass failed by the dtype of `x`: in the parameters' dtype it does not fail.
 

@@ -171,9 +171,14 @@ class GaussianScaleMixture(TorchDistribution):
         return torch.logaddexp(first, second) - 0.5 * math.log(2 * math.pi)
 
 
-def elementwise(prior: torch.distributions.Distribution) -> torch.distributions.Distribution:
-    """The distribution of each single weight, which broadcasts to the site's shape."""
-    while isinstance(prior, dist.Independent | ExpandedDistribution):
+def elementwise(prior: torch.distributions.Distribution, *, masks: bool = False) -> torch.distributions.Distribution:
+    """The distribution of each single weight, which broadcasts to the site's shape.
+
+    Args:
+        masks: look inside masked distributions too.
+    """
+    kinds = (torch.distributions.Independent, ExpandedDistribution, *((dist.MaskedDistribution,) if masks else ()))
+    while isinstance(prior, kinds):
         prior = prior.base_dist
     return prior
 

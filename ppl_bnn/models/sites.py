@@ -38,6 +38,11 @@ def latent_sites(model: Callable[..., object], *args: object, **kwargs: object) 
     return _found(_Run(), model, args, kwargs)
 
 
+def given_sites(model: Callable[..., object], given: Mapping[str, Tensor], *args: object) -> dict[str, dict]:
+    """The `latent_sites` of a model in which some sites have the given values, such as those of hyper-parameters."""
+    return _found(_Run(given), model, args, {})
+
+
 def log_prior(model: Callable[..., object], draw: Mapping[str, Tensor], *args: object) -> float:
     """log p(draw) in nats: the log density of all latent sites of a Pyro model at the values of a draw.
 
@@ -47,7 +52,7 @@ def log_prior(model: Callable[..., object], draw: Mapping[str, Tensor], *args: o
     Args:
         *args: what the model runs with; one example is enough.
     """
-    sites = _found(_Run(draw), model, args, {})
+    sites = given_sites(model, draw, *args)
     return sum(float(site["fn"].log_prob(draw[name].double()).sum()) for name, site in sites.items())
 
 
@@ -124,7 +129,7 @@ class _Run(Messenger):
             return
         name, support = msg["name"], element_support(msg["fn"])
         if name in self.given:
-            msg["value"] = self.given[name]
+            msg["value"] = self.given[name].to(msg["value"])
         elif support is constraints.real:
             msg["value"] = torch.zeros_like(msg["value"])
         elif support is not None and not support.is_discrete:

@@ -5,18 +5,15 @@ from numbers import Integral
 from typing import Any, cast
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
-from ppl_bnn.models.evaluating import evaluating, forked_random
-from ppl_bnn.models.labels import refuse_dtype
+from ppl_bnn.models.labels import not_finite, refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.model import Model
-from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.prediction.observed_site import observed_site
-from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, some
+from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, run_with, some
 
 
 def check_prediction(
@@ -96,11 +93,8 @@ def check_inputs(x: object) -> None:
         raise UserError(f"x must be one tensor [N, ...], got a {kind}: {advice}")
     if x.dim() == 0 or len(x) == 0:
         raise UserError(f"x must be a tensor of at least 1 example [N, ...], got shape {list(x.shape)}")
-    if (x.is_floating_point() or x.is_complex()) and not x.isfinite().all():
-        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten() if x.dim() > 1 else (~x.isfinite()).nonzero()
-        raise UserError(
-            f"x must be finite; {len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
-        )
+    if bad := not_finite(x):
+        raise UserError(f"x must be finite; {bad}")
 
 
 def positions(keep: Any, count: int) -> Tensor:
@@ -152,14 +146,13 @@ def _check_moments(target: Target) -> None:
 
 def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, y: object) -> tuple[Any, GivenSites]:
     """Run the model on a few examples with a draw's values; refuse a draw that does not fit its random sites."""
-    sites = GivenSites(draw)
-    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
-        try:
-            outputs = model(*arguments(model, x, y))
-        except RuntimeError:
-            parameters = model.parameters() if isinstance(model, nn.Module) else ()
-            refuse_dtype(x, (*parameters, *draw.values()), model)
-            raise
+    given = arguments(model, x, y)
+    try:
+        outputs, sites = run_with(model, draw, x, given)
+    except RuntimeError:
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        refuse_dtype(x, (*parameters, *draw.values()), lambda other: run_with(model, draw, other, (other, *given[1:])))
+        raise
     if sites.lacking:
         raise UserError(f"the posterior has no draws for the network's random sites {some(sites.lacking)}; {ADVICE}")
     if others := sorted(draw.keys() - sites.given):

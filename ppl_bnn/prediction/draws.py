@@ -1,7 +1,7 @@
 """Coherent draws: draw s is one network, the same for every example, at the cost of a deterministic forward pass."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,14 +10,13 @@ from pyro import poutine
 from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, offered
+from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, signed_draw
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_of
 from ppl_bnn.prediction.compact.network import CompactNetwork, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
-from ppl_bnn.prediction.running import drawn_latents
 
 Noise = Iterable[tuple[str, Tensor]]
 COMPACT = ("auto", "yes", "no")
@@ -212,17 +211,9 @@ def _convolutions(network: PlainNetwork) -> bool:
 
 
 def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int) -> Callable[[int, float], Tensor]:
-    def weights(index: int, sign: float) -> Mapping[str, Tensor]:
-        if sign == 1:
-            return guide.draw(index, seed=seed)
-        mirrored = offered(guide, Symmetric, "a mirror image", "use sampling independent")
-        noise = mirrored.noise(index, seed=seed)
-        found = {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
-        return found | dict(drawn_latents(guide, index, seed, sign))
-
     def logits(index: int, sign: float) -> Tensor:
         with evaluating(net), own_parameters():
-            conditioned = poutine.condition(net, data=dict(weights(index, sign)))
+            conditioned = poutine.condition(net, data=signed_draw(guide, index, seed=seed, sign=sign))
             return torch.cat([conditioned(part) for part in x.split(batch_size)]).unsqueeze(0)
 
     return logits

@@ -13,7 +13,7 @@ from ppl_bnn.models import Model
 from ppl_bnn.models.sites import log_prior as density_of_prior
 from ppl_bnn.prediction.door import check_prediction, checked_y
 from ppl_bnn.prediction.predictive import draw_outputs
-from ppl_bnn.prediction.running import drawn_latents, given_latents
+from ppl_bnn.prediction.running import latents_of_draw
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def train_log_likelihood(
         model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
     )
     for s, outputs in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
-        latents = given_latents(model.likelihood, drawn_latents(guide, s, seed)) if target.latents else {}
+        latents = latents_of_draw(model.likelihood, guide, s, seed=seed) if target.latents else {}
         found = model.likelihood.statistics(outputs.float().unsqueeze(0), labels.cpu(), **latents).log_likelihood
         assert found is not None
         log_likelihood[s] = found[0]

@@ -10,21 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLatents, WithLocalLatents, offered
-from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, signed_draw
+from ppl_bnn.models.evaluating import forked_random, seed_random
 from ppl_bnn.models.likelihoods import Bernoulli, Categorical, DrawStatistics, Likelihood
 from ppl_bnn.models.likelihoods.base import numbers
-from ppl_bnn.models.param_store import own_parameters
+from ppl_bnn.models.priors import elementwise
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.draws import Blocks
-from ppl_bnn.prediction.running import GivenSites, Target, arguments, takes_y
-from ppl_bnn.prediction.taken_apart import check_alike, inner, taken_apart
+from ppl_bnn.prediction.running import Target, arguments, run_with, takes_y
+from ppl_bnn.prediction.taken_apart import check_alike, taken_apart
 
 
 class SiteLikelihood(Likelihood):
@@ -40,7 +39,7 @@ class SiteLikelihood(Likelihood):
         tensors, self._build = taken_apart(fn, name)
         self._shapes = [tensor.shape[1:] for tensor in tensors]
         self._dtypes = [tensor.dtype for tensor in tensors]
-        self.site, self.family = name, type(inner(fn)).__name__
+        self.site, self.family = name, type(elementwise(fn, masks=True)).__name__
         support = fn.support
         each = support.base_constraint if isinstance(support, constraints.independent) else support
         self._bounded_by_example = any(isinstance(bound, Tensor) and bound.dim() for bound in vars(each).values())
@@ -107,7 +106,7 @@ def observed_site(
     fn = _by_example(sites[name], name, len(few))
     likelihood, outputs = _likelihood(fn, name), _outputs(fn, name)
     with forked_random(outputs):
-        torch.manual_seed(0)
+        seed_random(0, outputs)
         check_alike(lambda: likelihood.distribution(outputs), fn, name)
     likelihood.check(outputs)
     module = model if isinstance(model, nn.Module) else _Function(model)
@@ -122,7 +121,7 @@ def site_blocks(
     assert target.site is not None
 
     def parameters(index: int, sign: float) -> Tensor:
-        weights = _values(posterior, index, seed, sign)
+        weights = signed_draw(posterior, index, seed=seed, sign=sign)
         local = posterior.draw_local(index, x, seed=seed) if isinstance(posterior, WithLocalLatents) else {}
         found = []
         for first in range(0, len(x), limit):
@@ -150,24 +149,10 @@ def _run(
 ) -> Mapping[str, Any]:  # fmt: skip
     some = None if y is None else torch.as_tensor(y)[rows]
     given = (x, some) if with_y and takes_y(model) else arguments(model, x, some)
-    sites = GivenSites(values)
-    with torch.no_grad(), evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
-        torch.manual_seed(seed)
-        model(*given)
+    _, sites = run_with(model, values, x, given, seed=seed)
     if name not in sites.observable:
         raise UserError(f"the model has no site {name!r} for these examples, and it had one for the first two")
     return sites.observable[name]
-
-
-def _values(posterior: Posterior, index: int, seed: int, sign: float) -> dict[str, Tensor]:
-    if sign == 1:
-        return dict(posterior.draw(index, seed=seed))
-    mirrored = offered(posterior, Symmetric, "a mirror image", "use sampling independent")
-    noise = mirrored.noise(index, seed=seed)
-    found = {site: torch.addcmul(*mirrored.loc_scale(site), sign * values) for site, values in noise}
-    if isinstance(posterior, WithLatents):
-        found |= posterior.draw_latents(index, seed=seed, sign=sign)
-    return found
 
 
 def _by_example(site: Mapping[str, Any], name: str, count: int) -> TorchDistribution:
@@ -194,7 +179,7 @@ def _likelihood(fn: TorchDistribution, name: str) -> Likelihood:
 
 def _labels(fn: TorchDistribution) -> Any:
     """The Categorical or Bernoulli distribution of each label [n, ...], without a mask; None for another."""
-    each = inner(fn, masks=False)
+    each = elementwise(fn)
     binary = isinstance(each, torch.distributions.Bernoulli)
     # `Bernoulli` has y [N] for outputs [N, 1].
     if not (isinstance(each, torch.distributions.Categorical) or (binary and fn.event_shape != (1,))):

@@ -29,7 +29,7 @@ from ppl_bnn.prediction.methods import (
 )
 from ppl_bnn.prediction.observed_site import observed_values, site_blocks
 from ppl_bnn.prediction.result import Predictive
-from ppl_bnn.prediction.running import drawn_latents, given_latents
+from ppl_bnn.prediction.running import latents_of_draw
 from ppl_bnn.prediction.stopping import is_look, precise, schedule
 from ppl_bnn.prediction.tally import Tally, check_so_far
 from ppl_bnn.prediction.without_draws import without_draws
@@ -123,13 +123,13 @@ def predict(
         y = observed_values(target, posterior, x, y, seed=seed) if y is not None else None
     targets, weighted = checked_y(y, x, target), None if weights is None else example_weights(weights, len(x))
     _check_tolerance(tolerance, sampling, target.likelihood)
-    net, ranks, started = target.net, communicator or Alone(), time.perf_counter()
+    ranks, started = communicator or Alone(), time.perf_counter()
     if compact == "yes" and method == "auto":
         method = "draws"
     kept = positions(keep, len(x))
     prepared = Prepared(None, "draws")
     if target.site is None:
-        prepared = prepared_network(net, posterior, x, method, sampling, norm_inputs)
+        prepared = prepared_network(target.net, posterior, x, method, sampling, norm_inputs)
         prepared = prepared.with_compact(posterior, x, batch_size, compact)
     if so_far is not None:
         check_so_far(
@@ -150,21 +150,22 @@ def predict(
 
     def blocks() -> Blocks:
         """Blocks of the examples that get further draws."""
-        active = tally.active.to(x.device)
-        rest, own_seed = x[active], seed
+        rest = x[tally.active.to(x.device)]
         if target.site is not None:
             some = None if given is None else torch.as_tensor(given)[tally.active]
             made = site_blocks(target, posterior, rest, some, seed=seed, batch_size=batch_size)
             return mirrored(made) if sampling == "antithetic" else made
-        if prepared.method == "layerwise" and len(rest) < len(x):
-            # Blocks are of another size now, and their numbers start anew: with the same seed some would come again.
-            own_seed = draw_seed(seed, len(rest))
-        return drawn_blocks(net, posterior, rest, own_seed, prepared, sampling, batch_size)
+        # Layerwise blocks of fewer examples have another size, and their numbers start anew: with the same seed some
+        # would come again.
+        anew = prepared.method == "layerwise" and len(rest) < len(x)
+        own_seed = draw_seed(seed, len(rest)) if anew else seed
+        return drawn_blocks(target.net, posterior, rest, own_seed, prepared, sampling, batch_size)
 
     def latents(draw: int) -> dict[str, Tensor]:
         """What the likelihood takes beside the outputs of this draw."""
-        index, sign = (draw // 2, (-1.0) ** draw) if sampling == "antithetic" else (draw, 1.0)
-        return given_latents(target.likelihood, drawn_latents(posterior, index, seed, sign)) if target.latents else {}
+        if not target.latents:
+            return {}
+        return latents_of_draw(target.likelihood, posterior, draw, seed=seed, sampling=sampling)
 
     bar = tqdm(total=num_samples, initial=tally.done, disable=not progress, unit="draw", dynamic_ncols=True)
     saved, saving = time.perf_counter(), 0.0

@@ -18,7 +18,7 @@ from ppl_bnn.prediction.door import check_inputs, check_prediction
 from ppl_bnn.prediction.layerwise import Layerwise, Numbers
 from ppl_bnn.prediction.methods import check_draws, drawn_blocks, mirrored, prepared_network
 from ppl_bnn.prediction.plain import PlainNetwork
-from ppl_bnn.prediction.running import drawn_latents, given_latents
+from ppl_bnn.prediction.running import latents_of_draw
 
 # Noise is kept from one request to the next up to so many rows of it (examples times draws).
 _KEPT_ROWS = 4000
@@ -93,8 +93,7 @@ def predictor(
             yield blocks.logits(first // blocks.size, 1.0)[: num_samples - first]
 
     def latents(draw: int) -> dict[str, Tensor]:
-        index, sign = (draw // 2, (-1.0) ** draw) if sampling == "antithetic" else (draw, 1.0)
-        return given_latents(likelihood, drawn_latents(guide, index, seed, sign)) if target.latents else {}
+        return latents_of_draw(likelihood, guide, draw, seed=seed, sampling=sampling) if target.latents else {}
 
     def answer(x: Tensor) -> tuple[Tensor, Tensor]:
         check_inputs(x)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -155,11 +156,15 @@ class Predictive:
         return how if self.y is None else {**how, **self.scores()}
 
     def scores(self) -> dict[str, float]:
-        """The likelihood's scores of the averaged predictive.
+        """The likelihood's scores of the averaged predictive; computed once.
 
         Raises:
             UserError: a predictive without observed y.
         """
+        return dict(self._scores)
+
+    @cached_property
+    def _scores(self) -> dict[str, float]:
         if self.y is None:
             raise UserError("scores need the observed y: predict(model, posterior, x, y)")
         found = Summary(

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior, WithLatents
+from ppl_bnn.models.evaluating import evaluating, forked_random, seed_random
 from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.models.param_store import own_parameters
 
 ADVICE = "build the guide of this network: MeanFieldNormal(model, x[:1], y[:1]), and predict with the whole model"
 
@@ -43,7 +45,7 @@ def given_latents(likelihood: Likelihood, draw: Mapping[str, Tensor]) -> dict[st
         return likelihood.latents()
 
 
-def drawn_latents(posterior: Posterior, index: int, seed: int, sign: float = 1.0) -> Mapping[str, Tensor]:
+def drawn_latents(posterior: Posterior, index: int, sign: float = 1.0, *, seed: int) -> Mapping[str, Tensor]:
     """The sites of a draw that are no weights; of a posterior without `draw_latents`, all of its sites.
 
     Mirror images are of posteriors with noise, which have all they have beside weights from `draw_latents`.
@@ -51,6 +53,35 @@ def drawn_latents(posterior: Posterior, index: int, seed: int, sign: float = 1.0
     if isinstance(posterior, WithLatents):
         return posterior.draw_latents(index, seed=seed, sign=sign)
     return posterior.draw(index, seed=seed) if sign == 1 else {}
+
+
+def latents_of_draw(
+    likelihood: Likelihood, posterior: Posterior, draw: int, *, seed: int, sampling: str = "independent"
+) -> dict[str, Tensor]:
+    """What a likelihood takes beside outputs in a draw of a predictive, by the draw's number."""
+    return given_latents(likelihood, drawn_latents(posterior, *of_number(draw, sampling), seed=seed))
+
+
+def of_number(draw: int, sampling: str) -> tuple[int, float]:
+    """The posterior's draw and sign behind draw number `draw`: antithetic draws 2k and 2k + 1 are mirror images."""
+    return (draw // 2, (-1.0) ** draw) if sampling == "antithetic" else (draw, 1.0)
+
+
+def run_with(
+    model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, given: tuple[Any, ...], *, seed: int | None = None
+) -> tuple[Any, "GivenSites"]:
+    """Run the model with a draw's values, in evaluation mode; return what it returns, and its sites.
+
+    Args:
+        x: tells the device, whose random state is as it was afterwards.
+        given: what the model is called with.
+        seed: of random sites that have no value.
+    """
+    sites = GivenSites(draw)
+    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
+        if seed is not None:
+            seed_random(seed, x)
+        return model(*given), sites
 
 
 def takes_y(model: Callable[..., Any]) -> bool:

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.priors import elementwise
 
 Build = Callable[[list[Tensor]], TorchDistribution]
 # Of parameters that are written in several ways, the one that a distribution is made again from.
@@ -45,14 +46,6 @@ def taken_apart(fn: Distribution, site: str) -> tuple[list[Tensor], Build]:
     return _parameters(fn, site)
 
 
-def inner(fn: Distribution, *, masks: bool = True) -> Distribution:
-    """The distribution inside `Independent`, expansions and (unless `masks` is False) masks."""
-    kinds = (dist.Independent, ExpandedDistribution, *((dist.MaskedDistribution,) if masks else ()))
-    while isinstance(fn, kinds):
-        fn = fn.base_dist
-    return fn
-
-
 def check_alike(make: Callable[[], TorchDistribution], fn: TorchDistribution, site: str) -> None:
     """Raise UserError unless a distribution that is made of the parameters of `fn` has its densities."""
     try:
@@ -85,7 +78,8 @@ def _parameters(fn: Distribution, site: str) -> tuple[list[Tensor], Build]:
 
 
 def _unreadable(fn: Distribution, site: str) -> UserError:
+    family = type(elementwise(fn, masks=True)).__name__
     return UserError(
-        f"site {site!r} has a {type(inner(fn)).__name__}, whose parameters cannot be read: predict takes distributions "
-        "that are made of tensors, such as Normal or Poisson"
+        f"site {site!r} has a {family}, whose parameters cannot be read: predict takes distributions that are made of "
+        "tensors, such as Normal or Poisson"
     )

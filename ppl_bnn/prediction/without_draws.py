@@ -11,7 +11,7 @@ from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.models.likelihoods import Categorical, Normal
 from ppl_bnn.prediction.moments import moment_network, moment_predictive
 from ppl_bnn.prediction.result import Predictive
-from ppl_bnn.prediction.running import Target, drawn_latents, given_latents
+from ppl_bnn.prediction.running import Target, latents_of_draw
 
 # Draws of a random noise scale, whose mean square is wanted; nodes of the average over a predicted one.
 LATENT_DRAWS, NODES = 400, 16
@@ -85,7 +85,7 @@ def _normal(target: Target, likelihood: Normal, posterior: Posterior, x: Tensor,
     draws = LATENT_DRAWS if target.latents else 1
     squares: Tensor | float = 0.0
     for index in range(draws):
-        latents = given_latents(likelihood, drawn_latents(posterior, index, seed)) if target.latents else {}
+        latents = latents_of_draw(likelihood, posterior, index, seed=seed) if target.latents else {}
         loc, scale = likelihood.noise.split(mean, **{"noise_scale": None, **latents})
         squares = squares + scale.square().expand(loc.shape) / draws
     spread, _ = likelihood.noise.split(variance, latents.get("noise_scale"))

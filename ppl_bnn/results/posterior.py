@@ -1,14 +1,15 @@
 """The posterior behind a predictive as a small group of ArviZ's schema: norms of the weights, and all other latents."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_bnn.guides.posterior import Posterior, Symmetric, WithLatents
+from ppl_bnn.guides.posterior import Posterior, latents_of, signed_draw
 from ppl_bnn.prediction.result import Predictive
+from ppl_bnn.prediction.running import drawn_latents, of_number
 from ppl_bnn.results.idata import dataset
 
 # Scales of a horseshoe are as many as the weights.
@@ -29,20 +30,19 @@ def posterior_group(
     """
     if predictive.method == "moments":
         return None
-    latents = isinstance(guide, WithLatents) and bool(guide.latents)
+    latents = bool(latents_of(guide))
     if not latents and not (norms and guide.sites):
         return None
     found: dict[str, list[Tensor]] = {}
     for index in range(predictive.num_samples):
-        mirrored = predictive.sampling == "antithetic"
-        at, sign = (index // 2, (-1.0) ** index) if mirrored else (index, 1.0)
-        if norms:
-            for site, weights in _weights(guide, at, predictive.seed, sign):
-                found.setdefault(f"norm_{site}", []).append(_norm(weights))
-        if isinstance(guide, WithLatents) and latents:
-            for site, value in guide.draw_latents(at, seed=predictive.seed, sign=sign).items():
-                large = value.numel() > _LARGEST
-                found.setdefault(f"norm_{site}" if large else site, []).append(_norm(value) if large else value)
+        at, sign = of_number(index, predictive.sampling)
+        # A draw of the latents alone is cheap.
+        draw = signed_draw(guide, at, seed=predictive.seed, sign=sign) if norms else {}
+        for site in guide.sites if norms else ():
+            found.setdefault(f"norm_{site}", []).append(_norm(draw[site]))
+        for site, value in (drawn_latents(guide, at, sign, seed=predictive.seed) if latents else {}).items():
+            large = value.numel() > _LARGEST
+            found.setdefault(f"norm_{site}" if large else site, []).append(_norm(value) if large else value)
     variables: dict[str, Any] = {}
     for name, values in found.items():
         drawn = torch.stack(values)[None].detach()
@@ -57,17 +57,6 @@ def posterior_group(
 
 def _norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values, dtype=torch.float64)
-
-
-def _weights(guide: Posterior, index: int, seed: int, sign: float) -> Iterator[tuple[str, Tensor]]:
-    if sign > 0:
-        drawn = guide.draw(index, seed=seed)
-        yield from ((site, drawn[site]) for site in guide.sites)
-    else:
-        assert isinstance(guide, Symmetric), "mirror images need a posterior with noise"
-        for site, noise in guide.noise(index, seed=seed):
-            loc, scale = guide.loc_scale(site)
-            yield site, torch.addcmul(loc, scale, noise, value=sign)
 
 
 def _file_name(site: str) -> str:

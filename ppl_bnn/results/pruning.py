@@ -45,10 +45,8 @@ def sweep_to_inference_data(
     """
     first = levels[0]
     check_data(first.predictive, data, x)
-    names, sites = (
-        class_names(first.predictive, data.classes if data is not None else classes),
-        list(first.pruned.nonzero),
-    )
+    names = class_names(first.predictive, data.classes if data is not None else classes)
+    sites = list(first.pruned.nonzero)
     drawn = [drawn_group(level.predictive, names, 0) for level in levels]
     by_draw: dict[str, Any] = {
         str(name): (("chain", "draw", "level", *part.dims[2:]), np.stack([one[name].values for one in drawn], 2))

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from prior_models import classifier, learnt_of, scales
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
@@ -11,6 +12,7 @@ from small_training import X, Y, settings, small
 from torch import nn
 
 from ppl_bnn import Classifier, UserError, bayesian, fit
+from ppl_bnn.guides import median_latents
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import (
     BayesianConv2d,
@@ -18,28 +20,10 @@ from ppl_bnn.models import (
     hierarchical,
     horseshoe,
     learnt_normal,
-    median_latents,
     site_priors,
 )
 from ppl_bnn.models.layers import priors_of
 from ppl_bnn.models.sites import latent_sites
-
-
-def parameter(value=0.1):
-    return nn.Parameter(torch.tensor(value))
-
-
-def classifier(prior):
-    return Classifier(bayesian(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), prior), len(X))
-
-
-def learnt_of(model):
-    return {name: value for name, value in model.named_parameters() if ".weight_prior_" in name}
-
-
-def scales(model):
-    x = X[:1].to(model.net[0].bias.dtype)
-    return [prior.base_dist.stddev.flatten()[0] for prior in site_priors(model, x, Y[:1]).values()]
 
 
 def own_scale(site, shape):
@@ -178,7 +162,11 @@ def test_a_prior_that_needs_hyper_parameters_is_given_them_or_refused():
 class LogNormals:
     """The latents of a posterior whose logarithms are Normal(1, 2)."""
 
+    sites = ()
     latents = ("0.weight_scale", "2.weight_scale")
+
+    def draw(self, index, *, seed=0):
+        return self.draw_latents(index, seed=seed)
 
     def draw_latents(self, index, *, seed=0, sign=1.0):
         torch.manual_seed(seed)

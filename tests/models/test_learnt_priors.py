@@ -7,37 +7,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from prior_models import learnt_of, parameter, scales
 from pyro.infer import SVI
 from ranks import Ranks
 from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
-from ppl_bnn import Classifier, GaussianScaleMixture, KLScaledELBO, UserError, bayesian, fit
+from ppl_bnn import GaussianScaleMixture, KLScaledELBO, UserError, bayesian, fit
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.inference import checkpoint, data_parallel
 from ppl_bnn.models import (
     hierarchical,
     layer_table,
     learnt_normal,
-    site_priors,
 )
-
-
-def parameter(value=0.1):
-    return nn.Parameter(torch.tensor(value))
-
-
-def classifier(prior):
-    return Classifier(bayesian(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), prior), len(X))
-
-
-def learnt_of(model):
-    return {name: value for name, value in model.named_parameters() if ".weight_prior_" in name}
-
-
-def scales(model):
-    x = X[:1].to(model.net[0].bias.dtype)
-    return [prior.base_dist.stddev.flatten()[0] for prior in site_priors(model, x, Y[:1]).values()]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +46,8 @@ def test_a_tensor_that_two_layers_share_is_one_parameter_that_training_moves(pri
 def test_the_learnt_scale_is_the_best_for_the_posterior_it_is_the_prior_of():
     # d KL / d scale = 0 where scale^2 is the mean of loc^2 + scale_q^2 over all the weights that share it.
     model, guide = small(prior=learnt_normal(0.5, per="network"))
-    for parameter in guide.parameters():
-        parameter.requires_grad_(False)
+    for value in guide.parameters():
+        value.requires_grad_(False)
     fit(model, guide, X, Y, **settings(epochs=300, lr=0.03, batch_size=50, lr_schedule="cosine"))
     squares = torch.cat([sum(part.square() for part in guide.loc_scale(site)).flatten() for site in guide.sites])
     for scale in scales(model):

@@ -86,21 +86,19 @@ def test_what_it_does_not_take_is_refused_by_fit_and_predict():
             predict(model, guide, x, values, num_samples=2, progress=False)
 
 
-def test_a_rate_that_overflows_is_refused_before_the_first_draw():
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "message"),
+    [
+        (ZeroInflatedPoisson(), 2, r"no mean and no variance.* at draw 0, whose outputs are from 199.* to 200"),
+        (Poisson(), 1, "draw 0 gives infinite means: its weights or outputs overflow"),
+    ],
+    ids=["no mean", "infinite mean"],
+)
+def test_a_mean_that_overflows_is_refused_by_the_number_of_its_draw(likelihood, outputs, message):
     x, y = data(20)
-    model = Model(bayesian(nn.Linear(1, 2)), ZeroInflatedPoisson(), 20)
+    model = Model(bayesian(nn.Linear(1, outputs)), likelihood, 20)
     guide = MeanFieldNormal(model, x[:1], y[:1])
     with torch.no_grad():
         model.net.bias.fill_(200.0)
-    with pytest.raises(UserError, match=r"no mean and no variance.* at draw 0, whose outputs are from 199.* to 200"):
-        predict(model, guide, x, num_samples=2, progress=False)
-
-
-def test_a_mean_that_overflows_is_refused_by_the_number_of_its_draw():
-    x, y = data(20)
-    model = Model(bayesian(nn.Linear(1, 1)), Poisson(), 20)
-    guide = MeanFieldNormal(model, x[:1], y[:1])
-    with torch.no_grad():
-        model.net.bias.fill_(200.0)
-    with pytest.raises(UserError, match="draw 0 gives infinite means: its weights or outputs overflow"):
+    with pytest.raises(UserError, match=message):
         predict(model, guide, x, num_samples=2, progress=False)

@@ -18,7 +18,8 @@ from torch.distributions import constraints
 
 from ppl_bnn import number_metrics
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.labels import as_tensor
+from ppl_bnn.models.evaluating import forked_random, seed_random
+from ppl_bnn.models.labels import as_tensor, not_finite
 
 Averages = Mapping[str, Tensor]
 
@@ -185,13 +186,10 @@ class Likelihood(nn.Module, ABC):
     def sample(self, outputs: Tensor, *, seed: int, **latents: Tensor) -> Tensor:
         """One y of each example of outputs [N, *], [N, ...], on the CPU: the same for the same seed."""
         latents = {name: value.cpu() for name, value in latents.items()}
-        distribution, state = self.distribution(outputs.cpu(), **latents), torch.get_rng_state()
-        # `torch.manual_seed` looks at every kind of device, which takes longer than the draw.
-        torch.default_generator.manual_seed(seed)
-        try:
+        distribution = self.distribution(outputs.cpu(), **latents)
+        with forked_random():
+            seed_random(seed)
             return distribution.sample()
-        finally:
-            torch.set_rng_state(state)
 
 
 def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Tensor:
@@ -210,12 +208,8 @@ def numbers(y: object, outputs: Tensor, of: TorchDistribution, name: str) -> Ten
     if y.is_complex():
         raise UserError(f"the targets y have dtype {str(y.dtype).removeprefix('torch.')}; expected real numbers")
     y = y.to(torch.promote_types(outputs.dtype, torch.float32))
-    if not y.isfinite().all():
-        bad = (~y.flatten(1).isfinite().all(1) if y.dim() > 1 else ~y.isfinite()).nonzero().flatten()
-        raise UserError(
-            f"the targets y must be finite; {len(bad)} examples have NaN or infinite values, the first is "
-            f"{int(bad[0])}: drop or impute them"
-        )
+    if bad := not_finite(y):
+        raise UserError(f"the targets y must be finite; {bad}: drop or impute them")
     support = of.support
     each = support.base_constraint if isinstance(support, constraints.independent) else support
     if not constraints.is_dependent(each) and not _within(each, y):

@@ -201,7 +201,7 @@ class Bernoulli(Likelihood):
 
     def distribution(self, outputs: Tensor) -> TorchDistribution:  # type: ignore[override]
         """p(y | logits [N] or [N, L])."""
-        return independent(dist.Bernoulli(logits=one_number(outputs)), outputs)
+        return independent(dist.Bernoulli(logits=one_number(outputs)))
 
     def parts(self, outputs: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """p(y = 1) and the entropy of each label, nats, both [N, L]."""

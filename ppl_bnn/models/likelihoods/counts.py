@@ -24,7 +24,7 @@ class Poisson(Likelihood):
 
     def distribution(self, outputs: Tensor) -> TorchDistribution:  # type: ignore[override]
         """p(y | log rates [N, D])."""
-        return independent(LogPoisson(one_number(outputs)), outputs)
+        return independent(LogPoisson(one_number(outputs)))
 
 
 class NegativeBinomial(Likelihood):
@@ -52,7 +52,7 @@ class NegativeBinomial(Likelihood):
     def distribution(self, outputs: Tensor, overdispersion: Tensor | None = None) -> TorchDistribution:  # type: ignore[override]
         """p(y | log means [N, D]), or [N, 2 D] for a predicted overdispersion."""
         log_mean, overdispersion = self.noise.split(outputs, overdispersion)
-        return independent(LogNegativeBinomial(log_mean, overdispersion), outputs)
+        return independent(LogNegativeBinomial(log_mean, overdispersion))
 
 
 class _LogCounts(TorchDistribution):

@@ -106,7 +106,7 @@ class Normal(Likelihood):
     def distribution(self, outputs: Tensor, noise_scale: Tensor | None = None) -> TorchDistribution:  # type: ignore[override]
         """p(y | outputs [N, D]), or [N, 2 D] for a predicted scale."""
         loc, scale = self.noise.split(outputs, noise_scale)
-        return independent(dist.Normal(loc, scale), outputs)
+        return independent(dist.Normal(loc, scale))
 
 
 class StudentT(Likelihood):
@@ -136,10 +136,10 @@ class StudentT(Likelihood):
     def distribution(self, outputs: Tensor, noise_scale: Tensor | None = None) -> TorchDistribution:  # type: ignore[override]
         """p(y | outputs [N, D]), or [N, 2 D] for a predicted scale."""
         loc, scale = self.noise.split(outputs, noise_scale)
-        return independent(dist.StudentT(self.df, loc, scale), outputs)
+        return independent(dist.StudentT(self.df, loc, scale))
 
 
-def independent(each: TorchDistribution, outputs: Tensor) -> TorchDistribution:
+def independent(each: TorchDistribution) -> TorchDistribution:
     """Elementwise distributions as one with batch shape [N]."""
     return each.to_event(len(each.batch_shape) - 1)
 
