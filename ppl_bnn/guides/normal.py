@@ -71,8 +71,12 @@ class FactorizedNormal(TorchDistribution):
         return draw  # type: ignore[no-any-return]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats."""
-        return self._independent().log_prob(value)
+        """Nats: the density of the weights that are left, -inf where a pruned one is not 0."""
+        if self.keep is None:
+            return self._independent().log_prob(value)
+        each = Normal(self._loc, softplus(self._unconstrained_scale), validate_args=False).log_prob(value)
+        fixed = torch.zeros_like(each).masked_fill(value != 0, -math.inf)
+        return torch.where(self.keep, each, fixed).flatten(value.dim() - self.event_dim).sum(-1)
 
     def entropy(self) -> Tensor:
         """Nats."""

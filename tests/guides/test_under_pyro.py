@@ -13,6 +13,8 @@ from torch import nn
 from ppl_bnn import MeanFieldNormal, bayesian, fit, prune
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import KLScaledELBO
+from ppl_bnn.models import site_priors
+from ppl_bnn.models.priors import elementwise
 
 
 @pytest.fixture(params=["whole", "pruned"])
@@ -29,14 +31,33 @@ def test_pyros_elbos_agree_with_ours(posterior):
     model, guide = posterior
     ours = KLScaledELBO(40)
     losses = {"ours": [ours.loss(model, guide, X, Y) for _ in range(400)]}
-    # A pruned weight has no density, so Pyro's ELBOs are infinite there. Our KL is of the weights that are left.
-    elbos = [] if guide.is_pruned else [Trace_ELBO(), TraceMeanField_ELBO()]
-    for elbo in elbos:
+    for elbo in (Trace_ELBO(), TraceMeanField_ELBO()):
         losses[type(elbo).__name__] = [elbo.loss(model, guide, X, Y) / 40 for _ in range(400)]
-    for values in map(torch.tensor, losses.values()):
+    # A pruned weight has no part in our KL. Without a closed form Pyro counts its prior's density at 0: a constant.
+    priors = site_priors(model, X[:1], Y[:1])
+    constant = 0.0
+    for site in guide.sites if guide.is_pruned else ():
+        at_zero = elementwise(priors[site]).log_prob(torch.zeros(()))
+        constant -= float((at_zero * ~guide.distribution(site).keep).sum()) / 40
+    assert (constant > 0) == guide.is_pruned
+    for name, values in losses.items():
+        values = torch.tensor(values)
         assert values.isfinite().all()
         spread = math.hypot(values.std().item(), torch.tensor(losses["ours"]).std().item()) / math.sqrt(400)
-        assert values.mean().item() == pytest.approx(sum(losses["ours"]) / 400, abs=4 * spread + 1e-6)
+        expected = sum(losses["ours"]) / 400 + (constant if name == "Trace_ELBO" else 0)
+        assert values.mean().item() == pytest.approx(expected, abs=4 * spread + 1e-6)
+
+
+def test_a_pruned_weight_has_its_density_at_zero_alone(posterior):
+    _, guide = posterior
+    for site in guide.sites:
+        q = guide.distribution(site)
+        draw = q.rsample()
+        keep = torch.ones_like(draw, dtype=torch.bool) if q.keep is None else q.keep
+        of_kept = torch.distributions.Normal(q.loc[keep], q.scale[keep]).log_prob(draw[keep]).sum()
+        torch.testing.assert_close(q.log_prob(draw), of_kept)
+        if not keep.all():
+            assert q.log_prob(draw + (~keep)) == -math.inf
 
 
 def test_the_loss_is_pyros_at_the_same_seed_where_every_kl_has_a_closed_form():
