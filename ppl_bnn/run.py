@@ -30,7 +30,7 @@ if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.env
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, run_elastic
+from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, leave, run_elastic
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
@@ -208,4 +208,4 @@ def _did_you_mean(message: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,7 +1,10 @@
 """Joins the ranks that the launcher of this process set up in the environment."""
 
+import atexit
 import os
+import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 from ppl_bnn.distributed.communicator import Alone, Communicator
 from ppl_bnn.errors import UserError
@@ -54,6 +57,20 @@ def connect(
             "that started them; use horovodrun, build it where that MPI is, or start the ranks with torchrun"
         )
     return ranks
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code; one of several ranks without Python's finalization.
+
+    A thread of Gloo may still hold a tensor of the last call. To let go of it during the finalization would abort the
+    process, after all its work was done.
+    """
+    if _launched(os.environ)[0] == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _launched(environment: Mapping[str, str]) -> tuple[int, str]:

@@ -71,7 +71,7 @@ class Plan:
                 log.warning("%s: skipped: %s", point.name, reason)
             except PointFailed as reason:
                 failed[point.name] = str(reason)
-                log.error("%s: failed: %s (output.txt in %s has more)", point.name, reason, folder)
+                log.error("error: %s failed: %s (output.txt in %s has more)", point.name, reason, folder)
         return done, skipped, failed
 
 

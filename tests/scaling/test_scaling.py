@@ -41,9 +41,7 @@ def test_a_study_of_two_ranks_is_launched_once(tmp_path, data_dir, capsys):
     assert study("torch") == 0
     assert times == {path: path.stat().st_mtime_ns for path in (out / "points").glob("*/performance.json")}
     assert study("false {ranks}") == 1
-    assert (
-        "bnn-cpu-batch64-ranks2-0: failed: it printed nothing and ended with exit code 1 (" in capsys.readouterr().err
-    )
+    assert "bnn-cpu-batch64-ranks2-0 failed: it printed nothing and ended with exit code 1 (" in capsys.readouterr().err
     assert len(list((out / "points").glob("*/performance.json"))) == 1
 
 
@@ -95,7 +93,7 @@ def test_points_that_fail_are_told_and_the_others_make_the_table(tmp_path, data_
     assert set(reasons) == {
         f"bnn-{name}-0" for name in ("cpu-batch16-ranks2", "nothing-batch16-ranks1", "nothing-batch16-ranks2")
     }
-    assert "bnn-nothing-batch16-ranks1-0: failed: device 'nothing' cannot be used: " in told
+    assert "bnn-nothing-batch16-ranks1-0 failed: device 'nothing' cannot be used: " in told
     with (out / "scaling.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["device"], row["ranks"], row["estimator"]) == ("cpu", "1", "groups")
