@@ -115,6 +115,13 @@ class Away(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def as_subclass(self, cls: Any) -> Any:
+        # A wrapper has no memory that an object of another class could share.
+        with torch._C.DisableTorchFunctionSubclass():
+            other = self.view_as(self)
+        other.__class__ = Away if cls is Tensor else type(cls.__name__, (cls, Away), {})
+        return other
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(func, args, kwargs or {})

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian
+from ppl_bnn.models.random_network import point_state
 
 X = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > X[:, 1]).long()
@@ -21,7 +22,7 @@ def settings(**changes):
 
 
 def state(model, guide):
-    parts = {**{f"m.{k}": v for k, v in model.state_dict().items()}, **guide.state_dict()}
+    parts = {**{f"m.{k}": v for k, v in point_state(model).items()}, **guide.state_dict()}
     return {name: value.clone() for name, value in parts.items()}
 
 

@@ -24,6 +24,7 @@ from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import Model, build, layer_table, parse_prior
 from ppl_bnn.models.likelihoods import Categorical
+from ppl_bnn.models.selection import trainable_weights
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.norm_statistics import batch_norms
 
@@ -181,7 +182,7 @@ def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: Pri
     """
     model = config.model
     try:
-        return build(
+        net = build(
             model.name,
             image_shape=shape,
             num_outputs=num_outputs,
@@ -193,6 +194,10 @@ def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: Pri
         if prior is None:
             raise
         raise FileError(f"model.prior_from {model.prior_from} does not fit this network: {error}") from None
+    # What a mapping of priors does not name is a point estimate.
+    if prior is not None and (more := trainable_weights(net)):
+        raise FileError(f"model.prior_from {model.prior_from} does not fit this network, which has {min(more)!r} too")
+    return net
 
 
 def opened(out: Path, *, data_dir: str | None = None) -> Experiment:

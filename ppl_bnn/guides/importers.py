@@ -180,7 +180,7 @@ def _targets(path: str, module: nn.Module, guide: MeanFieldNormal) -> dict[str, 
     state = {
         name: value
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if name != "num_batches_tracked"
+        if name != "num_batches_tracked" and prefix + name not in guide.sites
     }
     for attribute, loc, scale in (("weight", "loc", "scale"), ("bias", "bias", "bias_scale")):
         if prefix + attribute in guide.sites:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import FileError
 from ppl_bnn.files import written_atomically
-from ppl_bnn.models.layers import priors_of
+from ppl_bnn.models.random_network import load_points, point_state, priors_of
 from ppl_bnn.safe_tensors import as_written, checksum, read_verified, shape_difference
 
 FORMAT = 1
@@ -114,7 +114,7 @@ def save(
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in point_state(model).items()}
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors |= {f"params.{name}": value.detach() for name, value in (params or {}).items()}
     if random is None:
@@ -225,15 +225,14 @@ def restore(
     for site, prior in checkpoint.meta["priors"].items():
         if own_priors.get(site, prior) != prior:
             raise FileError(f"the checkpoint has another prior: {site!r}: saved {prior}, now {own_priors[site]}")
-    modules = {"model": model, "guide": guide}
-    for prefix, module in modules.items():
-        if difference := shape_difference(checkpoint.part(prefix), module.state_dict()):
+    for prefix, state in (("model", point_state(model)), ("guide", guide.state_dict())):
+        if difference := shape_difference(checkpoint.part(prefix), state):
             raise FileError(f"the checkpoint is from another network: {prefix} tensor {difference}")
     values = checkpoint.part("params")
     if params is not None and (difference := shape_difference(values, dict(params))):
         raise FileError(f"the checkpoint is from another model or guide: pyro.param {difference}")
-    for prefix, module in modules.items():
-        module.load_state_dict(checkpoint.part(prefix))
+    load_points(model, checkpoint.part("model"))
+    guide.load_state_dict(checkpoint.part("guide"))
     with torch.no_grad():
         for name, value in (params or {}).items():
             value.copy_(values[name])

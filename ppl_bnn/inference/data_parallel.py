@@ -15,6 +15,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.inference.elbo import Terms
 from ppl_bnn.inference.settings import TrainSettings
+from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.native.normals import draw_seed
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def forward_order(model: nn.Module, guide: nn.Module) -> list[nn.Parameter]:
         tails = (".".join(parts[start:]) for start in range(len(parts)))
         return next((places[tail] for tail in tails if tail in places), len(places))
 
-    named = [*model.named_parameters(), *guide.named_parameters()]
+    named = [*point_parameters(model).items(), *guide.named_parameters()]
     order = sorted((place(name), number) for number, (name, _) in enumerate(named))
     return [named[number][1] for _, number in order]
 

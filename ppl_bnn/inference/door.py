@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.inference.elbo import GuideSites, Replay, auxiliary_kl, site_kl
+from ppl_bnn.guides.estimators import Uses
+from ppl_bnn.inference.elbo import GuideSites, Replay
+from ppl_bnn.inference.gradient_check import check_gradients
 from ppl_bnn.inference.observed import by_likelihood, check_observed
 from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
 from ppl_bnn.models.labels import as_tensor, refuse_dtype
@@ -37,6 +39,7 @@ class Training(NamedTuple):
         x, y: tensors [N, ...]; class labels are int64.
         params: the unconstrained values of ``pyro.param`` statements, by name; no module holds them.
         store: the state of Pyro's parameter store to train in, with these and the modules' own parameters.
+        plain_sites: sites that have the plain draw under every estimator (`ppl_bnn.guides.estimators.Uses`).
     """
 
     model: nn.Module
@@ -45,12 +48,13 @@ class Training(NamedTuple):
     y: Tensor
     params: dict[str, Tensor]
     store: dict[str, Any]
+    plain_sites: set[str]
 
 
 def check_training(
     model: Callable, guide: Callable, x: Any, y: Any, *, batch_size: int, ranks: int = 1, seed: int = 0,
     precision: str = "float32",
-    num_data: int | None = None,
+    num_data: int | None = None, with_uses: bool = False,
 ) -> Training:  # fmt: skip
     """Run guide and model once on two examples in training mode; return everything as `fit` needs it.
 
@@ -64,6 +68,7 @@ def check_training(
         seed: of the parameters that the first call makes.
         precision: ``bfloat16`` runs the model under torch.autocast.
         num_data: the number of examples, where `x` and `y` are only the first of them.
+        with_uses: find `plain_sites`, by two more runs of the model.
 
     Raises:
         UserError: what would not train, or not what was meant; the message names it.
@@ -80,7 +85,7 @@ def check_training(
         raise UserError(f"{count} examples are too few for {ranks} ranks: start fewer")
     _check_finite(model, guide)
     whole_batch = min(len(x), max(2, batch_size))
-    look = partial(_look, model, guide, seed=seed, precision=precision)
+    look = partial(_look, model, guide, seed=seed, precision=precision, with_uses=with_uses)
     with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)], parameters) as seen:
         _check_sites(model, seen)
         whole = ranks == 1 and batch_size >= count
@@ -89,8 +94,10 @@ def check_training(
                 convert = by_likelihood(model, seen.model.nodes, seen.outputs)
                 y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole, convert=convert)
         _check_norms(seen, count, batch_size, ranks)
-        _check_gradients(seen, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y])
-    return Training(model, guide, x, y, seen.params, seen.store)
+        check_gradients(
+            model, seen.guide, seen.model, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y]
+        )
+    return Training(model, guide, x, y, seen.params, seen.store, seen.plain_sites)
 
 
 @contextmanager
@@ -121,6 +128,7 @@ class _Seen(NamedTuple):
     params: dict[str, Tensor]
     store: dict[str, Any]
     outputs: Any
+    plain_sites: set[str]
 
 
 class _Function(nn.Module):
@@ -135,8 +143,11 @@ class _Function(nn.Module):
 
 
 @contextmanager
-def _look(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str) -> Iterator[_Seen]:
-    few = x, y
+def _look(
+    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str, with_uses: bool
+) -> Iterator[_Seen]:
+    # A copy, for a network that changes its input in place.
+    few = x.clone(), y
     set_mode, norms = mode_setter(model), []  # type: ignore[var-annotated]
     with ExitStack() as scopes:
         scopes.enter_context(own_parameters())
@@ -166,7 +177,15 @@ def _look(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int
         store: dict[str, Any] = pyro.get_param_store().get_state()  # type: ignore[assignment]
         own = {id(parameter) for part in (model, guide) for parameter in part.parameters()}
         params = {name: value for name, value in store["params"].items() if id(value) not in own}
-        yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store, outputs)
+        uses = _uses(model, sampled.sites, *few) if with_uses else set()
+        yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store, outputs, uses)
+
+
+def _uses(model: nn.Module, sites: dict[str, dict], x: Tensor, y: Tensor) -> set[str]:
+    with torch.no_grad(), poutine.block(), Uses() as uses, Replay(sites):
+        for rows in ([0, 1], [0, 1, 1]) if len(x) == 2 else (slice(None),):
+            model(x[rows], y[rows])
+    return uses.plain_sites
 
 
 class _SameShapes(Replay):
@@ -262,38 +281,3 @@ def _one_example(path: str, n: int, batch_size: int | str, ranks: int = 1) -> st
         f"batch norm {path!r} needs at least 2 examples a step to train, and {n} examples with batch_size {batch_size}"
         f"{each} leave a step with 1: choose another batch_size, or drop an example"
     )
-
-
-def _check_gradients(seen: _Seen, known: list[Tensor]) -> None:
-    """Every tensor that the loss has a gradient for must be one that is trained, and there must be one."""
-    loss: Tensor | float = 0.0
-    for name, site in seen.guide.items():
-        if not site_is_subsample(site) and not site["is_observed"]:
-            other = seen.model.nodes.get(name)
-            loss = loss + (site_kl(site, other["fn"]) if other else auxiliary_kl(site))
-    for site in seen.model.nodes.values():
-        if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
-            loss = loss - site["fn"].log_prob(site["value"]).sum()
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise UserError("nothing is left to train: every parameter of model and guide is frozen (requires_grad False)")
-    trained = {id(tensor) for tensor in known}
-    for leaf in _leaves(loss):
-        if id(leaf) not in trained:
-            raise UserError(
-                f"a tensor of shape {list(leaf.shape)} that requires a gradient takes part in the loss and is no "
-                "parameter of model or guide, so it would not be trained: make it an nn.Parameter of the model or a "
-                "pyro.param, or detach it"
-            )
-
-
-def _leaves(loss: Tensor) -> Iterator[Tensor]:
-    """The tensors that back-propagation from `loss` gives a gradient to."""
-    todo, done = [loss.grad_fn], set()
-    while todo:
-        function = todo.pop()
-        if function is None or function in done:
-            continue
-        done.add(function)
-        if hasattr(function, "variable"):
-            yield function.variable
-        todo += [after for after, _ in function.next_functions]

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ppl_bnn.files import write_text
 from ppl_bnn.guides.latents import parameter_name
 from ppl_bnn.guides.posterior import Posterior, latents_of
-from ppl_bnn.models.priors import EvaluatedPrior, prior_text
+from ppl_bnn.models.priors import prior_text
+from ppl_bnn.models.random_network import point_state, random_sites
 
 MANIFEST = "manifest.json"
 
@@ -44,7 +45,7 @@ def manifest(model: nn.Module, guide: nn.Module, params: Mapping[str, Tensor] | 
     latents = {parameter_name(site): site for site in latents_of(guide)} if isinstance(guide, Posterior) else {}
     found = _random(model, guide)
     random = {site: entry for site, entry in found.items() if site not in latents}
-    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+    own = {name: list(value.shape) for name, value in point_state(model).items()}
     ordered = [
         *_in_the_models_order(model, random, own),
         *({"name": latents[site], "kind": "latent", **entry} for site, entry in found.items() if site in latents),
@@ -78,9 +79,12 @@ def _random(model: nn.Module, guide: nn.Module) -> dict[str, dict[str, Any]]:
 
 def _priors(model: nn.Module) -> Iterator[tuple[str, str, str | None]]:
     """(path of its module, site, prior) of each random parameter of the model's modules."""
+    for site, (path, random) in random_sites(model).items():
+        yield path.rpartition(".")[0], site, prior_text(random.prior)
+    # Those of modules that Pyro's own means made.
     for path, module in model.named_modules():
         for attribute, prior in getattr(module, "_pyro_samples", {}).items():
-            text = prior_text(prior) if isinstance(prior, Distribution | EvaluatedPrior) else None
+            text = prior_text(prior) if isinstance(prior, TorchDistributionMixin) else None
             yield path, f"{module._pyro_name}.{attribute}".lstrip("."), text
 
 

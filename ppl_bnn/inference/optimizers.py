@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
+from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
 
 # Keras's constants, with which the study was run: torch's own are alpha 0.99 and eps 1e-8.
@@ -63,7 +64,7 @@ def build_optimizer(
                 f"ivon learns loc and scale together, and one alone of {half[0][4:]!r} is frozen: "
                 "freeze both or neither"
             )
-        points = [*model.parameters(), *params]
+        points = [*point_parameters(model).values(), *params]
         optimizer: torch.optim.Optimizer = IVON(
             pairs,  # type: ignore[arg-type]
             points,
@@ -73,7 +74,7 @@ def build_optimizer(
         )
     else:
         # A guide that holds the model has the model's parameters, too.
-        groups = [{"params": list(dict.fromkeys([*model.parameters(), *rest, *params])), "lr": lr}]
+        groups = [{"params": list(dict.fromkeys([*point_parameters(model).values(), *rest, *params])), "lr": lr}]
         if scales:
             groups.append({"params": scales, "lr": lr * scale_lr_factor})
         optimizer = lookup(OPTIMIZERS, name, what="optimizer")(groups)
@@ -129,7 +130,8 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tenso
     """
     if not torch.isfinite(x).all():
         return "the inputs hold NaN or infinite values"
-    named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters()), *model.named_parameters()]
+    named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters())]
+    named += point_parameters(model).items()
     own = {id(value) for _, value in named}
     named += [(key, value) for key, value in pyro.get_param_store().named_parameters() if id(value) not in own]
     for name, value in named:

@@ -17,6 +17,7 @@ from ppl_bnn.inference.example_weights import weighting
 from ppl_bnn.inference.log import BatchAccuracy
 from ppl_bnn.inference.optimizers import NonFiniteGradient, descend, first_gone_bad, set_lr
 from ppl_bnn.inference.settings import TrainSettings
+from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
 
 
@@ -96,7 +97,7 @@ class Step:
 
     def compare_ranks(self, number: int) -> None:
         """Raise Diverged where a parameter is not the same, to the last bit, on all ranks after step `number`."""
-        named = [*self.model.named_parameters(), *self.guide.named_parameters(), *self.params.items()]
+        named = [*point_parameters(self.model).items(), *self.guide.named_parameters(), *self.params.items()]
         if self.settings.compare_every and (found := first_unequal(self.ranks, named)):
             raise Diverged(f"the ranks are no longer the same at step {number}: {found}. The last checkpoint is good")
 

@@ -20,6 +20,7 @@ from ppl_bnn.data.examples import Examples, TensorExamples, batches
 from ppl_bnn.distributed import Alone, Communicator, GradientBuckets
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.guides.estimators import Estimator
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.door import Training, check_training
 from ppl_bnn.inference.elbo import KLScaledELBO
@@ -156,7 +157,7 @@ def fit(
             checkpoints.write(0, records)
         # Not before: what is refused leaves the caller's store as it was.
         scopes.enter_context(trained_store(checked.store, checked.params))
-        _enter(scopes, step)
+        _enter(scopes, step, checked.plain_sites)
         bar = tqdm(total=steps, initial=done, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
         _train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
@@ -221,8 +222,10 @@ def _checked(
     model: Callable, guide: Callable, x: Any, y: Any, settings: TrainSettings, ranks: Communicator
 ) -> tuple[Training, Examples]:
     """What is trained, and on which examples, after the check at the door."""
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "ranks": ranks.size, "precision": settings.precision}
-    how["seed"] = data_parallel.rank_seed(settings.seed, ranks.rank)
+    how: dict[str, Any] = {
+        "batch_size": settings.batch_size, "ranks": ranks.size, "precision": settings.precision,
+        "seed": data_parallel.rank_seed(settings.seed, ranks.rank), "with_uses": settings.estimator != "plain",
+    }  # fmt: skip
     if all(hasattr(x, name) for name in ("take", "fingerprint")):
         if y is not None:
             raise UserError(f"fit takes y beside a tensor x alone; x is a {type(x).__name__}, which has its labels")
@@ -260,15 +263,9 @@ def _step(
 ) -> Step:
     model, guide, params = trained.model, trained.guide, trained.params
     optimizer = build_optimizer(
-        settings.optimizer,
-        model,
-        guide,
-        params.values(),
-        lr=settings.lr,
-        scale_lr_factor=settings.scale_lr_factor,
-        beta2=settings.beta2,
-        kl_per_datum=kl_weight / len(examples),
-    )
+        settings.optimizer, model, guide, params.values(), lr=settings.lr, scale_lr_factor=settings.scale_lr_factor,
+        beta2=settings.beta2, kl_per_datum=kl_weight / len(examples),
+    )  # fmt: skip
     order = [*params.values(), *data_parallel.forward_order(model, guide)] if ranks.size > 1 else []
     buckets = GradientBuckets(order, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression)
     elbo = KLScaledELBO(len(examples), num_particles=settings.num_particles)
@@ -277,13 +274,17 @@ def _step(
     )
 
 
-def _enter(scopes: ExitStack, step: Step) -> None:
+def _enter(scopes: ExitStack, step: Step, plain_sites: set[str]) -> None:
     """Enter what a step runs in."""
     settings = step.settings
     # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
     step.optimizer.zero_grad()
     scopes.enter_context(step.buckets)
-    scopes.enter_context(lookup(ESTIMATORS, settings.estimator)())
+    estimator = scopes.enter_context(lookup(ESTIMATORS, settings.estimator)())
+    if isinstance(estimator, Estimator):
+        estimator.plain_sites = plain_sites
+        if plain_sites and step.ranks.is_main:
+            log.info("%s: the plain draw for %s", settings.estimator, ", ".join(sorted(plain_sites)))
     scopes.enter_context(step.accuracy)
     if settings.compile:
         scopes.enter_context(compiled_arithmetic())

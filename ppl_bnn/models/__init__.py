@@ -1,10 +1,9 @@
-"""p(y, w | x): networks, their Bayesian layers, priors and the likelihood.
+"""p(y, w | x): networks, their random parameters, priors and the likelihood.
 
 May import: distributed, native, the ground.
 """
 
 from ppl_bnn.models.conversion import bayesian
-from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.model import Classifier, Model
 from ppl_bnn.models.named_priors import ard, hierarchical, horseshoe, learnt_normal, pretrained_prior
 from ppl_bnn.models.networks import NETWORKS, build
@@ -15,8 +14,6 @@ from ppl_bnn.models.summary import layer_table, network_table, render_table, tot
 
 __all__ = [
     "NETWORKS",
-    "BayesianConv2d",
-    "BayesianLinear",
     "Classifier",
     "GaussianScaleMixture",
     "Model",

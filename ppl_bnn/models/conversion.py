@@ -1,158 +1,122 @@
-"""`bayesian`: a copy of a torch network whose Linear and Conv2d weights are random."""
+"""`bayesian`: a copy of a torch network whose parameters are random."""
 
 import copy
-from collections import OrderedDict
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
-from pyro.nn.module import to_pyro_module_
-from torch import nn
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.evaluated_priors import Shared
-from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear, ConstantIfFrozen
+from ppl_bnn.models.evaluated_priors import Shared, parameter_prior
 from ppl_bnn.models.priors import Prior, check_patterns_used
-
-_BAYESIAN: dict[type[nn.Module], type[BayesianLinear] | type[BayesianConv2d]] = {
-    nn.Linear: BayesianLinear,
-    nn.Conv2d: BayesianConv2d,
-}
-# Layers that are matrix products too. To leave them deterministic without a word would not be what was asked for.
-_REFUSED = (nn.Linear, nn.modules.conv._ConvNd, RNNBase, RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+from ppl_bnn.models.random_network import make_random, random_networks
+from ppl_bnn.models.selection import Select, selected
 
 
-def bayesian(net: nn.Module, prior: Prior | None = None, *, bayesian_bias: bool = False) -> nn.Module:
-    """Return a copy of a torch network whose Linear and Conv2d weights are random, with a prior.
+def bayesian(
+    net: nn.Module, prior: Prior | None = None, *, select: Select | None = None, bayesian_bias: bool = False
+) -> nn.Module:
+    """Return a copy of a torch network whose parameters are random, with a prior.
 
-    Sites are named by module path (``fc1.weight``). Everything else stays a point estimate: biases, normalization
-    layers, embeddings, and every ``nn.Parameter`` of the network's own classes. So does a layer whose weight is frozen
-    (``requires_grad=False``). What is frozen stays frozen, before and after the conversion, and a layer in evaluation
-    mode stays in evaluation mode.
+    The copy is of the same class (a subclass of it), with the same modules, parameters, ``state_dict`` keys and hooks;
+    `net` itself is not touched. Called, it samples its random parameters as Pyro sites, named by their path
+    (``fc1.weight``), and runs the network's own forward pass with them, whatever that does with them. So any kind of
+    layer will do: convolutions, embeddings, recurrent and attention layers, a parameter of the network's own. A weight
+    that is used twice, or shared by two modules (one site, named by the first), has one draw.
 
-    The copy has the same layer objects everywhere the network has them, in Python lists and dicts too, and keeps their
-    hooks.
+    By default every trainable parameter of two or more dimensions is random, outside of normalization layers: weights,
+    but no biases. Everything else stays a point estimate. What is frozen (``requires_grad=False``) stays frozen, before
+    and after the conversion, and a module in evaluation mode stays in evaluation mode. The copy's parameters hold the
+    values from before; a part of it that is called alone, outside of the whole network's call, has these.
 
-    Activation checkpointing (``torch.utils.checkpoint``) computes a layer a second time, without the posterior's draw.
-    It cannot be seen here: the first training step refuses it.
+    Activation checkpointing (``torch.utils.checkpoint``) of parts of the network sees the same draw in the
+    recomputation.
 
     Args:
-        net: any network with ``nn.Linear`` or ``nn.Conv2d`` layers.
-        prior: see `ppl_bnn.models.priors`; the default is Normal(0, 1) for every weight. Tensors in it that require a
-            gradient are learnt: the copy has parameters of its own that start from them.
-        bayesian_bias: give the biases of those layers the prior too (a site named ``fc1.bias``).
+        net: any torch network.
+        prior: see `ppl_bnn.models.priors`; the default is Normal(0, 1) for every random parameter. Tensors in it that
+            require a gradient are learnt: the copy has parameters of its own that start from them. A mapping selects
+            by itself: what no pattern of it matches, or one with the value None, stays a point estimate; a parameter's
+            full name in it selects biases and normalization parameters too.
+        select: which parameters are random instead of the default's: a pattern of names (``"head.*"``) or several,
+            module types (``nn.Linear``: their parameters of two or more dimensions; of a normalization layer all), or a
+            function of (site, parameter) that returns whether.
+        bayesian_bias: make the biases beside random weights random too.
 
     Raises:
-        UserError: no such layer; a layer that has weights and cannot be converted (a convolution of another kind, a
-            recurrent or an attention layer, a subclass of Linear); a layer or a random weight that is shared; a weight
-            that other parameters make (``spectral_norm``, ``weight_norm``); a hook on a parameter; a prior that does
-            not fit.
+        UserError: nothing is selected, a pattern matches nothing, or only frozen parameters; a network that is random
+            already, that Pyro made (a `PyroModule`), that is compiled, whose parameters have no shape yet (a lazy
+            layer), or that cannot be copied; a hook on a parameter; a complex parameter, or one with sparse gradients;
+            a prior that does not fit.
     """
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
-    random = _random_parameters(net, bayesian_bias)
-    if not random:
-        raise UserError(f"{type(net).__name__} has no nn.Linear or nn.Conv2d layer with a weight to train")
-    try:
-        net = copy.deepcopy(net)
-    except RuntimeError as error:
-        raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
-    layers = {net.get_submodule(path) for path in random}
-    # Children first: a parent gives its children their names.
-    for module in reversed(list(net.modules())):
-        _change_class(module, becomes_random=module in layers)
+    _check(net)
+    names = selected(net, prior, select, bayesian_bias=bayesian_bias)
+    _check_selected(net, names)
+    net = _copy(net)
+    _draw_as_before(net, names)
     shared: Shared = {}
-    for path, names in random.items():
-        layer = net.get_submodule(path)
-        # Version 0.1.0 drew a layer's initial values here. With the same draws a seed gives the same training.
-        for value in layer.parameters():
-            torch.rand(value.shape)
-        for name in names:
-            layer.make_random(name, prior, path, shared)  # type: ignore[operator]
-    check_patterns_used(prior, [f"{path}.{name}" if path else name for path, names in random.items() for name in names])
+    make_random(net, {name: parameter_prior(net, name, prior, shared) for name in names})
+    check_patterns_used(prior, names)
     return net
 
 
-def _random_parameters(net: nn.Module, bayesian_bias: bool) -> dict[str, list[str]]:
-    """{path of a layer: names of its parameters that become random}; UserError for what conversion would change."""
-    _check_tensor_hooks(net)
-    random: dict[str, list[str]] = {}
-    seen: dict[int, str] = {}
-    for path, module in net.named_modules(remove_duplicate=False):
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            continue
-        if seen.setdefault(id(module), path) != path:
-            raise UserError(
-                f"{path!r} is the same module as {seen[id(module)]!r}; a shared layer cannot be made Bayesian"
-            )
-        if type(module) in _BAYESIAN:
-            _check_layer(path, module)
-            if module.weight.requires_grad:
-                with_bias = bayesian_bias and module.bias is not None and module.bias.requires_grad
-                random[path] = ["weight", "bias"] if with_bias else ["weight"]
-        elif isinstance(module, _REFUSED):
-            raise UserError(
-                f"layer {path!r} is a {type(module).__name__}, which cannot be made Bayesian; "
-                "nn.Linear and nn.Conv2d can, and a layer that is frozen stays as it is"
-            )
-    _check_tied(net, {f"{path}.{name}".lstrip(".") for path, names in random.items() for name in names})
-    return random
-
-
-def _check_layer(path: str, layer: nn.Module) -> None:
-    if layer._parameters.get("weight") is None:
+def _check(net: nn.Module) -> None:
+    for path, _ in random_networks(net):
         raise UserError(
-            f"the weight of layer {path!r} is computed from other parameters (spectral_norm, weight_norm or pruning "
-            "of torch.nn.utils), so it cannot be made random; remove that first"
+            f"{path or type(net).__name__!r} has random parameters already: convert the whole network once, with a "
+            "mapping of priors or `select` for its parts"
         )
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        raise UserError(f"layer {path!r} has padding_mode {layer.padding_mode!r}; a Bayesian Conv2d pads with zeros")
-
-
-def _check_tied(net: nn.Module, random: set[str]) -> None:
-    paths: dict[int, list[str]] = {}
-    for path, parameter in net.named_parameters(remove_duplicate=False):
-        paths.setdefault(id(parameter), []).append(path)
-    for first, *others in paths.values():
-        if others and not random.isdisjoint([first, *others]):
-            raise UserError(f"{others[0]!r} is the same parameter as {first!r}; tied weights cannot be made Bayesian")
-
-
-def _check_tensor_hooks(net: nn.Module) -> None:
-    # A copy of a parameter has none of its hooks.
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+            raise UserError(
+                f"{path or 'the network'!r} is compiled ({type(module).__name__}), and its forward pass may keep the "
+                "parameters it was compiled with: convert the network as it was before"
+            )
+        if isinstance(module, PyroModule) and module._parameters:
+            raise UserError(
+                f"{path or 'the network'!r} is a PyroModule, which tells Pyro of its parameters itself: give it priors "
+                "by PyroSample, or write it as a torch module"
+            )
     for path, parameter in net.named_parameters():
+        if is_lazy(parameter):
+            raise UserError(f"parameter {path!r} has no shape yet: run the network once on an input, then convert it")
+        # A copy of a parameter has none of its hooks.
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise UserError(f"parameter {path!r} has a hook, which conversion would drop; register it afterwards")
 
 
-def _change_class(module: nn.Module, *, becomes_random: bool) -> None:
-    # The object stays, so that lists, hooks and attributes that hold it hold the converted layer.
-    plain = type(module)
-    to_pyro_module_(module, recurse=False)
-    module.__class__ = _BAYESIAN[plain] if becomes_random else _pyro_class(plain)  # type: ignore[arg-type]
+def _check_selected(net: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        layer, parameter = net.get_submodule(name.rpartition(".")[0]), net.get_parameter(name)
+        if not parameter.is_floating_point():
+            raise UserError(f"parameter {name!r} is {parameter.dtype}; random ones are real: leave it out by `select`")
+        if getattr(layer, "sparse", False):
+            raise UserError(f"{type(layer).__name__} has sparse gradients, and a draw of {name!r} none: sparse=False")
 
 
-@cache
-def _pyro_class(plain: type[nn.Module]) -> type[nn.Module]:
-    class Converted(ConstantIfFrozen, PyroModule[plain]):  # type: ignore[misc,valid-type]
-        def __reduce__(self) -> tuple[Any, ...]:
-            return _new, (plain,), self.__getstate__()
-
-    class ConvertedSequential(Converted):
-        def __getitem__(self, at: Any) -> nn.Module:
-            # A slice of Pyro's own kind would rename the sites of the layers in it.
-            if isinstance(at, slice):
-                return plain(OrderedDict(list(self._modules.items())[at]))
-            return nn.Sequential.__getitem__(self, at)  # type: ignore[arg-type]
-
-    found = ConvertedSequential if issubclass(plain, nn.Sequential) else Converted
-    found.__name__ = found.__qualname__ = f"Pyro{plain.__name__}"
-    return found
+def _copy(net: nn.Module) -> nn.Module:
+    # A weight that hooks make of other parameters (weight_norm) is an attribute with a gradient, which has no copy.
+    computed = {
+        id(value): value.detach().clone()
+        for module in net.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    try:
+        return copy.deepcopy(net, computed)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
 
 
-def _new(plain: type[nn.Module]) -> nn.Module:
-    """An empty object to copy or unpickle into."""
-    found: type[nn.Module] = _pyro_class(plain)  # type: ignore[arg-type]
-    return found.__new__(found)
+def _draw_as_before(net: nn.Module, names: Sequence[str]) -> None:
+    # Version 0.1.0 drew a layer's initial values here. With the same draws a seed gives the same training.
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    for path in layers:
+        layer = net.get_submodule(path)
+        if type(layer) in (nn.Linear, nn.Conv2d):
+            for value in layer.parameters():
+                torch.rand(value.shape)

@@ -2,9 +2,9 @@
 
 A prior that never changes is a distribution, computed once. These two are not:
 
-* A distribution with a tensor that requires a gradient, ``Normal(0, nn.Parameter(torch.tensor(0.1)))``. The layer gets
-  a copy of that tensor as a parameter of its own, in unconstrained space (the logarithm of a scale), and `fit` trains
-  it: empirical Bayes.
+* A distribution with a tensor that requires a gradient, ``Normal(0, nn.Parameter(torch.tensor(0.1)))``. The module that
+  has the random parameter gets a copy of that tensor as a parameter of its own, in unconstrained space (the logarithm
+  of a scale), and `fit` trains it: empirical Bayes.
 * A function of (site, shape) with ``pyro.sample`` or ``pyro.param`` statements: hyper-priors, or parameters in Pyro's
   store. The function runs in each forward pass, so the KL of the weights is the one given the drawn hyper-parameters.
 """
@@ -16,13 +16,11 @@ from typing import Any
 
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
-from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.listeners import attribute as value_of
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.models.priors import (
     EvaluatedPrior,
@@ -36,50 +34,43 @@ from ppl_bnn.models.priors import (
     prior_text,
 )
 
-# Of one network's priors: the tensor a parameter starts from, and the parameter. Priors with one tensor share it.
-Shared = dict[tuple[int, str], tuple[Tensor, nn.Parameter]]
+# Of one network's priors: the tensor a parameter starts from, the parameter, and its first name in the network. Priors
+# with one tensor share it.
+Shared = dict[tuple[int, str], tuple[Tensor, nn.Parameter, str]]
 
 
-def layer_prior(
-    layer: PyroModule, attribute: str, prior: Prior, site: str, shared: Shared
-) -> TorchDistribution | EvaluatedPrior:
-    """The prior of a layer's parameter, with the parameter's device and dtype; learnt tensors become the layer's.
+def parameter_prior(net: nn.Module, name: str, prior: Prior, shared: Shared) -> TorchDistribution | EvaluatedPrior:
+    """The prior of a network's parameter, with its device and dtype; learnt tensors go to the module that has it.
 
     Args:
-        attribute: the parameter's name, ``weight``.
+        name: of the parameter, ``fc1.weight``; it is the site, too.
         shared: the learnt parameters of the network's other priors, to which new ones are added.
 
     Raises:
         UserError: the prior does not fit the site, or a tensor of it that requires a gradient cannot be learnt.
     """
-    like = getattr(layer, attribute)
+    like, site = net.get_parameter(name), name
     found: Any = prior_named(prior, site)
     while callable(found) and not isinstance(found, TorchDistributionMixin):
         with _noted() as notes:
             result = found(site, like.shape)
         if notes.texts:
             fitted(result, site, like.shape)
-            return _OfStatements(found, attribute, site, like, notes, result)
+            return _OfStatements(found, site, like, notes, result)
         found = result
     whole = fitted(found, site, like.shape)
     if learnt := _learnt_arguments(whole, site):
-        return _WithLearnt(layer, attribute, elementwise(whole), learnt, site, like, shared)
+        return _WithLearnt(net, site, elementwise(whole), learnt, like, shared)
     return map_tensors(copy.deepcopy(whole), lambda tensor: tensor.to(like))
 
 
 class _WithLearnt(EvaluatedPrior):
-    """A distribution some of whose arguments are parameters of the layer."""
+    """A distribution some of whose arguments are parameters of the network."""
 
     def __init__(
-        self,
-        layer: PyroModule,
-        attribute: str,
-        prior: Any,
-        learnt: Mapping[str, Tensor],
-        site: str,
-        like: Tensor,
-        shared: Shared,
+        self, net: nn.Module, site: str, prior: Any, learnt: Mapping[str, Tensor], like: Tensor, shared: Shared
     ) -> None:
+        owner, dot, attribute = site.rpartition(".")
         self.site, self.event_shape, self.latents = site, like.shape, {}
         # The arguments that stay, beside the values that the learnt ones start from.
         start = type(prior)(**{name: getattr(prior, name).detach().clone() for name in arguments_of(prior)})
@@ -87,21 +78,22 @@ class _WithLearnt(EvaluatedPrior):
         self.learnt: dict[str, str] = {}
         for name, tensor in learnt.items():
             constraint = prior.arg_constraints[name]
-            self.learnt[name] = f"{attribute}_prior_{'' if constraint is constraints.real else 'unconstrained_'}{name}"
+            own = f"{attribute}_prior_{'' if constraint is constraints.real else 'unconstrained_'}{name}"
             key = id(tensor), str(constraint)
             if key not in shared:
                 start = transform_to(constraint).inv(tensor.detach().to(like, copy=True))
-                shared[key] = tensor, nn.Parameter(start)
-            layer.register_parameter(self.learnt[name], shared[key][1])
+                shared[key] = tensor, nn.Parameter(start), f"{owner}{dot}{own}"
+            net.get_submodule(owner).register_parameter(own, shared[key][1])
+            self.learnt[name] = shared[key][2]
         words = [
             f"{name}={'learnt' if name in learnt else _text(getattr(prior, name))}" for name in arguments_of(prior)
         ]
         self.text = f"{type(prior).__name__}({', '.join(words)})"
 
-    def __call__(self, layer: PyroModule) -> TorchDistribution:
+    def __call__(self, net: Any) -> TorchDistribution:
         values = {name: getattr(self.start, name) for name in arguments_of(self.start)}
-        for name, parameter in self.learnt.items():
-            values[name] = transform_to(self.start.arg_constraints[name])(value_of(layer, parameter))
+        for name, path in self.learnt.items():
+            values[name] = transform_to(self.start.arg_constraints[name])(net.get_parameter(path))
         return fitted(type(self.start)(**values, validate_args=False), self.site, self.event_shape)
 
 
@@ -111,23 +103,21 @@ class _OfStatements(EvaluatedPrior):
     def __init__(
         self,
         function: Callable[[str, Size], object],
-        attribute: str,
         site: str,
         like: Tensor,
         notes: "_Notes",
         result: Any,
     ) -> None:
-        self.function, self.attribute, self.site, self.event_shape = function, attribute, site, like.shape
+        self.function, self.site, self.event_shape = function, site, like.shape
         self.latents = notes.latents
-        # It tells the layer's device and dtype, wherever the layer goes.
+        # It tells the parameter's device and dtype, wherever the network goes.
         self.like = like.detach().new_empty(0)
         own: str | None = getattr(function, "text", None)
         self.text = own or f"{type(elementwise(result)).__name__} given {', '.join(notes.texts)}"
 
-    def __call__(self, layer: PyroModule) -> TorchDistribution:
-        place = f"{layer._pyro_name}.{self.attribute}".lstrip(".")
-        prefix = place.removesuffix(self.site) if place.endswith(self.site) else ""
-        with _Statements(prefix, self.like, layer._pyro_context):
+    def __call__(self, net: Any) -> TorchDistribution:
+        prefix = f"{net._pyro_name}." if net._pyro_name else ""
+        with _Statements(prefix, self.like, net._pyro_context):
             result: Any = _converted(self.function(self.site, self.event_shape), self.like)
         # Pyro's Predictive puts many draws of the hyper-parameters in front.
         batch = result.shape()[: -len(self.event_shape)] if isinstance(result, TorchDistributionMixin) else Size()
@@ -137,9 +127,9 @@ class _OfStatements(EvaluatedPrior):
 
 
 class _Statements(Messenger):
-    """What a prior's statements meet first: their names, devices and dtypes become those of the layer.
+    """What a prior's statements meet first: their names, devices and dtypes become those of the parameter.
 
-    A site that the priors of several layers sample (one scale for all of them) is sampled once in a forward pass.
+    A site that several priors sample (one scale for all of them) is sampled once in a forward pass.
     """
 
     def __init__(self, prefix: str, like: Tensor, context: Any) -> None:

@@ -39,21 +39,41 @@ class Model(nn.Module):
         """Inputs [B, ...] and observed values [B, ...] (or None) -> outputs [B, *]."""
         # Not as attributes: nn.Module finds a module by a failed look-up first, a microsecond each.
         net, likelihood = cast(nn.Module, self._modules["net"]), cast(Likelihood, self._modules["likelihood"])
-        outputs: Tensor = net(x)
+        outputs = one_tensor(net(x))
         # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        distribution = likelihood.distribution(outputs, **likelihood.latents())
+        distribution = likelihood.distribution(outputs, **(latents := likelihood.latents()))
+        if distribution.batch_shape[-1:] != (len(x),):
+            # Pyro would refuse the site, and not say why.
+            likelihood.check(outputs, **latents)
         # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
         with pyro.plate("data", self.num_data, subsample=x):
             pyro.sample("y", distribution, obs=y)
         return outputs
 
 
+def one_tensor(outputs: object) -> Tensor:
+    """The tensor that a network returned, or the logits of an output object (as those of transformers have them).
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(logits := getattr(outputs, "logits", None), Tensor):
+        return logits
+    raise UserError(
+        f"the network must return one tensor [N, ...], got a {type(outputs).__name__}: convert a module around it that "
+        "returns the tensor, such as one value of a dict"
+    )
+
+
 class Classifier(Model):
     """A `Model` of class labels: y_i ~ Categorical(logits = net(x_i)), i = 1 .. num_data.
 
     Args:
-        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> logits [N, C].
+        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> logits [N, C]; or [N, C, H, W]
+            with a label [H, W] for each pixel.
         num_data: number of training examples N in the likelihood.
     """
 

@@ -5,6 +5,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
+from ppl_bnn.models.random_network import random_sites
+
 # Of each model, what stayed in evaluation mode.
 _stayed: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 
@@ -18,9 +20,10 @@ def mode_setter(model: nn.Module) -> Callable[[bool], None]:
     """
     kept: dict[nn.Module, None] = {}
     before = _stayed.get(model, ())
+    random = {id(parameter.point) for _, parameter in random_sites(model).values()}
     for module in model.modules():
         parameters = list(module.parameters())
-        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        frozen = bool(parameters) and not any(one.requires_grad or id(one) in random for one in parameters)
         if not module.training and (model.training or frozen or module in before):
             kept |= dict.fromkeys(inner for inner in module.modules() if not inner.training)
 

@@ -4,7 +4,7 @@ A prior is given in one of three forms, from the shortest to the fullest:
 
 * one distribution for every weight: ``Normal(0, 1)``;
 * a mapping from site-name patterns to distributions or functions: ``{"fc1.*": Normal(0, 0.05), "*": Normal(0, 1)}``
-  (the first pattern that matches wins);
+  (the first pattern that matches wins; what none matches, or one with the value None, stays a point estimate);
 * a function of (site name, shape) that returns a distribution, such as those of `ppl_bnn.models.named_priors`.
 
 A prior may have parameters of its own, learnt or with a hyper-prior: see `ppl_bnn.models.evaluated_priors`.
@@ -30,11 +30,11 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.models.sites import element_support
 
 SitePrior: TypeAlias = TorchDistributionMixin | Callable[[str, Size], Any]
-Prior: TypeAlias = SitePrior | Mapping[str, SitePrior]
+Prior: TypeAlias = SitePrior | Mapping[str, SitePrior | None]
 
 
 class EvaluatedPrior(ABC):
-    """The prior of a layer's random parameter that each forward pass computes anew: Pyro calls it with the layer.
+    """The prior of a random parameter that each forward pass computes anew.
 
     Attributes:
         event_shape: the parameter's shape.
@@ -47,8 +47,8 @@ class EvaluatedPrior(ABC):
     text: str
 
     @abstractmethod
-    def __call__(self, layer: Any) -> TorchDistribution:
-        """The distribution in this forward pass. Its attribute `given` names the hyper-parameters' sites, if any."""
+    def __call__(self, net: Any) -> TorchDistribution:
+        """The distribution in this forward pass of `net`. Its attribute `given` names the hyper-parameters, if any."""
 
 
 def prior_named(prior: Prior, site: str) -> SitePrior:
@@ -110,8 +110,9 @@ class _Broadcast(ExpandedDistribution):
 
 
 def check_patterns_used(prior: Prior, sites: list[str]) -> None:
-    """Raise UserError for a pattern of a mapping prior that no site matches: it would have no effect."""
-    if isinstance(prior, Mapping) and (pattern := unused_pattern(prior, sites)) is not None:
+    """Raise UserError for a pattern of a mapping prior, without the value None, that no site matches."""
+    asked = [pattern for pattern, value in prior.items() if value is not None] if isinstance(prior, Mapping) else []
+    if (pattern := unused_pattern(asked, sites)) is not None:
         raise UserError(f"the prior's pattern {pattern!r} matches no site; the sites are {sites}")
 
 

@@ -59,7 +59,7 @@ def log_prior(model: Callable[..., object], draw: Mapping[str, Tensor], *args: o
 def random_parameters(sites: Mapping[str, dict]) -> list[str]:
     """Which of a model's `latent_sites` are the network's random weights; the others are latents.
 
-    They are the real-valued attributes of Pyro modules that have a prior, such as a Bayesian layer's weight. In a model
+    They are the random parameters of a `bayesian` network, and real-valued attributes of Pyro modules. In a model
     that has none, which samples its weights by hand, every real-valued site counts as one.
     """
     real = [name for name, site in sites.items() if element_support(site["fn"]) is constraints.real]
@@ -134,6 +134,8 @@ class _Run(Messenger):
             msg["value"] = torch.zeros_like(msg["value"])
         elif support is not None and not support.is_discrete:
             msg["value"] = _median_or_draw(msg)
+        if msg["infer"].get("is_parameter"):
+            self.parameters.add(name)
         if name in self.sites:
             raise UserError(f"the model samples site {name!r} twice; every site needs a name of its own")
         self.sites[name] = msg

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.param_store import own_parameters
+from ppl_bnn.models.random_network import RandomNetwork, random_sites
 
 # What torch's layers of the same arithmetic are called, where that is not the function's own name.
 _KINDS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "iadd": "Add", "radd": "Add", "cat": "Concatenate"}
@@ -53,9 +54,8 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     """Run `net` on `x` [N, ...] and list its layers, and every other module with parameters, in the order they ran.
 
     A random weight or hyper-parameter counts twice (loc and scale), and a point estimate once. The running mean and
-    variance of batch norm and frozen parameters count as non-trainable. The weights of ``BayesianLinear`` and
-    ``BayesianConv2d`` are random; every other row's parameters are point estimates. The output shape of a module whose
-    output is no tensor is empty.
+    variance of batch norm and frozen parameters count as non-trainable. A module with random parameters of its own is
+    called ``Bayesian`` (``BayesianLinear``). The output shape of a module whose output is no tensor is empty.
     """
     return _Walk(net, functions=False).rows_of(x)
 
@@ -125,6 +125,8 @@ class _Walk(TorchFunctionMode):
     def __init__(self, net: nn.Module, *, functions: bool) -> None:
         super().__init__()
         self.net, self.functions = net, functions
+        # By place: while the network runs, the draws stand in the places of the parameters.
+        self.random = {(id(module), name): one for _, one in random_sites(net).values() for module, name in one.places}
         self.listed = {
             module
             for module in net.modules()
@@ -181,15 +183,35 @@ class _Walk(TorchFunctionMode):
         if module in self.listed:
             # A module with layers of its own takes what the last of them gave.
             sources = self._makers_of((args, kwargs) if _is_leaf(module) else output)
-            self._add(path, _kind(module), output, sources, module=module)
+            self._add(path, self._kind(module), output, sources, module=module)
 
     def _add(self, layer: str, kind: str, output: Any, sources: tuple[str, ...], *, module: nn.Module | None) -> None:
         shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
-        trainable, fixed = _count(module) if module is not None else (0, 0)
+        trainable, fixed = self._count(module) if module is not None else (0, 0)
         operations = _multiply_adds(module, math.prod(shape))
         connected = sources if self.functions else None
         self.rows.append(Row(layer, kind, shape, trainable, fixed, operations, connected))
         self.makers |= {id(tensor): (tensor, layer) for tensor in _tensors(output)} if self.functions else {}
+
+    def _kind(self, module: nn.Module) -> str:
+        own = any((id(module), name) in self.random for name in module._parameters)
+        return f"Bayesian{_kind(module)}" if own else _kind(module)
+
+    def _count(self, module: nn.Module) -> tuple[int, int]:
+        own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+        places = [(name, self.random[id(module), name]) for name in own if (id(module), name) in self.random]
+        # A shared parameter counts at its first place.
+        random = [one for name, one in places if one.places[0] == (module, name)]
+        trainable = sum(2 * one.point.numel() for one in random)
+        # The hyper-parameters of a hierarchical prior, which are random too.
+        latents = (shape for one in random for shape in getattr(one.prior, "latents", {}).values())
+        trainable += sum(2 * math.prod(shape) for shape in latents)
+        points = [parameter for name, parameter in own.items() if (id(module), name) not in self.random]
+        trainable += sum(parameter.numel() for parameter in points if parameter.requires_grad)
+        fixed = sum(parameter.numel() for parameter in points if not parameter.requires_grad)
+        # num_batches_tracked is a counter, not a parameter.
+        running = (buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_"))
+        return trainable, fixed + sum(buffer.numel() for buffer in running)
 
     def _makers_of(self, values: Any) -> tuple[str, ...]:
         found = (self.makers[id(tensor)][1] for tensor in _tensors(values) if id(tensor) in self.makers)
@@ -212,7 +234,8 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("Pyro")
+    kind = type(module)
+    return (kind._plain if issubclass(kind, RandomNetwork) else kind).__name__
 
 
 def _name_of(func: Any) -> str:
@@ -232,16 +255,3 @@ def _multiply_adds(module: nn.Module | None, outputs: int) -> int:
     if isinstance(module, nn.Conv2d):
         return outputs * (module.in_channels // module.groups) * math.prod(module.kernel_size)
     return outputs * module.in_features if isinstance(module, nn.Linear) else 0
-
-
-def _count(module: nn.Module) -> tuple[int, int]:
-    random = getattr(module, "_pyro_samples", {})
-    trainable = sum(2 * math.prod(prior.event_shape) for prior in random.values())
-    # The hyper-parameters of a hierarchical prior, which are random too.
-    latents = (shape for prior in random.values() for shape in getattr(prior, "latents", {}).values())
-    trainable += sum(2 * math.prod(shape) for shape in latents)
-    trainable += sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.requires_grad)
-    fixed = sum(parameter.numel() for parameter in module.parameters(recurse=False) if not parameter.requires_grad)
-    # num_batches_tracked is a counter, not a parameter.
-    fixed += sum(buffer.numel() for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_"))
-    return trainable, fixed

@@ -11,7 +11,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
 from ppl_bnn.models.labels import not_finite, refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
-from ppl_bnn.models.model import Model
+from ppl_bnn.models.model import Model, one_tensor
 from ppl_bnn.prediction.observed_site import observed_site
 from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, run_with, some
 
@@ -40,7 +40,8 @@ def check_prediction(
     if isinstance(model, nn.Module):
         _check_parameters("the network", dict([*model.named_parameters(), *model.named_buffers()]))
     _check_parameters("the posterior", parameters_of(posterior))
-    few = x[:2]
+    # A copy, for a network that changes its input in place.
+    few = x[:2].clone()
     draw = dict(posterior.draw(0, seed=seed))
     _check_parameters("draw 0 of the posterior", draw)
     if isinstance(posterior, WithLocalLatents):
@@ -58,8 +59,7 @@ def check_prediction(
         return target
     if site is not None:
         raise UserError(f"site {site!r} is for a Pyro model of your own; a Model has one observed site: leave it out")
-    if not isinstance(outputs, Tensor):
-        raise UserError(f"the network must return one tensor [N, ...], got a {type(outputs).__name__}")
+    outputs = one_tensor(outputs)
     if outputs.dim() == 0 or len(outputs) != len(few):
         raise UserError(
             f"the network must return one row an example, got {list(outputs.shape)} for {len(few)} examples"

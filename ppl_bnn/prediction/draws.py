@@ -11,10 +11,12 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, signed_draw
-from ppl_bnn.models.evaluating import evaluating
+from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.model import one_tensor
 from ppl_bnn.models.param_store import own_parameters
+from ppl_bnn.models.random_network import given, random_sites
 from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_of
-from ppl_bnn.prediction.compact.network import CompactNetwork, compact
+from ppl_bnn.prediction.compact.network import CompactNetwork, can_be_compact, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
 
@@ -48,7 +50,8 @@ def coherent(
     """Blocks of one draw: the function that ``guide.draw(index, seed=seed)`` is, up to rounding.
 
     Weights are written into a plain torch network with batch norm folded, and what comes before the first random
-    layer is computed once. A network that ``torch.fx`` cannot trace goes through Pyro instead, several times slower.
+    layer is computed once. A network that ``torch.fx`` cannot trace runs as it is with the drawn weights in place; one
+    that samples sites of its own, through Pyro, several times slower.
 
     Args:
         batch_size: examples a forward pass; unless given, 200 for convolutions on a CPU, else 2000.
@@ -58,8 +61,9 @@ def coherent(
     try:
         network = network or plain(net)
     except NotTraceable as error:
-        log.warning("draws go through Pyro, several times slower: %s", error)
-        return Blocks(1, _by_pyro(net, guide, x, seed, batch_size or 200))
+        log.info("draws run the network as it is: %s", error)
+        draw = _by_pyro if _samples_more(net, guide, x[:1], seed) else _as_it_is
+        return Blocks(1, draw(net, guide, x, seed, batch_size or 200))
     x = laid_out(network, x)
     limit = batch_size or default_batch(network, x)
     set_draw = _setter(network, guide, seed)
@@ -89,12 +93,15 @@ def compact_network(
     """
     if setting == "no" or (setting == "auto" and not is_pruned(guide)):
         return None
-    if network is None or network.normalize or not x.is_cpu or not isinstance(guide, Factorized) or not guide.sites:
+    if (
+        network is None or network.normalize or not x.is_cpu or not isinstance(guide, Factorized) or not guide.sites
+        or not can_be_compact(network, guide)
+    ):  # fmt: skip
         if setting == "auto":
             return None
         raise UserError(
-            "compact 'yes' needs a posterior with loc_scale, of a network that torch.fx traces, on a CPU, without "
-            "norm_inputs; leave it at 'auto'"
+            "compact 'yes' needs a posterior with loc_scale, of a network that torch.fx traces and whose random "
+            "parameters are of Linear and Conv2d layers, on a CPU, without norm_inputs; leave it at 'auto'"
         )
     x = laid_out(network, x)
     rows = min(len(x), batch_size or default_batch(network, x))
@@ -210,10 +217,33 @@ def _convolutions(network: PlainNetwork) -> bool:
     return any(isinstance(layer, nn.Conv2d) for layer in network.net.modules())
 
 
+def _samples_more(net: nn.Module, guide: Posterior, x: Tensor, seed: int) -> bool:
+    """Whether a network has sites beside its random parameters, so that Pyro must hand it their values."""
+    draw = guide.draw(0, seed=seed)
+    if not draw.keys() >= random_sites(net).keys():
+        return True
+    with evaluating(net), forked_random(x), poutine.block(), own_parameters(), given(net, draw), poutine.trace() as run:
+        net(x.clone())
+    if more := [name for name, site in run.trace.nodes.items() if site["type"] == "sample"]:
+        log.warning("draws go through Pyro, several times slower: the network samples %r in its forward pass", more[0])
+    return bool(more)
+
+
+def _as_it_is(
+    net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int
+) -> Callable[[int, float], Tensor]:
+    def logits(index: int, sign: float) -> Tensor:
+        with evaluating(net), own_parameters(), given(net, signed_draw(guide, index, seed=seed, sign=sign)):
+            # Copies, for a network that changes its input in place.
+            return torch.cat([one_tensor(net(part.clone())) for part in x.split(batch_size)]).unsqueeze(0)
+
+    return logits
+
+
 def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int) -> Callable[[int, float], Tensor]:
     def logits(index: int, sign: float) -> Tensor:
         with evaluating(net), own_parameters():
             conditioned = poutine.condition(net, data=signed_draw(guide, index, seed=seed, sign=sign))
-            return torch.cat([conditioned(part) for part in x.split(batch_size)]).unsqueeze(0)
+            return torch.cat([one_tensor(conditioned(part.clone())) for part in x.split(batch_size)]).unsqueeze(0)
 
     return logits

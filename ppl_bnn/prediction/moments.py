@@ -164,6 +164,8 @@ def _step(layer: nn.Module, path: str, network: PlainNetwork, guide: Factorized)
     match layer:
         case nn.Linear() | nn.Conv2d():
             return _Weighted(layer, path, network, guide)
+        case _ if any(f"{path}.{name}" in guide.sites for name, _ in layer.named_parameters()):
+            pass
         case nn.ReLU():
             return _Step(layer, lambda mean, variance: larger(mean, variance, 0.0, 0.0))
         case nn.Flatten() | nn.Unflatten() | nn.ZeroPad2d() | nn.Identity() | nn.modules.dropout._DropoutNd():

@@ -5,17 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import evaluating
-from ppl_bnn.models.layers import BayesianConv2d, BayesianLinear
 from ppl_bnn.models.param_store import own_parameters
-from ppl_bnn.models.priors import map_tensors
+from ppl_bnn.models.random_network import random_networks, random_sites
 
 # What torch.fx raises where a forward pass depends on values: control flow, len(), numbers and keys made of a proxy.
-_TRACING_ERRORS = (fx.proxy.TraceError, TypeError, RuntimeError, KeyError)
+_TRACING_ERRORS = (fx.proxy.TraceError, TypeError, RuntimeError, KeyError, ValueError)
 
 
 class NotTraceable(UserError):
@@ -72,80 +70,89 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
     """
     if hooked := [path for path, module in net.named_modules() if module._forward_hooks or module._forward_pre_hooks]:
         raise NotTraceable(f"{type(net).__name__} has a forward hook on {hooked[0]!r}, which its graph would leave out")
-    tracer = _LayersAsLeaves()
+    random = _random_layers(net)
     try:
+        # Of a copy of the modules, with the same tensors: a forward pass may keep what it computes as an attribute.
+        traced = copy.deepcopy(net, {id(value): value for value in (*net.parameters(), *net.buffers())})
         # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
-        with evaluating(net), own_parameters():
-            graph = tracer.trace(net)
+        with evaluating(traced), own_parameters():
+            graph = _LayersAsLeaves().trace(traced)
     except _TRACING_ERRORS as error:
         raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error
+    if not isinstance(next(reversed(graph.nodes)).args[0], fx.Node):
+        raise NotTraceable(f"{type(net).__name__} returns no tensor")
     leaves: dict[str, nn.Module] = {}
+    copies: dict[int, object] = {}
     for node in graph.nodes:
         if node.op == "call_module":
             if "input" in node.kwargs:
                 rest = {name: value for name, value in node.kwargs.items() if name != "input"}
                 node.args, node.kwargs = (node.kwargs["input"], *node.args), rest
-            leaves[node.target] = _plain_layer(net.get_submodule(node.target))
+            leaves[node.target] = copy.deepcopy(net.get_submodule(node.target), copies)
         elif node.op == "get_attr":
             raise NotTraceable(f"{type(net).__name__} uses {node.target!r} outside of a layer")
-    random = {
-        f"{path}.{name}"
-        for path, layer in net.named_modules()
-        if path in leaves and isinstance(layer, BayesianConv2d | BayesianLinear)
-        for name in layer._pyro_samples  # type: ignore[union-attr]
-    }
+    for path in random:
+        owner, _, name = path.rpartition(".")
+        if owner not in leaves:
+            raise NotTraceable(f"{type(net).__name__} uses {path!r} in no layer of torch")
+        nn.init.zeros_(leaves[owner].get_parameter(name).requires_grad_(False))
+    _refuse_changes(graph, leaves, random)
     folded = _fold_batch_norm(graph, leaves, random) if fold else {}
     module = fx.GraphModule(leaves, graph, type(net).__name__)
     return PlainNetwork(module.eval().requires_grad_(False), folded)
 
 
+def _random_layers(net: nn.Module) -> set[str]:
+    """Paths of the random parameters, each of one layer of the network alone."""
+    sites = random_sites(net)
+    for site, (path, random) in sites.items():
+        layer = random.places[0][0]
+        if site != path or any(inner for inner, _ in random_networks(net)):
+            raise NotTraceable(f"{type(net).__name__} has a network with random parameters of its own inside")
+        if len(random.places) > 1:
+            raise NotTraceable(f"{type(net).__name__} has the random parameter {site!r} in several layers")
+        own = next((kind for kind in (nn.Linear, nn.Conv2d) if isinstance(layer, kind)), None)
+        if own and (type(layer).forward is not own.forward or getattr(layer, "padding_mode", "zeros") != "zeros"):
+            raise NotTraceable(f"{type(net).__name__} has a {own.__name__} of another kind, for {site!r}")
+    return set(sites)
+
+
 class _LayersAsLeaves(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BayesianConv2d | BayesianLinear) or (
-            next(m.children(), None) is None and any(base.__module__.startswith("torch.nn") for base in _bases(m))
-        )
+        bases = [base for base in type(m).__mro__ if base not in (nn.Module, object)]
+        return next(m.children(), None) is None and any(base.__module__.startswith("torch.nn") for base in bases)
 
 
-def _bases(module: nn.Module) -> list[type]:
-    # Pyro mixes its own class into a module's; Module itself says nothing about which layer it is.
-    return [base for base in type(module).__mro__ if base is not nn.Module and not issubclass(base, PyroModule)]
+def _refuse_changes(graph: fx.Graph, leaves: dict[str, nn.Module], random: set[str]) -> None:
+    """Refuse a graph that writes into its input, or in each draw into a value that all draws share."""
+    layers = {path.rpartition(".")[0] for path in random}
+    depends: set[fx.Node] = set()
+    inputs: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target in layers or depends.intersection(node.all_input_nodes):
+            depends.add(node)
+        layer = leaves.get(str(node.target)) if node.op == "call_module" else None
+        if node.op == "placeholder" or (
+            inputs.intersection(node.all_input_nodes)
+            and (layer is None or isinstance(layer, nn.Flatten | nn.Unflatten | nn.Identity | nn.Dropout))
+        ):
+            # It may be a view of the input.
+            inputs.add(node)
+        written = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
+        if _in_place(node, leaves):
+            written += node.args[:1]
+        for value in written:
+            if value in inputs or (node in depends and value not in depends):
+                raise NotTraceable(f"the network changes {value.name!r} in place")
 
 
-def _plain_layer(layer: nn.Module) -> nn.Module:
-    if not isinstance(layer, BayesianConv2d | BayesianLinear):
-        # The torch layer with the state of what Pyro made of it.
-        other: nn.Module = object.__new__(_bases(layer)[0])
-        other.__dict__.update(copy.deepcopy(layer.__dict__))
-        return other
-    new: nn.Module
-    bias = layer.bias is not None
-    if isinstance(layer, BayesianConv2d):
-        new = nn.utils.skip_init(
-            nn.Conv2d, layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,
-            layer.padding, layer.dilation, layer.groups, bias,
-        )  # fmt: skip
-    else:
-        new = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
-    new.to(_tensor_of(layer))
-    nn.init.zeros_(new.weight)  # type: ignore[arg-type]
-    if bias and "bias" not in layer._pyro_samples:  # type: ignore[operator]
-        new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[union-attr]
-    elif bias:
-        nn.init.zeros_(new.bias)  # type: ignore[arg-type]
-    return new
-
-
-def _tensor_of(layer: BayesianConv2d | BayesianLinear) -> Tensor:
-    """One of a layer's tensors, which tells its device and dtype; where nothing is a point estimate, its prior's."""
-    found: list[Tensor] = list(layer.parameters())
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    for prior in layer._pyro_samples.values():  # type: ignore[operator,union-attr]
-        map_tensors(prior, note)
-    return found[0]
+def _in_place(node: fx.Node, leaves: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(leaves[str(node.target)], "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    changes = name.endswith("_") and not name.endswith("__")
+    operators = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+    return bool(changes or name in operators or node.kwargs.get("inplace"))
 
 
 def _fold_batch_norm(
@@ -161,6 +168,8 @@ def _fold_batch_norm(
             continue
         norm, source = layers[node.target], node.args[0]
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        if {f"{node.target}.weight", f"{node.target}.bias"} & random:
             continue
         if source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
             continue

@@ -13,6 +13,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned, offered
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
+from ppl_bnn.prediction.compact.network import can_be_compact
 from ppl_bnn.prediction.compact.network import compact as compact_form
 from ppl_bnn.prediction.door import check_inputs, check_prediction
 from ppl_bnn.prediction.layerwise import Layerwise, Numbers
@@ -143,7 +144,10 @@ def _of_compact(
     """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
     if not x.is_cpu or not is_pruned(guide):
         return None
-    small = compact_form(network, offered(guide, Factorized, "a compact network", "set compact to 'no'"))
+    factorized = offered(guide, Factorized, "a compact network", "set compact to 'no'")
+    if not can_be_compact(network, factorized):
+        return None
+    small = compact_form(network, factorized)
     with suppress(NotDense):
         draws = compact_draws(small, len(x), num_samples)
         noise, limit = draws.noise(num_samples, seed), max(1, _KEPT_ROWS // num_samples)

@@ -31,7 +31,7 @@ def without_draws(
     started, likelihood = time.perf_counter(), target.likelihood
     log_likelihood = scores = None
     y = None if y is None else y.cpu()
-    if isinstance(likelihood, Categorical) and likelihood.plain:
+    if isinstance(likelihood, Categorical) and likelihood.plain and target.outputs.dim() == 2:
         mean, entropy = (part.cpu().double() for part in moment_predictive(target.net, posterior, x))
         sums = {"mean": mean, "entropy": entropy}
         if y is not None:
@@ -45,8 +45,8 @@ def without_draws(
             scores = -(mean - y).square().mean().unsqueeze(0)
     else:
         raise UserError(
-            "method moments is for Normal and Categorical likelihoods, the latter without options, not for this "
-            f"{type(likelihood).__name__}; use method draws"
+            "method moments is for Normal and Categorical likelihoods, the latter without options and of one label an "
+            f"example, not for this {type(likelihood).__name__}; use method draws"
         )
     seconds = time.perf_counter() - started
     # Deviations are from the mean itself: there is no draw to refer to.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_bnn.errors import FileError
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides.mean_field import MeanFieldNormal
+from ppl_bnn.models.random_network import load_points, point_state
 from ppl_bnn.safe_tensors import as_written, checksum, read_verified, shape_difference
 
 FORMAT = "ppl_bnn pruned posterior 1"
@@ -27,7 +28,7 @@ def save_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> None
     Raises:
         OSError: it could not be written; a file that was there is as it was.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in point_state(model).items()}
     sites = {}
     for site in guide.sites:
         keep = guide.loc_scale(site)[1] > 0
@@ -66,9 +67,9 @@ def load_pruned(path: Path, *, model: nn.Module, guide: MeanFieldNormal) -> Mean
         if own != there:
             raise FileError(f"{path} is from another network: site {site!r}: saved {there}, now {own}")
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    if difference := shape_difference(state, model.state_dict()):
+    if difference := shape_difference(state, point_state(model)):
         raise FileError(f"{path} is from another network: {difference}")
-    model.load_state_dict(state)
+    load_points(model, state)
     keep = {}
     for site, found in sites.items():
         shape = torch.Size(found["shape"])

@@ -11,6 +11,7 @@ from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
 from ppl_bnn.distributed import Communicator, GradientBuckets
 from ppl_bnn.distributed.digest import _digest
 from ppl_bnn.inference import data_parallel
+from ppl_bnn.models.random_network import point_parameters
 
 
 def average_in_other_orders(communicator):
@@ -83,7 +84,8 @@ def test_a_step_of_vgg16_needs_a_handful_of_messages():
     guide = MeanFieldNormal(model, x, y)
     ranks = Counting()
     order = data_parallel.forward_order(model, guide)
-    assert {id(p) for p in order} == {id(p) for p in (*model.parameters(), *guide.parameters())}
+    points = point_parameters(model).values()
+    assert {id(p) for p in order} == {id(p) for p in (*points, *guide.parameters())}
     # A layer's loc, scale and bias are neighbours.
     named = {id(value): name for name, value in (*model.named_parameters(), *guide.named_parameters())}
     layers = [named[id(value)].split(".")[-2] for value in order]

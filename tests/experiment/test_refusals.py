@@ -35,7 +35,7 @@ from ppl_bnn.results import netcdf
         (["--guide.init_loc", ".inf"], ["guide.init_loc must be 'he' or a standard deviation of at least 0, got inf"]),
         (["--train.seed", str(2**64)], ["train.seed must be at least 0 and below 2^63"]),
         (["--model.prior", "normal(0)"], ["normal(loc, scale)"]),
-        (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["no prior for site 'fc1.weight'"]),
+        (["--model.prior", '{"conv*": "normal(0, 1)"}'], ["the prior's pattern 'conv*' matches no parameter"]),
         (
             ["--model.name", "alexnet"],
             ["model.name must be one of bnn-fc, bnn-conv, lenet, vgg16, resnet18, mlp; got 'alexnet'"],
@@ -194,7 +194,7 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, m
 
 
 def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
-    assert_refused(call("--stages", "train", "--model.prior", '{"conv*": "normal(0, 1)"}'), "no prior for site")
+    assert_refused(call("--stages", "train", "--model.prior", '{"conv*": "normal(0, 1)"}'), "matches no parameter")
     assert call("--stages", "train", "--train.epochs", "1")[0] == 0
 
 

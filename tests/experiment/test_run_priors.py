@@ -43,7 +43,7 @@ def test_a_prior_with_parameters_of_its_own_goes_through_every_stage(call, run_f
 
 def priors_of(text):
     net = bayesian(nn.Linear(6, 2), parse_prior(text))
-    return {prior_text(net._pyro_samples["weight"])}
+    return {prior_text(net._random["weight"].prior)}
 
 
 def trained(call, out, *arguments):
@@ -89,7 +89,7 @@ def test_what_cannot_be_a_prior_is_refused_in_one_line(call, tmp_path):
     assert_refused(
         call(*start, first, "--model.name", "lenet", *out),
         "does not fit this network",
-        "no prior for site 'conv1.weight'",
+        "the prior's pattern 'fc3.weight' matches no parameter",
     )
     assert_refused(
         call(*start, first, "--model.bayesian_bias", "true", *out), "does not fit this network", "'fc1.bias'"

@@ -13,6 +13,7 @@ from torch import nn
 
 from ppl_bnn import Flipout, LocalReparameterization, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS, GroupedFlips
+from ppl_bnn.models.random_network import point_parameters
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
@@ -84,7 +85,7 @@ def test_flipout_draws_a_sign_for_every_input_and_every_output(convolution):
 @pytest.mark.parametrize(("layer", "x"), [LINEAR, CONV, GROUPED], ids=["linear", "conv", "grouped-conv"])
 def test_flipout_with_noise_in_half_precision_is_flipout_to_a_hundredth_of_the_noise(layer, x):
     net, guide = layer_and_guide(layer, x)
-    parameters = [*guide.parameters(), *net.parameters()]
+    parameters = [*guide.parameters(), *point_parameters(net).values()]
 
     def found(estimator):
         # The same draws and the same signs for both.
@@ -183,7 +184,7 @@ def test_local_refuses_a_weight_that_no_layer_uses():
     guide = MeanFieldNormal(model, x, y)
     with LocalReparameterization():
         poutine.trace(guide).get_trace(x, y)
-        with pytest.raises(ValueError, match="'w' is not the weight of a Bayesian layer"):
+        with pytest.raises(ValueError, match="'w' is no random parameter of a bayesian network"):
             poutine.trace(guide).get_trace(x, y)
 
 

@@ -11,7 +11,6 @@ from pyro.optim import Adam
 from torch import nn
 
 from ppl_bnn import MeanFieldNormal, bayesian, fit, prune
-from ppl_bnn.errors import UserError
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.models import site_priors
 from ppl_bnn.models.priors import elementwise
@@ -134,12 +133,14 @@ def test_parallel_draws_with_random_biases():
             torch.testing.assert_close(output, net(X))
 
 
-def test_convolutions_take_one_draw_at_a_time():
+def test_convolutions_take_many_draws_at_once():
     net = bayesian(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
     x = torch.randn(3, 1, 4, 4)
     guide = MeanFieldNormal(net, x[:1])
     assert Predictive(net, guide=guide, num_samples=2, return_sites=("_RETURN",))(x)["_RETURN"].shape == (2, 3, 2)
-    with pytest.raises(
-        UserError, match=r"layer '0' was given 2 weights at once.*use Predictive\(..., parallel=False\)"
-    ):
-        Predictive(net, guide=guide, num_samples=2, parallel=True)(x)
+    draws = [guide.draw(index) for index in range(3)]
+    stacked = {site: torch.stack([draw[site] for draw in draws]) for site in guide.sites}
+    outputs = Predictive(net, stacked, return_sites=("_RETURN",), parallel=True)(x)["_RETURN"]
+    for draw, output in zip(draws, outputs, strict=True):
+        with pyro.poutine.condition(data=draw):
+            torch.testing.assert_close(output, net(x))

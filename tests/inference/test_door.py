@@ -221,12 +221,18 @@ def test_a_guide_of_another_network_is_refused():
     refused(r"the guide's site '\d.weight' has shape", classifier()[0], guide)
 
 
-def test_a_layer_that_training_alone_reaches_is_refused():
-    refused("the guide has no site 'extra.weight', which the model samples in training mode", *classifier(Heads(True)))
+def test_a_layer_that_training_alone_reaches_is_trained():
+    model, guide = classifier(Heads(True))
+    before = guide.loc.extra.weight.detach().clone()
+    fit(model, guide, X, Y, **settings())
+    assert not torch.equal(guide.loc.extra.weight, before)
 
 
 def test_a_layer_that_no_forward_pass_reaches_is_refused():
-    refused("no forward pass in training mode reaches .* of layer 'net.extra'", *classifier(Heads(False)))
+    refused(
+        "would not train the random parameter 'extra.weight': the forward pass in training mode does not",
+        *classifier(Heads(False)),
+    )
 
 
 class Made(nn.Module):

@@ -11,11 +11,9 @@ from converted_networks import X, Y, sites, trained
 from pyro import poutine
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
-from torch.utils.checkpoint import checkpoint
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, predict
-from ppl_bnn.errors import UserError
-from ppl_bnn.models import BayesianConv2d, BayesianLinear, layer_table, site_priors
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit, predict
+from ppl_bnn.models import layer_table, site_priors
 from ppl_bnn.prediction.plain import NotTraceable, plain
 
 
@@ -38,15 +36,6 @@ class Keywords(nn.Module):
 
     def forward(self, x):
         return self.b(input=self.norm(input=self.a(input=x)).relu())
-
-
-class Recomputed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.a, self.b, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 3), reentrant
-
-    def forward(self, x):
-        return checkpoint(self.b, self.a(x).relu(), use_reentrant=self.reentrant)
 
 
 def test_layers_in_lists_and_dicts_are_the_converted_ones():
@@ -102,53 +91,73 @@ def test_layers_called_with_keywords_train_and_predict():
     assert torch.isfinite(torch.as_tensor(predict(net, guide, X, Y, num_samples=2, progress=False).probs)).all()
 
 
-def test_tied_weights_are_refused_by_name():
+def test_tied_parameters_are_one_site():
     net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     net["b"].bias = net["a"].bias
-    assert bayesian(net)["b"].bias is not None
-    with pytest.raises(ValueError, match=r"'b.bias' is the same parameter as 'a.bias'"):
-        bayesian(net, bayesian_bias=True)
     net["b"].weight = net["a"].weight
-    with pytest.raises(ValueError, match=r"'b.weight' is the same parameter as 'a.weight'; tied weights"):
-        bayesian(net)
-    decoder = nn.ModuleDict({"embed": nn.Embedding(5, 4), "out": nn.Linear(4, 5)})
-    decoder["out"].weight = decoder["embed"].weight
-    with pytest.raises(ValueError, match=r"'out.weight' is the same parameter as 'embed.weight'"):
-        bayesian(decoder)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = net
+
+        def forward(self, x):
+            return self.parts["b"](self.parts["a"](x).relu())
+
+    bnn = bayesian(Tied(), bayesian_bias=True)
+    assert sites(bnn) == ["parts.a.weight", "parts.a.bias"]
+    draw = {"parts.a.weight": torch.eye(4) * 2, "parts.a.bias": torch.ones(4)}
+    with poutine.condition(data=draw):
+        torch.testing.assert_close(bnn(X), (2 * X + 1).relu() * 2 + 1)
+    guide = trained(bnn)
+    draw = guide.draw(0)
+    with torch.no_grad(), poutine.condition(data=draw):
+        expected = bnn.eval()(X).softmax(-1)
+    found = predict(bnn, guide, X, Y, num_samples=1, method="draws", progress=False)
+    torch.testing.assert_close(torch.as_tensor(found.probs[0]), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "wrap", [spectral_norm, weight_norm, lambda layer: prune.random_unstructured(layer, "weight", 1)]
-)
-def test_a_weight_that_other_parameters_make_is_refused_by_name(wrap):
-    with pytest.raises(ValueError, match="weight of layer '1' is computed from other parameters"):
-        bayesian(nn.Sequential(nn.Linear(4, 4), wrap(nn.Linear(4, 3))))
-
-
-@pytest.mark.parametrize(
-    "layer",
+    ("wrap", "site"),
     [
-        parametrizations.spectral_norm(nn.Linear(4, 4)),
-        parametrizations.weight_norm(nn.Conv2d(1, 1, 1)),
-        nn.MultiheadAttention(4, 2),
-        nn.LSTMCell(4, 4),
-        nn.GRUCell(4, 4),
-        nn.Bilinear(4, 4, 3),
-        nn.Conv3d(1, 1, 1),
-        BayesianLinear(4, 4),
-        type("MyLinear", (nn.Linear,), {})(4, 4),
+        (spectral_norm, "1.weight_orig"),
+        (weight_norm, "1.weight_v"),
+        (lambda layer: prune.random_unstructured(layer, "weight", 1), "1.weight_orig"),
+        (parametrizations.spectral_norm, "1.parametrizations.weight.original"),
+        (parametrizations.weight_norm, "1.parametrizations.weight.original1"),
     ],
-    ids=lambda layer: type(layer).__name__,
 )
-def test_layers_that_cannot_be_made_bayesian_are_refused_by_name(layer):
-    with pytest.raises(ValueError, match=f"'inner.1' is a {type(layer).__name__}, which cannot be made Bayesian"):
-        bayesian(nn.ModuleDict({"inner": nn.Sequential(nn.Linear(4, 4), layer)}))
+def test_a_weight_that_other_parameters_make_has_their_draws(wrap, site):
+    net = nn.Sequential(nn.Linear(4, 4), wrap(nn.Linear(4, 3))).eval()
+    net(X).sum().backward()
+    bnn = bayesian(net)
+    assert site in sites(bnn)
+    own = {name: value for name, value in net.named_parameters() if name in sites(bnn)}
+    with poutine.condition(data=own):
+        torch.testing.assert_close(bnn(X), net(X))
+    guide = trained(bnn)
+    found = predict(bnn, guide, X, Y, num_samples=1, method="draws", progress=False)
+    with torch.no_grad(), poutine.condition(data=guide.draw(0)):
+        torch.testing.assert_close(torch.as_tensor(found.probs[0]), bnn.eval()(X).softmax(-1))
 
 
-def test_convolutions_that_do_not_pad_with_zeros_are_refused_by_name():
-    with pytest.raises(ValueError, match="layer '0' has padding_mode 'circular'"):
-        bayesian(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")))
+def test_a_network_is_converted_once():
+    with pytest.raises(ValueError, match="'inner' has random parameters already"):
+        bayesian(nn.ModuleDict({"inner": bayesian(nn.Sequential(nn.Linear(4, 4)))}))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_convolutions_pad_as_they_are_told(mode):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode=mode), nn.Flatten(), nn.Linear(32, 3))
+    bnn, images = bayesian(net), torch.rand(12, 1, 4, 4)
+    own = {name: net.get_parameter(name) for name in sites(bnn, images)}
+    with poutine.condition(data=own):
+        torch.testing.assert_close(bnn(images), net(images))
+    guide = MeanFieldNormal(bnn, images[:1])
+    found = predict(bnn, guide, images, Y, num_samples=1, method="draws", progress=False)
+    with torch.no_grad(), poutine.condition(data=guide.draw(0)):
+        torch.testing.assert_close(torch.as_tensor(found.probs[0]), bnn.eval()(images).softmax(-1))
 
 
 def test_a_hook_on_a_parameter_is_refused_by_name():
@@ -177,7 +186,7 @@ def test_slices_of_a_sequential_keep_the_names_of_sites():
 
     net = bayesian(Sliced())
     for _ in range(2):
-        assert sites(net) == ["f.0.weight", "f.2.weight", "g.1.weight", "g.0.weight"]
+        assert sites(net) == ["f.0.weight", "f.2.weight", "g.0.weight", "g.1.weight"]
 
 
 def test_a_place_without_a_module_stays_empty():
@@ -191,10 +200,11 @@ def test_conversion_keeps_attributes_state_and_copies():
     net[0].note = "mine"
     bnn = bayesian(net)
     assert bnn[0].note == "mine"
-    expected = [key for key in net.state_dict() if key not in ("0.weight", "2.0.weight")]
-    assert list(bnn.state_dict()) == expected
+    torch.testing.assert_close(bnn.state_dict(), net.state_dict())
+    assert list(bnn.state_dict()) == list(net.state_dict())
     assert isinstance(bnn, nn.Sequential)
-    assert type(bnn).__name__ == "PyroSequential"
+    assert [type(module) for module in bnn.modules()][1:] == [type(module) for module in net.modules()][1:]
+    assert type(bnn).__name__ == "BayesianSequential"
     buffer = io.BytesIO()
     torch.save(bnn, buffer)
     buffer.seek(0)
@@ -214,20 +224,7 @@ def test_conversion_draws_the_random_numbers_of_new_layers():
     assert torch.equal(found, torch.rand(3))
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-@pytest.mark.parametrize(
-    ("reentrant", "message"), [(True, "uses 'b.weight' without gradients"), (False, "'net.b'|'b'")]
-)
-def test_activation_checkpointing_is_refused_in_the_first_step(reentrant, message):
-    model = Classifier(bayesian(Recomputed(reentrant)), 12)
-    guide = MeanFieldNormal(model, X, Y)
-    with pytest.raises(ValueError, match=message):
-        KLScaledELBO(12).loss_and_grads(model, guide, X, Y)
-    # Without gradients nothing is computed twice.
-    assert KLScaledELBO(12).loss(model, guide, X, Y) > 0
-
-
-def test_layers_without_gradients_are_refused_where_the_data_should_train_them():
+def test_weights_without_gradients_are_refused_where_the_data_should_train_them():
     class Detached(Listed):
         def forward(self, x):
             with torch.no_grad():
@@ -236,11 +233,11 @@ def test_layers_without_gradients_are_refused_where_the_data_should_train_them()
 
     model = Classifier(bayesian(Detached()), 12)
     guide = MeanFieldNormal(model, X, Y)
-    with pytest.raises(ValueError, match=r"uses 'a.weight' without gradients"):
-        KLScaledELBO(12).loss_and_grads(model, guide, X, Y)
+    with pytest.raises(ValueError, match=r"would not train the random parameter 'a.weight'"):
+        fit(model, guide, X, Y, epochs=1, batch_size=4, progress=False)
     for part in (guide.loc.a, guide.unconstrained_scale.a):
         part.requires_grad_(False)
-    KLScaledELBO(12).loss_and_grads(model, guide, X, Y)
+    fit(model, guide, X, Y, epochs=1, batch_size=4, progress=False)
 
 
 def test_a_vectorized_call_leaves_the_prior_as_it_was_also_if_it_fails():
@@ -248,8 +245,10 @@ def test_a_vectorized_call_leaves_the_prior_as_it_was_also_if_it_fails():
     assert pyro.infer.Predictive(model, num_samples=7, parallel=True)(X)["y"].shape == (7, len(X))
     assert site_priors(model, X, Y)["0.weight"].sample().shape == (3, 4)
     images, convolution = torch.randn(3, 1, 4, 4), bayesian(nn.Sequential(nn.Conv2d(1, 2, 3)))
-    with pytest.raises(UserError, match="takes one"):
-        pyro.infer.Predictive(convolution, num_samples=7, parallel=True)(images)
+    found = pyro.infer.Predictive(convolution, num_samples=7, parallel=True, return_sites=["_RETURN", "0.weight"])(
+        images
+    )
+    assert found["_RETURN"].shape == (7, 3, 2, 2, 2)
     assert site_priors(convolution, images)["0.weight"].sample().shape == (2, 1, 3, 3)
     assert MeanFieldNormal(model, X, Y).loc_scale("0.weight")[0].shape == (3, 4)
 
@@ -269,12 +268,11 @@ def test_the_layer_table_counts_parameters_of_the_networks_own_modules():
     assert sum(row.trainable for row in rows.values()) == 4 + 3 + 2 * 12
 
 
-def test_convolutions_convert_in_place_too():
+def test_hooks_of_layers_stay():
     net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2))
     seen = []
     net[0].register_forward_hook(lambda *_: seen.append(1))
     bnn = bayesian(net, dist.Normal(0.0, 0.1))
-    assert type(bnn[0]) is BayesianConv2d
     with poutine.condition(data={"0.weight": net[0].weight}):
         torch.testing.assert_close(bnn(torch.ones(1, 2, 5, 5)), net(torch.ones(1, 2, 5, 5)))
     assert len(seen) == 2

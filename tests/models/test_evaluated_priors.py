@@ -15,14 +15,12 @@ from ppl_bnn import Classifier, UserError, bayesian, fit
 from ppl_bnn.guides import median_latents
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.models import (
-    BayesianConv2d,
-    BayesianLinear,
     hierarchical,
     horseshoe,
     learnt_normal,
     site_priors,
 )
-from ppl_bnn.models.layers import priors_of
+from ppl_bnn.models.random_network import priors_of
 from ppl_bnn.models.sites import latent_sites
 
 
@@ -79,7 +77,7 @@ def test_two_networks_in_one_model_have_hyper_parameters_of_their_own():
 
 
 def test_a_layer_by_itself_takes_such_priors():
-    layers = BayesianLinear(6, 2, prior=hierarchical()), BayesianConv2d(3, 4, 3, prior=learnt_normal(0.1, per="input"))
+    layers = bayesian(nn.Linear(6, 2), hierarchical()), bayesian(nn.Conv2d(3, 4, 3), learnt_normal(0.1, per="input"))
     trace = pyro.poutine.trace(layers[0]).get_trace(X)
     assert list(trace.stochastic_nodes) == ["weight_scale", "weight"]
     assert layers[1](torch.zeros(1, 3, 8, 8)).shape == (1, 4, 6, 6)
@@ -103,8 +101,8 @@ def test_hyper_parameters_have_the_layers_dtype_and_device():
     ],
 )
 def test_a_prior_goes_where_its_layer_goes(prior):
-    layer = BayesianLinear(6, 3, prior=prior).to("meta")
-    found = layer._pyro_samples["weight"](layer).base_dist
+    layer = bayesian(nn.Linear(6, 3), prior).to("meta")
+    found = layer._random["weight"].prior(layer).base_dist
     assert {value.device.type for value in (found.mean, found.stddev, found.sample())} == {"meta"}
 
 
@@ -125,13 +123,13 @@ def test_pyros_predictive_runs_a_hierarchical_model():
 
 @pytest.mark.parametrize("prior", [hierarchical(), hierarchical(per="input"), horseshoe(), horseshoe(slab=2.0)])
 def test_many_draws_of_the_hyper_parameters_at_once_give_as_many_priors(prior):
-    layer = BayesianLinear(6, 3, prior=prior)
-    names = layer._pyro_samples["weight"].latents
+    layer = bayesian(nn.Linear(6, 3), prior)
+    names = layer._random["weight"].prior.latents
     drawn = {name: torch.rand(7, 1, *shape) for name, shape in names.items()}
     for index in (None, 2):
         values = drawn if index is None else {name: value[index, 0] for name, value in drawn.items()}
         with pyro.poutine.condition(data=values):
-            found = layer._pyro_samples["weight"](layer)
+            found = layer._random["weight"].prior(layer)
         assert found.event_shape == (3, 6)
         if index is None:
             assert found.batch_shape == (7, 1)
@@ -143,7 +141,7 @@ def test_priors_that_do_not_change_are_what_they_were():
     # No function runs and no parameter is read in a step: Pyro keeps the distribution itself.
     for prior in (dist.Normal(0.0, 1.0), {"*": dist.Laplace(0.0, 1.0)}, lambda site, shape: dist.Normal(0.0, 0.1)):
         model, _ = small(prior=prior)
-        kept = [layer._pyro_samples["weight"] for layer in (model.net[0], model.net[2])]
+        kept = [random.prior for random in model.net._random.values()]
         assert all(isinstance(each, dist.Independent) for each in kept)
         assert not learnt_of(model)
         trace = pyro.poutine.trace(model).get_trace(X, Y)

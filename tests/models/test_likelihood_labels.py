@@ -121,6 +121,19 @@ def test_one_label_an_example_is_plain_categorical():
     assert isinstance(plain.distribution(outputs[0]), TorchCategorical)
 
 
+def test_images_of_logits_have_the_class_where_torch_has_it():
+    images, y = LOGITS.unsqueeze(-1).movedim(3, 2), TOKENS.unsqueeze(-1)
+    by_default, named = Categorical(), Categorical(class_dim=1)
+    check_likelihood(by_default, images, y, [(images[0], TOKENS)], total_of_draws=entropy_of_labels)
+    expected, found = named.statistics(images, y), by_default.statistics(images, y)
+    for name in ("mean", "log_likelihood", "score"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    losses = F.cross_entropy(images[0], y, reduction="none").flatten(1).sum(1)
+    torch.testing.assert_close(found.log_likelihood[0], -losses)
+    probs = expected.mean.mean(0).double()
+    assert by_default.scores(summary(probs, y)) == named.scores(summary(probs, y))
+
+
 def summary(probs, y):
     return Summary({"mean": probs}, y, 0.5, lambda levels: levels, None, torch.arange(len(y)), None)
 
@@ -166,6 +179,7 @@ def test_labels_that_are_all_ignored_are_allowed():
     ("options", "shape", "message"),
     [
         ({}, (2, 3, 4), "at least 2 outputs, one for each class.*give class_dim"),
+        ({}, (2, 1, 4, 4), "at least 2 outputs, one for each class"),
         ({"class_dim": 4}, (2, 3, 4), r"class_dim is 4, and the network gives \[2, 3, 4\]"),
         ({"class_dim": -3}, (2, 3, 4), "class_dim is -3"),
         ({"class_dim": 1}, (2, 1, 4), "at least 2 classes in dimension 1"),

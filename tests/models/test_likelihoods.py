@@ -6,7 +6,7 @@ import pytest
 import torch
 from likelihood_conformance import check_likelihood
 
-from ppl_bnn import Classifier, metrics
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, metrics
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
 
@@ -88,3 +88,9 @@ def test_a_softmax_over_one_column_is_refused():
         with pytest.raises(UserError, match="needs at least 2 outputs, one for each class"):
             Categorical().check(outputs)
     assert isinstance(Classifier(torch.nn.Linear(2, 3), 5).likelihood, Categorical)
+
+
+def test_outputs_of_tokens_are_refused_by_name_where_the_guide_is_built():
+    model = Classifier(bayesian(torch.nn.Linear(4, 3)), 5)
+    with pytest.raises(UserError, match=r"gives \[1, 7, 3\].*give class_dim"):
+        MeanFieldNormal(model, torch.zeros(1, 7, 4), torch.zeros(1, 7))

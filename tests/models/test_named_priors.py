@@ -12,7 +12,6 @@ from torch import nn
 from ppl_bnn import Classifier, KLScaledELBO, UserError, bayesian, fit, kl_by_site
 from ppl_bnn.guides.normal import FactorizedNormal, softplus
 from ppl_bnn.models import (
-    BayesianLinear,
     ard,
     hierarchical,
     horseshoe,
@@ -21,7 +20,7 @@ from ppl_bnn.models import (
     pretrained_prior,
     site_priors,
 )
-from ppl_bnn.models.layers import priors_of
+from ppl_bnn.models.random_network import priors_of
 
 
 class Regression(nn.Module):
@@ -118,7 +117,7 @@ def estimates(total, guide, count):
 @pytest.mark.parametrize("hyper_prior", [dist.LogNormal(-1.0, 0.7), dist.HalfCauchy(0.4)])
 def test_the_kl_and_its_gradient_are_unbiased(hyper_prior, per):
     # Of a drawn scale the weights' KL is in closed form; on average it is the KL of all sites together.
-    layer = BayesianLinear(3, 2, prior=hierarchical(hyper_prior, per=per)).double()
+    layer = bayesian(nn.Linear(3, 2), hierarchical(hyper_prior, per=per)).double()
     guide = Guide(() if per == "layer" else (1, 3)).double()
     elbo, x = KLScaledELBO(1), torch.zeros(1, 3, dtype=torch.double)
 
@@ -147,7 +146,7 @@ def test_the_kl_and_its_gradient_are_unbiased(hyper_prior, per):
 
 
 def test_the_kl_of_each_site_is_given_the_drawn_scale():
-    layer = BayesianLinear(3, 2, prior=hierarchical(0.4)).double()
+    layer = bayesian(nn.Linear(3, 2), hierarchical(0.4)).double()
     guide = Guide(()).double()
     with torch.no_grad():
         # So narrow that the draw is the median.

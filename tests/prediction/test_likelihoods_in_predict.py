@@ -45,6 +45,7 @@ CASES = {
         [2, 3],
         torch.stack([COUNTS % 3, COUNTS - 1], 1).clamp_max(1),
     ),
+    "pixels by default": (Categorical(), [3, 2, 2], (COUNTS % 3)[:, None, None].expand(12, 2, 2)),
     "pixels": (Categorical(class_dim=1), [3, 2, 2], (COUNTS % 3)[:, None, None].expand(12, 2, 2)),
 }
 

@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from small_posteriors import X, Y, dense
 from torch import nn
 from torch.distributions import constraints
@@ -153,7 +155,7 @@ def test_outputs_of_another_kind_are_refused():
 def test_parameters_on_the_meta_device_are_refused():
     net, guide = dense()
     away = copy.deepcopy(net).to("meta")
-    with pytest.raises(UserError, match=r"'0.bias' of the network is on the meta device and has no values"):
+    with pytest.raises(UserError, match=r"'0.weight' of the network is on the meta device and has no values"):
         predict(away, guide, X, Y, progress=False)
 
 
@@ -177,11 +179,17 @@ def test_a_mistake_in_the_users_forward_pass_is_raised_as_it_is():
 
 
 def test_the_slow_way_says_so(caplog):
-    from small_posteriors import Branches
+    class Shifted(nn.Sequential):
+        def forward(self, x):
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            return super().forward(x if shift is None else x + shift)
 
-    net = bayesian(Branches())
-    predict(net, MeanFieldNormal(net, X[:1]), X, Y, num_samples=1, progress=False)
-    assert "draws go through Pyro, several times slower: " in caplog.text
+    net = bayesian(Shifted(nn.Linear(5, 3)))
+    guide = MeanFieldNormal(net, X[:1])
+    found = predict(net, guide, X, Y, num_samples=1, method="draws", progress=False)
+    assert "draws go through Pyro, several times slower: the network samples 'shift'" in caplog.text
+    with torch.no_grad(), poutine.condition(data=guide.draw(0)):
+        torch.testing.assert_close(torch.as_tensor(found.probs[0]), net.eval()(X).softmax(-1))
 
 
 def test_a_classifier_predicts_as_its_network_does():

@@ -8,6 +8,7 @@ from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
 from ppl_bnn.errors import FileError
+from ppl_bnn.models.random_network import point_state
 from ppl_bnn.pruning.storage import load_pruned, save_pruned
 from ppl_bnn.safe_tensors import read_verified
 
@@ -41,7 +42,7 @@ def test_the_file_holds_little_more_than_the_non_zeros_and_draws_the_same(tmp_pa
     )
     for (site, here), there in zip(pruned.guide.draw(3).items(), loaded.draw(3).values(), strict=True):
         assert torch.equal(here, there), site
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, point_state(other)[name]) for name, value in point_state(model).items())
 
 
 def test_distances_beyond_255_and_no_weight_at_all(tmp_path):

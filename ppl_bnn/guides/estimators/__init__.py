@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ppl_bnn.guides.estimators.base import Estimator, Uses
 from ppl_bnn.guides.estimators.flipout import Flipout
 from ppl_bnn.guides.estimators.groups import GroupedFlips
 from ppl_bnn.guides.estimators.local import LocalReparameterization
@@ -19,4 +20,4 @@ ESTIMATORS: dict[str, Callable[[], AbstractContextManager]] = {
     "local": LocalReparameterization,
 }
 
-__all__ = ["ESTIMATORS", "Flipout", "GroupedFlips", "LocalReparameterization"]
+__all__ = ["ESTIMATORS", "Estimator", "Flipout", "GroupedFlips", "LocalReparameterization", "Uses"]

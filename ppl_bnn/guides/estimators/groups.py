@@ -1,20 +1,19 @@
 """Sign-flipped groups: flipout's decorrelation between groups of examples, at close to the cost of one convolution."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.estimators.base import KnowsPosteriors
+from ppl_bnn.guides.estimators.base import Estimator, kept_noise
 from ppl_bnn.guides.estimators.flipout import signs
+from ppl_bnn.models.drawn import Use
 from ppl_bnn.native.arithmetic import OPERATIONS
 
 
-class GroupedFlips(KnowsPosteriors):
+class GroupedFlips(Estimator):
     """Pyro handler: the batch is cut into groups, and group g uses w_g = loc + (r_g s_g^T) * (w - loc).
 
     w is the guide's draw of the step, s_g in {-1, +1}^in and r_g in {-1, +1}^out are drawn for each pair of groups;
@@ -23,8 +22,8 @@ class GroupedFlips(KnowsPosteriors):
     and pays a second convolution for it; here each example is convolved once, with its group's weights. Different
     pairs are uncorrelated; within a pair the part of the noise that is odd in the weights cancels.
 
-    Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A site
-    without a posterior from the guide is left as a plain draw. A random bias is shared by the batch.
+    Correct when q is symmetric around loc and independent between weights, as the mean-field Normal is. A random bias
+    is shared by the batch. What it computes, and what has the plain draw, see `ppl_bnn.guides.estimators.base`.
 
     Args:
         groups: number of groups, at least 2; a batch with fewer examples has a group for each.
@@ -38,35 +37,23 @@ class GroupedFlips(KnowsPosteriors):
 
     def __enter__(self) -> Self:
         # Of each site in this forward pass: a layer that is used twice has the same weights in both uses.
-        self._flips: dict[str, list[Tensor]] = {}
+        self._flips: dict[str, dict[int, Tensor]] = {}
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: dict) -> None:
         self._flips.pop(msg["name"], None)
         super()._pyro_post_sample(msg)
 
-    def _pyro_bayes_linear(self, msg: dict) -> None:
-        self._by_group(msg, F.linear)
-
-    def _pyro_bayes_conv2d(self, msg: dict) -> None:
-        self._by_group(msg, F.conv2d)
-
-    def _by_group(self, msg: dict, function: Callable[..., Tensor]) -> None:
-        x, weight, bias, *settings = msg["args"]
-        # An input without examples, a vector say, is left to the plain draw.
-        if msg["name"] not in self.posterior or x.dim() < weight.dim():
-            return
+    def layer(self, site: str, use: Use) -> Tensor:
+        """See `Estimator`."""
+        x, weight, bias, function = use.layer_arguments()
         parts = x.split(math.ceil(len(x) / self.groups))
         # w itself has the distribution of a flipped w, so the first pair needs no signs.
-        flips = self._flips.setdefault(msg["name"], [])
-        needed = (len(parts) - 1) // 2
-        flips += [_outer_signs(weight) for _ in range(len(flips), needed)]
-        loc = self.posterior[msg["name"]].loc
-        weights = weight, *_Flipped.apply(weight, loc, *flips[:needed])  # type: ignore[no-untyped-call]
+        kept = self._flips.setdefault(site, {})
+        flips = [kept_noise(kept, pair, lambda: _outer_signs(weight)) for pair in range((len(parts) - 1) // 2)]
+        weights = weight, *_Flipped.apply(weight, self.posterior[site].loc, *flips)  # type: ignore[no-untyped-call]
         # An odd number of groups leaves the last weights unused.
-        outputs = [function(part, own, bias, *settings) for part, own in zip(parts, weights, strict=False)]
-        msg["value"] = torch.cat(outputs)
-        msg["done"] = True
+        return torch.cat([function(part, own, bias) for part, own in zip(parts, weights, strict=False)])
 
 
 class _Flipped(torch.autograd.Function):

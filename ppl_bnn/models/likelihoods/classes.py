@@ -17,17 +17,20 @@ from ppl_bnn.models.likelihoods.base import Averages, DrawStatistics, Likelihood
 from ppl_bnn.models.likelihoods.cross_entropy import Labels
 from ppl_bnn.models.likelihoods.numbers import independent, one_number
 
+# Outputs of one label an example have at most so many dimensions: [S, N, C], of several draws.
+_ONE_LABEL = 3
+
 
 class Categorical(Likelihood):
     """y is one of C classes, with probabilities softmax(outputs [N, C]); labels are 0 .. C - 1.
 
-    With options an example may have many labels (pixels, tokens), and its log likelihood is their sum. Then ``mean``
-    is probabilities [N, ..., C], the class last, and uncertainties are [N, ...], of each label. Scores other than the
-    nll are averages over all labels that count, each counting once.
+    An example may have many labels (pixels, tokens), and its log likelihood is their sum. Then ``mean`` is
+    probabilities [N, ..., C], the class last, and uncertainties are [N, ...], of each label. Scores other than the nll
+    are averages over all labels that count, each counting once.
 
     Args:
         class_dim: which dimension of the outputs [N, ...] is the class: 1 for [N, C, H, W], -1 for [N, T, C]. None: the
-            outputs must be [N, C].
+            outputs are [N, C], or images and volumes [N, C, H, W, ...], as ``torch.nn.CrossEntropyLoss`` has them.
         ignore_index: labels with this number (-100, say) do not count: they add nothing to the log likelihood or to any
             score.
         class_weights: [C], at least 0: the log probability of a label is multiplied by the weight of its class, in
@@ -65,8 +68,8 @@ class Categorical(Likelihood):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def distribution(self, outputs: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """p(label | logits [..., N, C])."""
-        if self.plain:
+        """p(label | logits [..., N, C]), or p(labels | logits [N, *])."""
+        if self.plain and outputs.dim() <= _ONE_LABEL:
             return dist.Categorical(logits=outputs)
         weights = None if self.class_weights is None else self.class_weights.to(outputs)
         return Labels(self._class_last(outputs), weight=weights, ignore_index=self.ignore_index, soft=self.soft_labels)
@@ -76,7 +79,7 @@ class Categorical(Likelihood):
 
         With `class_dim` they have C classes in that dimension, as many as there are class weights.
         """
-        if self.class_dim is None and (outputs.dim() != 2 or outputs.shape[1] < 2):
+        if self.class_dim is None and (outputs.dim() in (0, 1, 3) or outputs.shape[1] < 2):
             advice = "" if outputs.dim() < 3 else ". For labels of each pixel or token give class_dim"
             raise UserError(
                 "a Categorical likelihood needs at least 2 outputs, one for each class, [N, C]; the network gives "
@@ -99,7 +102,7 @@ class Categorical(Likelihood):
         """
         if isinstance(y, list | tuple):
             y = np.asarray(y)
-        if self.plain:
+        if self.plain and outputs.dim() <= _ONE_LABEL:
             return class_labels(y, outputs.shape[-1])
         if self.soft_labels:
             return numbers(y, outputs, self.distribution(outputs), "Categorical")
@@ -118,7 +121,7 @@ class Categorical(Likelihood):
     @torch.no_grad()
     def statistics(self, outputs: Tensor, y: Tensor | None = None) -> DrawStatistics:  # type: ignore[override]
         """Probabilities [S, N, C], their entropy [S, N] in nats, and accuracy as the score."""
-        if not self.plain:
+        if not self.plain or outputs.dim() > _ONE_LABEL:
             return super().statistics(outputs, y)
         log_probs = F.log_softmax(outputs, -1).cpu()
         probs = log_probs.exp()
@@ -156,7 +159,7 @@ class Categorical(Likelihood):
         The nll is of each example's labels together, nats per example.
         """
         probs, labels = found.averages["mean"], self._hard(found.y)
-        if not self.plain:
+        if not self.plain or labels.dim() > 1:
             counted = self._counted(labels)
             probs, labels = probs[counted], labels[counted]
         if self.soft_labels:
@@ -173,7 +176,7 @@ class Categorical(Likelihood):
     def _class_last(self, outputs: Tensor) -> Tensor:
         at = self.class_dim
         if at is None:
-            return outputs
+            return outputs if outputs.dim() <= _ONE_LABEL else outputs.movedim(1, -1)
         if not 1 <= (at if at >= 0 else at + outputs.dim()) < outputs.dim():
             raise UserError(
                 f"class_dim is {at}, and the network gives {list(outputs.shape)}: name the dimension of the classes, "

@@ -98,6 +98,13 @@ class CompactNetwork:
             module.bias.copy_(layer.drawn_bias(self.weights))  # type: ignore[operator,union-attr]
 
 
+def can_be_compact(plain: PlainNetwork, guide: Factorized) -> bool:
+    """Whether all random parameters are those of Linear and Conv2d layers with random weights, as `compact` needs."""
+    layers = {site.rpartition(".")[0] for site in guide.sites}
+    known = (isinstance(plain.net.get_submodule(path), nn.Linear | nn.Conv2d) for path in layers)
+    return all(known) and all(f"{path}.weight" in guide.sites for path in layers)
+
+
 @torch.no_grad()
 def compact(plain: PlainNetwork, guide: Factorized) -> CompactNetwork:
     """Remove what a pruned posterior does not need, so that shapes shrink and every draw's outputs stay the same.
@@ -106,8 +113,10 @@ def compact(plain: PlainNetwork, guide: Factorized) -> CompactNetwork:
     bias, together with the noise of the weights that it passed through; at the borders of a padded convolution that
     would be wrong, so there only constants of 0 go. A unit without an outgoing weight is dropped, and so is a pixel
     before a dense layer. This is done between two layers of random weights with nothing but ReLU, pooling, flattening
-    and dropout between them, a residual network's branches included; everything else is left as it is.
+    and dropout between them, a residual network's branches included; everything else is left as it is. A network that
+    has other random layers (`can_be_compact`) has no compact form.
     """
+    assert can_be_compact(plain, guide)
     net = copy.deepcopy(plain.net)
     left, pixels = remaining(plain, guide)
     layers, locs, scales, start = [], [], [], 0

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, prune
+from ppl_bnn import Classifier, MeanFieldNormal, UserError, bayesian, build, predict, predictor, prune
+from ppl_bnn.models.random_network import given
 from ppl_bnn.prediction.compact.forms import choose_layers
 from ppl_bnn.prediction.compact.layerwise import compact_draws
 from ppl_bnn.prediction.compact.network import compact
@@ -264,3 +265,36 @@ def test_layerwise_refuses_convolutions():
     small = compact(plain(net), guided(net, (1, 8, 8)))
     with pytest.raises(ValueError, match="Linear layers and ReLU alone, the network has 0"):
         compact_draws(small, 2)
+
+
+OTHER = {
+    "Conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 200)), {}),
+    "ConvTranspose1d": (lambda: nn.Sequential(nn.ConvTranspose1d(2, 4, 3), nn.Flatten(), nn.Linear(32, 200)), {}),
+    "LSTM": (lambda: Recurrent(), {}),
+    "biases alone": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 200)), {"select": "*.bias"}),
+}
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 200)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_network_with_other_random_parameters_has_no_compact_form_and_its_draws_stay(name):
+    make, how = OTHER[name]
+    model = Classifier(bayesian(make(), **how), 3)
+    x, y = torch.randn(3, 2, 6), torch.zeros(3).long()
+    guide = prune(MeanFieldNormal(model, x, y, init_loc=0.5, init_scale=0.3), fraction=0.9).guide
+    found = predict(model, guide, x, y, num_samples=3, method="draws", progress=False)
+    for index, probs in enumerate(found.means):
+        with given(model, guide.draw(index)):
+            torch.testing.assert_close(probs, model.net(x).softmax(-1).detach(), rtol=1e-5, atol=1e-6)
+    whole = predict(model, guide, x, num_samples=5, progress=False).mean
+    torch.testing.assert_close(predictor(model, guide, x, num_samples=5)(x)[0].double(), whole, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="parameters are of Linear and Conv2d layers"):
+        predict(model, guide, x, y, compact="yes", method="draws", progress=False)
