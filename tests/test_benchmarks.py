@@ -27,6 +27,10 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
             ["mlp ", "hand ", "groups ", "local ", "ivon-opt "],
         ),
         (
+            ["any_network.py", "--networks", "lstm,branch", "--batch", "4", "--images", "5", "--rounds", "2"],
+            ["lstm: step ", "lstm: draw, its graph", "branch: draw, the network as it is"],
+        ),
+        (
             ["train_step.py", "--network", "tabular", "--operations"],
             ["deterministic ", "plain ", "groups ", "flipout "],
         ),
