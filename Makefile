@@ -1,4 +1,5 @@
 # make run: MNIST end to end.  make test: the tests but for the slow ones, which make test-slow runs.
+# make test-large: the networks of the table of coverage that take 10 GB.
 # make test-newest: what meets ArviZ, result files and the command line, on the newest Python of this machine.
 # Each installs what it needs, also on a bare machine.
 # make horovod: Horovod built for the torch that is installed, for training on several ranks; make test uses it after.
@@ -6,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow test-newest test-any-python lint docs horovod clean
+.PHONY: run test test-slow test-large test-newest test-any-python lint docs horovod clean
 
 run: $(VENV)/installed data/mnist/t10k-labels-idx1-ubyte
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
@@ -18,7 +19,10 @@ test: $(VENV)/installed-test $(DIGITS)
 
 # pytest ends with 5 where no test is marked slow.
 test-slow: $(VENV)/installed-test $(DIGITS)
-	$(BIN)/python -m pytest --numprocesses 2 -m slow || test $$? -eq 5
+	$(BIN)/python -m pytest --numprocesses 2 -m 'slow and not large' || test $$? -eq 5
+
+test-large: $(VENV)/installed-test $(DIGITS)
+	$(BIN)/python -m pytest -m large
 
 test-newest:
 	@if python=$$(tools/newest_python); then $(MAKE) VENV=.venv-newest PYTHON=$$python test-any-python; \

@@ -15,7 +15,7 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
 from ppl_bnn.inference.elbo import Terms
 from ppl_bnn.inference.settings import TrainSettings
-from ppl_bnn.models.random_network import point_parameters
+from ppl_bnn.models.random_network import point_parameters, point_state
 from ppl_bnn.native.normals import draw_seed
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def share_state(
     content = communicator.share(None if state is None else _described(state))
     if content is None:
         own = (value.detach() for value in (params or {}).values())
-        communicator.broadcast([*model.state_dict().values(), *guide.state_dict().values(), *own])
+        communicator.broadcast([*point_state(model).values(), *guide.state_dict().values(), *own])
         return None
     if state is None:
         empty = {name: torch.empty(shape, dtype=getattr(torch, kind)) for name, kind, shape in content["tensors"]}

@@ -24,7 +24,10 @@ pytestmark = [
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(row, id=f"{row.group}: {row.name}", marks=[pytest.mark.slow] * row.slow) for row in ROWS],
+    params=[
+        pytest.param(row, id=f"{row.group}: {row.name}", marks=[pytest.mark.slow, pytest.mark.large] * row.slow)
+        for row in ROWS
+    ],
 )
 def network(request):
     if request.param.needs is not None:
