@@ -1,9 +1,7 @@
 """Times a training step and a predictive draw of an LSTM and a small Vision Transformer beside deterministic ones."""
 
 import argparse
-import random
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +13,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian
 from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.prediction.draws import coherent
 from ppl_bnn.prediction.plain import NotTraceable, plain
+from turns import in_turns, ratios
 
 _HELP = """
 The LSTM has 64 units over 28 steps of 28 numbers. The transformer (torchvision's) has 2 layers, 4 heads and width 64,
@@ -115,24 +114,15 @@ def _how(net: nn.Module) -> str:
 
 
 def _paired(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 3):
-        for name in random.sample(list(contenders), len(contenders)):
-            started = time.perf_counter()
-            contenders[name]()
-            if number >= 3:
-                found[name].append(time.perf_counter() - started)
-    return found
+    in_turns(contenders, 3)
+    return in_turns(contenders, rounds)
 
 
 def _print(what: str, seconds: dict[str, list[float]]) -> None:
     base = seconds["deterministic"]
     for name, own in seconds.items():
-        ratios = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)])
-        median = statistics.median(own)
-        print(f"{what:32} {name:14} {median * 1e3:9.3f} ms {median / statistics.median(base):6.2f}  "
-              f"quartiles {', '.join(f'{ratio:.2f}' for ratio in ratios)}")  # fmt: skip
+        ratio, quartiles = ratios(own, base)
+        print(f"{what:32} {name:14} {1000 * statistics.median(own):9.3f} ms {ratio:>6}  quartiles {quartiles}")
 
 
 if __name__ == "__main__":

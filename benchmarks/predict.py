@@ -2,9 +2,7 @@
 
 import argparse
 import os
-import random
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -19,6 +17,7 @@ from ppl_bnn.native.memory import keep_freed_memory
 from ppl_bnn.prediction.draws import coherent, default_batch, laid_out
 from ppl_bnn.prediction.layerwise import layerwise
 from ppl_bnn.prediction.plain import plain
+from turns import in_turns
 
 SHAPES = {"bnn-fc": (1, 28, 28), "bnn-conv": (1, 28, 28), "vgg16": (3, 32, 32), "resnet18": (3, 32, 32)}
 
@@ -96,15 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _compare(runs: dict[str, Callable], base: Callable, draws: int, rounds: int, row: str) -> None:
     every = {**runs, "cnn": base}
-    times: dict[str, list[float]] = {name: [] for name in every}
     # An untimed run makes what is made once for a number of draws.
     for run in every.values():
         run(draws)
-    for _ in range(rounds):
-        for name in random.sample(list(every), len(every)):
-            started = time.perf_counter()
-            every[name](draws)
-            times[name].append(time.perf_counter() - started)
+    times = in_turns({name: partial(run, draws) for name, run in every.items()}, rounds)
     for name, own in times.items():
         ratios = [a / b / (1 if name == "cnn" else draws) for a, b in zip(own, times["cnn"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -4,11 +4,9 @@ import argparse
 import gc
 import math
 import os
-import random
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from operations import operations
 from ppl_bnn import build
 from ppl_bnn.native.memory import keep_freed_memory
 from report import Table, aligned, as_markdown, cpu_name
+from turns import in_turns, ratios
 
 SHAPES = {"vgg16": (3, 32, 32), "resnet18": (3, 32, 32), "bnn-fc": (1, 28, 28), "tabular": (30,)}
 BATCHES = {"vgg16": 128, "resnet18": 128, "bnn-fc": 100, "tabular": 50}
@@ -132,22 +131,19 @@ def seconds(names: list[str], options: argparse.Namespace) -> Table:
             step()
             step()
             steps[name] = step
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    order = random.Random(0)
-    for _ in tqdm(range(options.rounds), unit="round", disable=None):
-        for name in order.sample(list(steps), len(steps)):
-            started = time.perf_counter()
-            steps[name]()
-            if options.device.type != "cpu":
-                torch.get_device_module(options.device).synchronize(options.device)
-            found[name].append(time.perf_counter() - started)
+
+    def wait() -> None:
+        if options.device.type != "cpu":
+            torch.get_device_module(options.device).synchronize(options.device)
+
+    found = in_turns(steps, options.rounds, wait=wait)
     table = [["step", "median s", "min s", f"x {names[0]}", "quartiles of the rounds'"]]
     for name, own in found.items():
         times = f"{statistics.median(own):.5f}", f"{min(own):.5f}"
-        table.append([name, *times, *_ratios(own, found[names[0]])])
+        table.append([name, *times, *ratios(own, found[names[0]])])
     for name, base in OWN_BASES.items():
         if name in found and base in found:
-            table.append([f"{name}, x {base}", "", "", *_ratios(found[name], found[base])])
+            table.append([f"{name}, x {base}", "", "", *ratios(found[name], found[base])])
     return table
 
 
@@ -169,13 +165,6 @@ def memory(names: list[str], options: argparse.Namespace) -> Table:
         ratios = (f"{count / base:.2f}" for count in (peak, peak - held))
         table.append([name, *(cell for pair in zip(mebibytes, ratios, strict=True) for cell in pair)])
     return table
-
-
-def _ratios(own: list[float], base: list[float]) -> tuple[str, str]:
-    """Return the ratio of the medians, and the quartiles of the rounds' ratios."""
-    quartiles = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)], n=4, method="inclusive")
-    low, middle, high = (f"{quartile:.2f}" for quartile in quartiles)
-    return f"{statistics.median(own) / statistics.median(base):.2f}", f"{low}, {middle}, {high}"
 
 
 @contextmanager

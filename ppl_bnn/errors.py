@@ -1,5 +1,7 @@
 """The exceptions that users meet. A user's mistake is a `UserError`; an error of ours never looks like one."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Input, settings or data that cannot be used. The message says what was got, what is expected and what to do."""
@@ -15,3 +17,9 @@ class Interrupted(Exception):
 
 class Diverged(RuntimeError):
     """The loss or a gradient became NaN or infinite, or the ranks' parameters are no longer equal."""
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, quoted, and how many more there are, for a message."""
+    first, rest = (names := list(names))[:most], len(names) - most
+    return ", ".join(map(repr, first)) + (f" and {rest} more" if rest > 0 else "")

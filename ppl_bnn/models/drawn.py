@@ -47,9 +47,14 @@ class Use:
     layer: bool
     examples: int | None
 
-    def plainly(self) -> Any:
-        """What the function gives with the draws."""
-        return with_values(self, {})
+    def plainly(self, values: Mapping[str, Tensor] | None = None) -> Any:
+        """What the function gives with the draws, or other values of some sites in their place."""
+        values = values or {}
+
+        def other(value: Any) -> Any:
+            return values.get(value.site, value.value) if isinstance(value, Drawn) else value
+
+        return self.function(*tree_map(other, self.args), **tree_map(other, dict(self.kwargs)))
 
     def layer_arguments(self) -> tuple[Tensor, Tensor, Tensor | None, Callable[..., Tensor]]:
         """Of a layer: input, weight, bias, and the function with its settings, of (input, weight, bias)."""
@@ -84,11 +89,7 @@ class Drawn(Tensor):
         if func in LAYERS and not kwargs and len(args) > 2 and [type(value) is Drawn for value in args[:3]] == _WEIGHT:
             weight = args[1]
             return bayes_function(Use(func, args, kwargs, [weight.site], True, weight.examples), name=weight.site)
-        if func in _ASKING:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        found = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Drawn)]
-        if not found:
+        if func in _ASKING or not (found := [v for v in tree_leaves((args, kwargs)) if isinstance(v, Drawn)]):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         layer = func in LAYERS and len(found) == 1 and (args[1] if len(args) > 1 else kwargs.get("weight")) is found[0]
@@ -111,12 +112,3 @@ def as_drawn(value: Tensor, site: str, examples: int | None) -> Drawn:
 def plain(value: Any) -> Any:
     """The draw as a plain tensor; anything else as it is."""
     return value.value if isinstance(value, Drawn) else value
-
-
-def with_values(use: Use, values: Mapping[str, Tensor]) -> Any:
-    """What a use gives with the draws, or other values in their place."""
-
-    def other(value: Any) -> Any:
-        return values.get(value.site, value.value) if isinstance(value, Drawn) else value
-
-    return use.function(*tree_map(other, use.args), **tree_map(other, dict(use.kwargs)))

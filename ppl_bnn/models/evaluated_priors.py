@@ -33,6 +33,7 @@ from ppl_bnn.models.priors import (
     prior_named,
     prior_text,
 )
+from ppl_bnn.models.random_network import site_prefix
 
 # Of one network's priors: the tensor a parameter starts from, the parameter, and its first name in the network. Priors
 # with one tensor share it.
@@ -116,7 +117,7 @@ class _OfStatements(EvaluatedPrior):
         self.text = own or f"{type(elementwise(result)).__name__} given {', '.join(notes.texts)}"
 
     def __call__(self, net: Any) -> TorchDistribution:
-        prefix = f"{net._pyro_name}." if net._pyro_name else ""
+        prefix = site_prefix(net)
         with _Statements(prefix, self.like, net._pyro_context):
             result: Any = _converted(self.function(self.site, self.event_shape), self.like)
         # Pyro's Predictive puts many draws of the hyper-parameters in front.

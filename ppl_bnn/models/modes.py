@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
-from ppl_bnn.models.random_network import random_sites
+from ppl_bnn.models.random_network import random_ids
 
 # Of each model, what stayed in evaluation mode.
 _stayed: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
@@ -20,7 +20,7 @@ def mode_setter(model: nn.Module) -> Callable[[bool], None]:
     """
     kept: dict[nn.Module, None] = {}
     before = _stayed.get(model, ())
-    random = {id(parameter.point) for _, parameter in random_sites(model).values()}
+    random = random_ids(model)
     for module in model.modules():
         parameters = list(module.parameters())
         frozen = bool(parameters) and not any(one.requires_grad or id(one) in random for one in parameters)

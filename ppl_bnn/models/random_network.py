@@ -72,8 +72,7 @@ class RandomNetwork(PyroModule):
 
     def _sampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
         """The draws of the random parameters, and their number where it is not one; Pyro is told of the others."""
-        prefix, context = self._pyro_name, self.__dict__["_pyro_context"]
-        prefix += "." if prefix else ""
+        prefix, context = site_prefix(self), self.__dict__["_pyro_context"]
         if heard("param"):
             for name, parameter in self.named_parameters():
                 # Its store would set `requires_grad`.
@@ -207,6 +206,11 @@ def make_random(net: nn.Module, priors: Mapping[str, TorchDistribution | Evaluat
     net.__class__ = random_class(kind)
 
 
+def site_prefix(net: Any) -> str:
+    """What stands before a parameter's name in its site's: the path in a PyroModule around the network, if any."""
+    return f"{net._pyro_name}." if net._pyro_name else ""
+
+
 def random_networks(model: object) -> Iterator[tuple[str, RandomNetwork]]:
     """The networks with random parameters among a model's modules, with their paths."""
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
@@ -217,21 +221,26 @@ def random_networks(model: object) -> Iterator[tuple[str, RandomNetwork]]:
 def random_sites(model: object) -> dict[str, tuple[str, RandomParameter]]:
     """{site: (path of its parameter in the model, the parameter)} of all networks with random parameters in a model."""
     return {
-        f"{net._pyro_name}.{name}".lstrip("."): (f"{path}.{name}".lstrip("."), random)
+        site_prefix(net) + name: (f"{path}.{name}".lstrip("."), random)
         for path, net in random_networks(model)
         for name, random in net._random.items()
     }
 
 
+def random_ids(model: nn.Module) -> set[int]:
+    """The identities of a model's random parameters, as `nn.Module` lists them outside of calls."""
+    return {id(random.point) for _, random in random_sites(model).values()}
+
+
 def point_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name: parameter} of a model's parameters that are not random."""
-    hidden = {id(random.point) for _, random in random_sites(model).values()}
+    hidden = random_ids(model)
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in hidden}
 
 
 def point_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's ``state_dict`` without its random parameters, which the posterior has."""
-    hidden = {id(random.point) for _, random in random_sites(model).values()}
+    hidden = random_ids(model)
     names = {name for name, value in model.named_parameters(remove_duplicate=False) if id(value) in hidden}
     return {name: value for name, value in model.state_dict().items() if name not in names}
 
@@ -254,8 +263,7 @@ def given(model: nn.Module, draw: Mapping[str, Tensor]) -> Iterator[None]:
     """Context manager: a model's random parameters are a draw's {site: [*shape]}, and calls sample nothing."""
     with ExitStack() as stack:
         for _, net in random_networks(model):
-            prefix = f"{net._pyro_name}." if net._pyro_name else ""
-            net._put({name: draw[prefix + name] for name in net._random})
+            net._put({name: draw[site_prefix(net) + name] for name in net._random})
             net.__dict__["_given"] = True
             stack.callback(net._restore)
             stack.callback(net.__dict__.pop, "_given")

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ppl_bnn.errors import UserError
+from ppl_bnn.errors import UserError, some
 from ppl_bnn.models.priors import Prior, unused_pattern
 
 Select: TypeAlias = str | type[nn.Module] | Sequence[str | type[nn.Module]] | Callable[[str, Tensor], bool]
@@ -42,7 +42,7 @@ def selected(net: nn.Module, prior: Prior, select: Select | None, *, bayesian_bi
         frozen = "" if trainable else ", for all of it is frozen"
         raise UserError(
             f"{type(net).__name__} has no parameter to make random{frozen}; by default these are the trainable ones of "
-            f"two or more dimensions outside of normalization layers; it has {_some(list(parameters))}"
+            f"two or more dimensions outside of normalization layers; it has {some(parameters, 6)}"
         )
     return names
 
@@ -68,23 +68,21 @@ def _asked_for(net: nn.Module, select: Any, parameters: Mapping[str, Tensor], tr
                 f"select must be patterns of names, module types, or a function of (site, parameter); got {one!r:.60}"
             )
         if not matches:
-            raise UserError(f"{what} matches no parameter; the network has {_some(list(parameters))}")
+            raise UserError(f"{what} matches no parameter; the network has {some(parameters, 6)}")
         if not set(matches) & set(trainable):
-            raise UserError(f"{what} matches only frozen parameters, {_some(matches)}: unfreeze them first")
+            raise UserError(f"{what} matches only frozen parameters, {some(matches, 6)}: unfreeze them first")
         found |= set(matches) & set(trainable)
     return found
 
 
 def _check_priors(prior: Mapping[str, Any], parameters: Mapping[str, Tensor], trainable: list[str]) -> None:
     if (pattern := unused_pattern(prior, parameters)) is not None:
-        raise UserError(
-            f"the prior's pattern {pattern!r} matches no parameter; the network has {_some(list(parameters))}"
-        )
+        raise UserError(f"the prior's pattern {pattern!r} matches no parameter; the network has {some(parameters, 6)}")
     for pattern, value in prior.items():
         matches = [name for name in parameters if fnmatchcase(name, pattern)]
         if value is not None and not set(matches) & set(trainable):
             raise UserError(
-                f"the prior's pattern {pattern!r} matches only frozen parameters, {_some(matches)}: unfreeze them "
+                f"the prior's pattern {pattern!r} matches only frozen parameters, {some(matches, 6)}: unfreeze them "
                 "(requires_grad_(True)) before the conversion, or leave the pattern out"
             )
 
@@ -112,7 +110,3 @@ def _is_bias_of(name: str, found: set[str]) -> bool:
     # bias, in_proj_bias, bias_ih_l0; beside weight, in_proj_weight, weight_ih_l0.
     owner, dot, last = name.rpartition(".")
     return "bias" in last and f"{owner}{dot}{last.replace('bias', 'weight')}" in found
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -7,13 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.errors import UserError
+from ppl_bnn.errors import UserError, some
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
 from ppl_bnn.models.labels import not_finite, refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.model import Model, one_tensor
 from ppl_bnn.prediction.observed_site import observed_site
-from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, run_with, some
+from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, run_with
 
 
 def check_prediction(

@@ -18,7 +18,7 @@ from ppl_bnn.models.random_network import given, random_sites
 from ppl_bnn.prediction.compact.forms import choose_layers, compact_pays, uses_of
 from ppl_bnn.prediction.compact.network import CompactNetwork, can_be_compact, compact
 from ppl_bnn.prediction.norm_statistics import own_statistics
-from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
+from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, depending, plain
 
 Noise = Iterable[tuple[str, Tensor]]
 COMPACT = ("auto", "yes", "no")
@@ -187,10 +187,7 @@ def constants(module: fx.GraphModule, random: set[str], x: Tensor) -> dict[fx.No
 
     What nothing that depends on them reads is None.
     """
-    depends: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "output" or node.target in random or depends.intersection(node.all_input_nodes):
-            depends.add(node)
+    depends = depending(module.graph, random) | set(module.graph.find_nodes(op="output"))
     runner = fx.Interpreter(module, garbage_collect_values=False)
     runner.args_iter = iter([x])
     with torch.inference_mode():

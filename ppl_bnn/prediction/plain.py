@@ -123,14 +123,20 @@ class _LayersAsLeaves(fx.Tracer):
         return next(m.children(), None) is None and any(base.__module__.startswith("torch.nn") for base in bases)
 
 
+def depending(graph: fx.Graph, layers: set[str]) -> set[fx.Node]:
+    """The nodes of a graph whose values depend on some of its layers, those of the layers among them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target in layers or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _refuse_changes(graph: fx.Graph, leaves: dict[str, nn.Module], random: set[str]) -> None:
     """Refuse a graph that writes into its input, or in each draw into a value that all draws share."""
-    layers = {path.rpartition(".")[0] for path in random}
-    depends: set[fx.Node] = set()
+    depends = depending(graph, {path.rpartition(".")[0] for path in random})
     inputs: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.target in layers or depends.intersection(node.all_input_nodes):
-            depends.add(node)
         layer = leaves.get(str(node.target)) if node.op == "call_module" else None
         if node.op == "placeholder" or (
             inputs.intersection(node.all_input_nodes)

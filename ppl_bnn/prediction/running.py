@@ -142,7 +142,3 @@ class GivenSites(Messenger):
             )
         self.given.add(name)
         msg["value"], msg["is_observed"] = value, True
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

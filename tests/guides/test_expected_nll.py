@@ -52,7 +52,17 @@ PIXELS = torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 CASES = {"tokens": (Tokens, TOKENS), "tied": (Tied, TOKENS), "images": (lambda: IMAGES, PIXELS)}
 
 
-def nlls(model, guide, x, y, estimator, plain_sites, steps=STEPS):
+def fitted(case):
+    """Model, guide, inputs, labels, and the sites that have the plain draw."""
+    make, x = CASES[case]
+    torch.manual_seed(0)
+    y = torch.arange(N) % 3
+    model = Classifier(bayesian(make()), N)
+    guide = MeanFieldNormal(model, x[:1], y[:1], init_loc=0.5, init_scale=0.4, init_jitter=0.3)
+    return model, guide, x, y, check_training(model, guide, x, y, batch_size=N, with_uses=True).plain_sites
+
+
+def nlls(model, guide, x, y, plain_sites, estimator, steps=STEPS):
     elbo, found = KLScaledELBO(N), []
     torch.manual_seed(1)
     with torch.no_grad(), ESTIMATORS[estimator]() as handler:
@@ -66,15 +76,10 @@ def nlls(model, guide, x, y, estimator, plain_sites, steps=STEPS):
 
 @pytest.mark.parametrize("case", CASES)
 def test_estimators_have_the_expected_nll_of_the_plain_draw(case):
-    make, x = CASES[case]
-    torch.manual_seed(0)
-    y = torch.arange(N) % 3
-    model = Classifier(bayesian(make()), N)
-    guide = MeanFieldNormal(model, x[:1], y[:1], init_loc=0.5, init_scale=0.4, init_jitter=0.3)
-    plain_sites = check_training(model, guide, x, y, batch_size=N, with_uses=True).plain_sites
-    plain = nlls(model, guide, x, y, "plain", plain_sites)
+    case = fitted(case)
+    plain = nlls(*case, "plain")
     for estimator in ("flipout", "groups"):
-        other = nlls(model, guide, x, y, estimator, plain_sites)
+        other = nlls(*case, estimator)
         error = ((plain.var() + other.var()) / STEPS).sqrt()
         assert abs(other.mean() - plain.mean()) < 3 * error, estimator
         # Less is left to chance, so that the test could fail.
@@ -82,18 +87,5 @@ def test_estimators_have_the_expected_nll_of_the_plain_draw(case):
 
 
 def test_local_is_biased_over_tokens_and_says_so(caplog):
-    make, x = CASES["tokens"]
-    torch.manual_seed(0)
-    y = torch.arange(N) % 3
-    model = Classifier(bayesian(make()), N)
-    guide = MeanFieldNormal(model, x[:1], y[:1], init_loc=0.5, init_scale=0.4, init_jitter=0.3)
-    nlls(
-        model,
-        guide,
-        x,
-        y,
-        "local",
-        check_training(model, guide, x, y, batch_size=N, with_uses=True).plain_sites,
-        steps=2,
-    )
+    nlls(*fitted("tokens"), "local", steps=2)
     assert "local is biased for layer hidden" in caplog.text

@@ -111,26 +111,26 @@ def test_both_modes_of_predictive_have_the_same_distribution(posterior):
         assert kept.all() != guide.is_pruned
 
 
+def assert_given_draws_are_exact(net, guide, x, *, draws, parallel=True):
+    draws = [guide.draw(index) for index in range(draws)]
+    stacked = {site: torch.stack([draw[site] for draw in draws]) for site in guide.sites}
+    outputs = Predictive(net, stacked, return_sites=("_RETURN",), parallel=parallel)(x)["_RETURN"]
+    for draw, output in zip(draws, outputs, strict=True):
+        with pyro.poutine.condition(data=draw):
+            torch.testing.assert_close(output, net(x))
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_of_given_draws_is_exact(posterior, parallel):
     model, guide = posterior
-    draws = [guide.draw(index) for index in range(5)]
-    stacked = {site: torch.stack([draw[site] for draw in draws]) for site in WEIGHTS}
-    outputs = Predictive(model.net, stacked, return_sites=("_RETURN",), parallel=parallel)(X)["_RETURN"]
-    for draw, output in zip(draws, outputs, strict=True):
-        with pyro.poutine.condition(data=draw):
-            torch.testing.assert_close(output, model.net(X))
+    assert guide.sites == list(WEIGHTS)
+    assert_given_draws_are_exact(model.net, guide, X, draws=5, parallel=parallel)
 
 
 def test_parallel_draws_with_random_biases():
     net = bayesian(nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3)), bayesian_bias=True)
     guide = MeanFieldNormal(net, X[:1], init_scale=0.5)
-    draws = [guide.draw(index) for index in range(4)]
-    stacked = {site: torch.stack([draw[site] for draw in draws]) for site in guide.sites}
-    outputs = Predictive(net, stacked, return_sites=("_RETURN",), parallel=True)(X)["_RETURN"]
-    for draw, output in zip(draws, outputs, strict=True):
-        with pyro.poutine.condition(data=draw):
-            torch.testing.assert_close(output, net(X))
+    assert_given_draws_are_exact(net, guide, X, draws=4)
 
 
 def test_convolutions_take_many_draws_at_once():
@@ -138,9 +138,4 @@ def test_convolutions_take_many_draws_at_once():
     x = torch.randn(3, 1, 4, 4)
     guide = MeanFieldNormal(net, x[:1])
     assert Predictive(net, guide=guide, num_samples=2, return_sites=("_RETURN",))(x)["_RETURN"].shape == (2, 3, 2)
-    draws = [guide.draw(index) for index in range(3)]
-    stacked = {site: torch.stack([draw[site] for draw in draws]) for site in guide.sites}
-    outputs = Predictive(net, stacked, return_sites=("_RETURN",), parallel=True)(x)["_RETURN"]
-    for draw, output in zip(draws, outputs, strict=True):
-        with pyro.poutine.condition(data=draw):
-            torch.testing.assert_close(output, net(x))
+    assert_given_draws_are_exact(net, guide, x, draws=3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators.base import Estimator
-from ppl_bnn.models.drawn import Use, with_values
+from ppl_bnn.models.drawn import Use
 
 log = logging.getLogger(__name__)
 
@@ -82,4 +82,4 @@ class LocalReparameterization(Estimator):
             self._unused.discard(site)
             if site in self.posterior and site not in self._drawn and site not in self.plain_sites:
                 self._drawn[site] = self.posterior[site].rsample()
-        msg["value"], msg["done"] = with_values(use, self._drawn), True
+        msg["value"], msg["done"] = use.plainly(self._drawn), True

@@ -69,7 +69,7 @@ class Categorical(Likelihood):
 
     def distribution(self, outputs: Tensor) -> TorchDistribution:  # type: ignore[override]
         """p(label | logits [..., N, C]), or p(labels | logits [N, *])."""
-        if self.plain and outputs.dim() <= _ONE_LABEL:
+        if self._has_one_label(outputs):
             return dist.Categorical(logits=outputs)
         weights = None if self.class_weights is None else self.class_weights.to(outputs)
         return Labels(self._class_last(outputs), weight=weights, ignore_index=self.ignore_index, soft=self.soft_labels)
@@ -102,7 +102,7 @@ class Categorical(Likelihood):
         """
         if isinstance(y, list | tuple):
             y = np.asarray(y)
-        if self.plain and outputs.dim() <= _ONE_LABEL:
+        if self._has_one_label(outputs):
             return class_labels(y, outputs.shape[-1])
         if self.soft_labels:
             return numbers(y, outputs, self.distribution(outputs), "Categorical")
@@ -121,7 +121,7 @@ class Categorical(Likelihood):
     @torch.no_grad()
     def statistics(self, outputs: Tensor, y: Tensor | None = None) -> DrawStatistics:  # type: ignore[override]
         """Probabilities [S, N, C], their entropy [S, N] in nats, and accuracy as the score."""
-        if not self.plain or outputs.dim() > _ONE_LABEL:
+        if not self._has_one_label(outputs):
             return super().statistics(outputs, y)
         log_probs = F.log_softmax(outputs, -1).cpu()
         probs = log_probs.exp()
@@ -172,6 +172,9 @@ class Categorical(Likelihood):
             "ece": metrics.ece(probs, labels),
             "brier": brier,
         }
+
+    def _has_one_label(self, outputs: Tensor) -> bool:
+        return self.plain and outputs.dim() <= _ONE_LABEL
 
     def _class_last(self, outputs: Tensor) -> Tensor:
         at = self.class_dim
