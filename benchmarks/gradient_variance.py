@@ -35,7 +35,7 @@ def variance(images: Images, options: argparse.Namespace) -> Variances:
     for scale in options.scales:
         for value in training.guide.unconstrained_scale.parameters():
             nn.init.constant_(value, float(inverse_scale(torch.tensor(scale))))
-        moments = {name: _moments(training, name, islice(sources[name], options.draws), bar) for name in sources}
+        moments = {name: moments(training, name, islice(sources[name], options.draws), bar) for name in sources}
         plain, base = moments["plain"]
         found[scale] = {name: _relative(squares, base) for name, (_, squares) in moments.items()}
         table = [["estimator", *GROUPS, *(f"mean of {group}" for group in GROUPS)]]
@@ -52,14 +52,14 @@ def variance(images: Images, options: argparse.Namespace) -> Variances:
     return found
 
 
-def _moments(training: Training, name: str, batches: Batches, bar: tqdm) -> tuple[list[Tensor], Tensor]:
+def moments(training: Training, name: str, batches: Batches, bar: tqdm) -> tuple[list[Tensor], Tensor]:
     """Return the mean gradient, one vector a group, and [n - 1, 3] estimates of the trace of the covariance, by group.
 
     Welford's contrasts sqrt(k / (k + 1)) (g - mean of the k before) are uncorrelated, and each has the covariance of g.
     The mean of their squared norms is the unbiased sample variance. Their spread gives its standard error.
     """
     parts = (training.guide.loc, training.guide.unconstrained_scale, training.model)
-    groups = [list(part.parameters()) for part in parts]
+    groups = [[value for value in part.parameters() if value.requires_grad] for part in parts]
     mean, squares = [torch.zeros(())] * len(groups), []
     for drawn, batch in enumerate(batches):
         with pyro.get_param_store().scope(), METHODS.get(name, METHODS["plain"])():

@@ -1,5 +1,6 @@
 """The benchmarks that nothing else runs: they start, and say what they measured."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,27 @@ def test_a_benchmark_says_what_it_measured(arguments, parts):
     done = subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True, timeout=120)
     for part in parts:
         assert any(line.startswith(part) for line in done.stdout.splitlines()), done.stdout
+
+
+def test_the_kl_benchmark_finds_no_variance_in_the_expected_kl(tmp_path):
+    (tmp_path / "toy_digits.py").write_text(
+        "import torch\n"
+        "from ppl_bnn import Images\n"
+        "def digits(folder, file, progress):\n"
+        "    pixels = torch.randint(256, (40, 1, 28, 28), generator=torch.Generator().manual_seed(0))\n"
+        "    images = Images(pixels.to(torch.uint8), torch.arange(40) % 10, tuple('0123456789'), 'toy', 'train')\n"
+        "    return images, images\n"
+    )
+    command = [
+        sys.executable, "kl_variance.py", "--data", "toy_digits:digits", "--batch", "5", "--warm", "2", "--draws", "3",
+        "--rounds", "2",
+    ]  # fmt: skip
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=BENCHMARKS, check=True, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    rows = [line.split() for line in done.stdout.splitlines()]
+    for estimator in ("local", "plain"):
+        assert [estimator, "KL", "alone,", "expected", "0", "0", "0", "0"] in rows, done.stdout
+        assert [estimator, "one", "draw"] in [row[:3] for row in rows], done.stdout

@@ -1,6 +1,9 @@
 """The distribution of the mean-field guide, written for the speed of a step over millions of weights."""
 
 import math
+import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -10,14 +13,15 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
-from ppl_bnn.models.priors import elementwise
-from ppl_bnn.native.arithmetic import OPERATIONS
+from ppl_bnn.models.cross_entropy import cross_entropy_operation, prior_parameters
+from ppl_bnn.models.priors import elementwise, varies
+from ppl_bnn.native.arithmetic import OPERATIONS, Operation
 from ppl_bnn.native.normals import normals
 from ppl_bnn.native.weights import SMALLEST_SCALE, inverse_scale, softplus
 
 __all__ = ["SMALLEST_SCALE", "FactorizedNormal", "inverse_scale", "softplus", "standard_normal"]
 
-# What does not change from step to step, of the priors that do not.
+# What does not change from step to step, of the priors that do not: with what it was made of.
 _priors: WeakKeyDictionary[Distribution, tuple] = WeakKeyDictionary()
 
 
@@ -111,37 +115,47 @@ class FactorizedNormal(TorchDistribution):
 @register_kl(FactorizedNormal, Distribution)
 def _kl(q: FactorizedNormal, p: Distribution) -> Tensor:
     base = elementwise(p)
-    if not isinstance(base, torch.distributions.Normal) or _varies(base.loc) or _varies(base.scale):
-        if q.keep is None and isinstance(base, torch.distributions.Normal):
-            # Each weight's, whatever of it is a batch of the prior (a plate) and what an event.
-            return kl_divergence(Normal(q.loc, q.scale, validate_args=False), base).sum()
-        if q.keep is None:
-            return kl_divergence(q._independent(), p)
+    parameters = prior_parameters(base)
+    if parameters and q.keep is None:
+        operation = _kept(base, parameters, partial(_cross_entropy, base, q._loc.dtype), q._loc.dtype)
+        if operation is not None:
+            return _CrossEntropy.apply(q._loc, q._unconstrained_scale, *operation) - q.entropy()  # type: ignore[no-untyped-call,no-any-return]
+    if isinstance(base, torch.distributions.Normal) and not varies(base.loc) and not varies(base.scale):
+        count = q.count()
+        loc, coefficients, offset = _kept(base, (base.loc, base.scale), partial(_coefficients, base))
+        kl = q.sums().dot(coefficients) + count * offset
+        return kl if loc is None else kl + (count * loc.square() - 2 * loc * q.loc.sum()) * coefficients[0]
+    if q.keep is not None:
         each = kl_divergence(Normal(q._loc, softplus(q._unconstrained_scale), validate_args=False), base)
         return (each * q.keep).sum()
-    count = q.count()
-    loc, coefficients, offset = _of_prior(base)
-    kl = q.sums().dot(coefficients) + count * offset
-    return kl if loc is None else kl + (count * loc.square() - 2 * loc * q.loc.sum()) * coefficients[0]
+    if isinstance(base, torch.distributions.Normal) or parameters:
+        # Each weight's, whatever of it is a batch of the prior (a plate) and what an event.
+        return kl_divergence(Normal(q.loc, q.scale, validate_args=False), base).sum()
+    return kl_divergence(q._independent(), p)
 
 
-def _of_prior(prior: torch.distributions.Normal) -> tuple[Tensor | None, Tensor, Tensor]:
+def _kept(prior: Distribution, parameters: tuple[Tensor, ...], make: Callable[[], Any], *key: object) -> Any:
+    """What `make` returns, kept until a parameter of the prior changes; made anew each time where one is learnt."""
+    if any(parameter.requires_grad for parameter in parameters):
+        return make()
+    known, state = _priors.get(prior), (*key, *(parameter._version for parameter in parameters))
+    if known is None or known[0] != state or any(map(operator.is_not, known[1], parameters)):
+        known = _priors[prior] = state, parameters, make()
+    return known[2]
+
+
+def _coefficients(prior: torch.distributions.Normal) -> tuple[Tensor | None, Tensor, Tensor]:
     """loc, or None where it is 0; what the two sums count in the KL to a prior of one loc and scale; its constant."""
-    known = _priors.get(prior)
-    state = prior.loc, prior.scale, prior.loc._version, prior.scale._version
-    if known is None or state[2:] != known[0][2:] or state[0] is not known[0][0] or state[1] is not known[0][1]:
-        loc, scale = (part[(0,) * part.dim()] for part in (prior.loc, prior.scale))
-        coefficients = torch.stack((0.5 / scale.square(), -torch.ones_like(scale)))
-        learned = loc.requires_grad or scale.requires_grad
-        known = state, (loc if learned or loc else None, coefficients, scale.log() - 0.5)
-        if not learned:
-            _priors[prior] = known
-    return known[1]  # type: ignore[no-any-return]
+    loc, scale = (part[(0,) * part.dim()] for part in (prior.loc, prior.scale))
+    coefficients = torch.stack((0.5 / scale.square(), -torch.ones_like(scale)))
+    learned = loc.requires_grad or scale.requires_grad
+    return loc if learned or loc else None, coefficients, scale.log() - 0.5
 
 
-def _varies(parameter: Tensor) -> bool:
-    # A distribution that was expanded repeats one number by strides of 0.
-    return any(stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True) if size > 1)
+def _cross_entropy(prior: Distribution, dtype: torch.dtype) -> tuple[Operation, tuple[Tensor, ...]] | None:
+    """The operation for the cross entropy to a prior, and its scalars, the first of them 1."""
+    found = cross_entropy_operation(prior, dtype=dtype)
+    return None if found is None else (found[0], (torch.ones_like(found[1][0]), *found[1]))
 
 
 def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
@@ -197,3 +211,19 @@ class _Scale(torch.autograd.Function):
         scalars = 2 * to_sums[0], to_sums[1]
         OPERATIONS["scale_gradients"](to_loc, to_unconstrained, loc, unconstrained, to_scale, *scalars)
         return to_loc, to_unconstrained
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sum of an operation for the cross entropy to a prior, nats."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, unconstrained: Tensor, operation: Operation, scalars: tuple) -> Tensor:
+        to_loc, to_unconstrained = torch.zeros_like(loc), torch.zeros_like(loc)
+        total = operation(to_loc, to_unconstrained, loc, unconstrained, *scalars)[0]
+        ctx.save_for_backward(to_loc, to_unconstrained)
+        return total  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, to_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_loc, to_unconstrained = ctx.saved_tensors
+        return to_total * to_loc, to_total * to_unconstrained, None, None

@@ -9,7 +9,8 @@ import torch
 
 from ppl_bnn.guides.mean_field import MeanFieldNormal
 from ppl_bnn.guides.posterior import median_latents
-from ppl_bnn.models.priors import elementwise, kl_by_weight
+from ppl_bnn.models.cross_entropy import kl_by_weight
+from ppl_bnn.models.priors import elementwise
 from ppl_bnn.models.site_priors import site_priors
 
 # AT_PRIOR: a weight is at its prior if its KL is within this many nats of the least that a Normal can have.

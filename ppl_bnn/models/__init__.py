@@ -4,6 +4,7 @@ May import: distributed, native, the ground.
 """
 
 from ppl_bnn.models.conversion import bayesian
+from ppl_bnn.models.cross_entropy import cross_entropy_operation
 from ppl_bnn.models.model import Classifier, Model
 from ppl_bnn.models.named_priors import ard, hierarchical, horseshoe, learnt_normal, pretrained_prior
 from ppl_bnn.models.networks import NETWORKS, build
@@ -20,6 +21,7 @@ __all__ = [
     "ard",
     "bayesian",
     "build",
+    "cross_entropy_operation",
     "hierarchical",
     "horseshoe",
     "layer_table",

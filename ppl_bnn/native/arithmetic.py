@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_bnn.native import weights
+from ppl_bnn.native import expectations, weights
 from ppl_bnn.native.library import library
 
 _SOURCE = Path(__file__).with_name("weights.c")
@@ -101,6 +102,12 @@ class Operation:
         return sums.sum(0)
 
 
+@cache
+def scale_mixture(points: int) -> Operation:
+    """The operation whose reference has `points` on its grid; `expectations.grid` gives the least for a prior."""
+    return Operation(expectations.scale_mixture(points), "scale_mixture", tensors=4, scalars=6)
+
+
 # All operations by name.
 OPERATIONS = {
     "scale": Operation(weights.scale, "scale", tensors=3),
@@ -110,6 +117,8 @@ OPERATIONS = {
     "flipped": Operation(weights.flipped, "flipped", tensors=3, lists=3),
     "flipped_gradients": Operation(weights.flipped_gradients, "flipped_gradients", tensors=3, lists=3),
     "ivon_step": Operation(weights.ivon_step, "ivon_step", tensors=5, scalars=3),
+    "student_t": Operation(expectations.student_t, "student_t", tensors=4, scalars=5),
+    "scale_mixture": scale_mixture(44),
 }
 
 
@@ -130,7 +139,9 @@ def difference(operation: Operation, count: int) -> float:
     # Numbers in [-3, 3] without a pattern, that no generator is asked for.
     numbers = torch.frac(torch.arange(1.0, count * parts + 1, dtype=torch.float64, device="cpu") * 0.754877666) * 6 - 3
     drawn = numbers.float().view(count, parts).T.contiguous().unbind()
-    scalars = [torch.tensor(value, dtype=torch.float32) for value in (0.3, 0.2, 0.9)[: operation.scalars]]
+    scalars = [
+        torch.tensor(value, dtype=torch.float32) for value in (0.3, 0.2, 0.9, 0.7, 0.4, 0.4)[: operation.scalars]
+    ]
     found, expected = ([*(part.clone() for part in drawn)] for _ in range(2))
     exact = [part.double() for part in expected]
     sums = operation(*operation._grouped(found, 2), *scalars)

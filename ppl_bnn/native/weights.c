@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "elementary.h"
+#include "expectations.h"
 
 #define CHUNK 4096 /* weights of one task */
 #define SMALLEST_SCALE 1.2e-7f
@@ -133,4 +134,42 @@ void ivon_step(float *const *const *t, long length, const float *number, long n,
         s = s < 1e-9f ? 1e-9f : s;
         u[i] = s + logarithm(complement(-s));
     }
+}
+
+void student_t(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array to_loc = *t[0], to_u = *t[1], loc = *t[2], u = *t[3];
+    const float center = number[1], inverse = 1 / number[2], power = number[3], factor = number[0] * power * inverse;
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (long i = 0; i < n; i++) {
+        const expectation found = expected_log((loc[i] - center) * inverse, softplus(u[i]) * inverse);
+        to_loc[i] += factor * found.to_x;
+        to_u[i] += factor * found.to_r * sigmoid(u[i]);
+        total += found.value;
+    }
+    sums[0] = n * number[4] + power * total, sums[1] = 0;
+}
+
+void scale_mixture(float *const *const *t, long length, const float *number, long n, float *sums) {
+    array to_loc = *t[0], to_u = *t[1], loc = *t[2], u = *t[3];
+    const float k = number[0], c = number[1], root = number[2], precision = number[3], step = number[5];
+    float scale[CHUNK], x[CHUNK], r[CHUNK], value[CHUNK], to_x[CHUNK], to_r[CHUNK], total = 0;
+    int place[CHUNK], wide = 0, narrow = n;
+#pragma omp simd
+    for (long i = 0; i < n; i++) scale[i] = softplus(u[i]);
+    /* The weights of a large scale come first, the others last. */
+    for (long i = 0; i < n; i++) {
+        place[i] = root * scale[i] * NARROW >= step ? wide++ : --narrow;
+        x[place[i]] = root * loc[i], r[place[i]] = root * scale[i];
+    }
+    expected_softplus_wide(x, r, c, step, wide, value, to_x, to_r);
+    expected_softplus_narrow(x + wide, r + wide, c, n - wide, value + wide, to_x + wide, to_r + wide);
+#pragma omp simd reduction(+ : total)
+    for (long i = 0; i < n; i++) {
+        const int own = place[i];
+        to_loc[i] += k * (precision * loc[i] - root * to_x[own]);
+        to_u[i] += k * (precision * scale[i] - root * to_r[own]) * sigmoid(u[i]);
+        total += 0.5f * precision * (loc[i] * loc[i] + scale[i] * scale[i]) - value[own];
+    }
+    sums[0] = n * number[4] + total, sums[1] = 0;
 }

@@ -9,7 +9,8 @@ from torch.distributions import Distribution
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
-from ppl_bnn.models.priors import elementwise, kl_by_weight
+from ppl_bnn.models.cross_entropy import kl_by_weight
+from ppl_bnn.models.priors import elementwise
 from ppl_bnn.pruning.ratios import defined_loc_scale, snr
 from ppl_bnn.registry import lookup
 
@@ -38,7 +39,7 @@ def scores(guide: Posterior, criterion: str = "snr", priors: Priors | None = Non
 def kl(guide: Posterior, priors: Priors) -> dict[str, Tensor]:
     """Each weight's part of KL(q || p), nats: what the data made the posterior pay for it.
 
-    Closed form for a Normal prior, 16-point quadrature for any other.
+    By a formula, or by quadrature where there is none: see `kl_by_weight`.
     """
     return {site: kl_by_weight(*pair, priors[site]) for site, pair in defined_loc_scale(guide).items()}
 
