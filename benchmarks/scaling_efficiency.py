@@ -2,10 +2,12 @@
 
 import argparse
 import inspect
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import torch
@@ -54,6 +56,7 @@ def main() -> None:
     add("--threads", type=int, default=1, help="threads of each rank (default: 1)")
     add("--bucket_mb", type=float, default=25.0, help="as train.bucket_mb (default: 25)")
     add("--compression", choices=("none", "fp16"), default="none", help="as train.compression (default: none)")
+    add("--json", type=Path, help="file for each step's seconds, round by round")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -65,6 +68,8 @@ def main() -> None:
         found, calls = measure(options, ranks)
         if ranks.is_main:
             report(options, ranks, found, calls)
+            if options.json:
+                options.json.write_text(json.dumps(found), encoding="utf-8")
     finally:
         ranks.shutdown()
 

@@ -30,13 +30,14 @@ if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.env
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
+from ppl_bnn.devices import check_precision
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, leave, run_elastic
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
-from ppl_bnn.experiment.setup import Experiment, check_out, run_name
+from ppl_bnn.experiment.setup import Experiment, check_out, device_of, run_name
 from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
 from ppl_bnn.experiment.summary import summary
 from ppl_bnn.files import alone_in
@@ -144,6 +145,8 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
     # ArviZ and matplotlib are for the stages alone: --help does without.
     from ppl_bnn.experiment import stages
 
+    if "train" in names:
+        check_precision(device_of(config, ranks), config.train.precision)
     folder = Path(parsed.run)
     out = Path(parsed.out) if parsed.out else saved_config.out_of(folder)
     if ranks.is_main:

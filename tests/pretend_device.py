@@ -46,6 +46,9 @@ def pretend_device() -> Iterator["Backend"]:
         with (
             patch("torch.Generator", Generator), patch("torch.tensor", tensor),
             patch("torch.inference_mode", torch.no_grad), _Mode(),
+            # Lists of its tensors are worked on at once, as those of a GPU are.
+            patch("torch.utils._foreach_utils._foreach_supported_types", [Tensor, Away]),
+            patch("torch.optim.optimizer._foreach_supported_types", [Tensor, nn.Parameter, Away]),
         ):  # fmt: skip
             yield backend
     finally:

@@ -1,7 +1,7 @@
 """The benchmarks that nothing else runs: they start, and say what they measured."""
 
-import os
-import subprocess
+import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -38,14 +38,51 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
     ],
     ids=lambda value: value[0],
 )  # fmt: skip
-def test_a_benchmark_says_what_it_measured(arguments, parts):
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True, timeout=120)
+def test_a_benchmark_says_what_it_measured(arguments, parts, run_here):
+    printed = run_here(*arguments)
     for part in parts:
-        assert any(line.startswith(part) for line in done.stdout.splitlines()), done.stdout
+        assert any(line.startswith(part) for line in printed.splitlines()), printed
 
 
-def test_the_kl_benchmark_finds_no_variance_in_the_expected_kl(tmp_path):
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run a benchmark in this process, which has imported everything already; returns what it printed."""
+
+    def run(script, *arguments):
+        monkeypatch.chdir(BENCHMARKS)
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def step_scaling(run_here, folder, *arguments):
+    printed = run_here("step_scaling.py", "--seconds", "0.1", "--batch", "2", "--out", folder, *arguments)
+    assert (folder / "step_scaling.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((folder / "step_scaling.json").read_text())["points"]
+    return printed, [(point["axis"], point["size"], point["contender"]) for point in points], points
+
+
+def test_step_scaling_measures_each_size_that_fits(tmp_path, run_here):
+    sizes = ["--parameters", "1e3,1e4,1e13", "--batches", "1,4", "--size", "1000", "--ranks", ""]
+    text, found, points = step_scaling(run_here, tmp_path, *sizes, "--contenders", "plain")
+    every = [("parameters", 986), ("parameters", 10_146), ("batch", 1), ("batch", 4)]
+    assert found == [(*size, name) for size in every for name in ("mlp", "plain")]
+    assert "10,000,000,000,000 parameters, batch 2: skipped, it needs about 600000.0 GB, and " in text
+    assert all(len(point["seconds"]) >= 5 and min(point["seconds"]) > 0 for point in points)
+
+
+@pytest.mark.slow
+def test_step_scaling_measures_ranks(tmp_path, run_here):
+    sizes = ["--parameters", "", "--batches", "", "--ranks", "1,2", "--ranks_rounds", "2", "--contenders", ""]
+    _, found, points = step_scaling(run_here, tmp_path, *sizes)
+    assert found == [("ranks", 1, "mlp"), ("ranks", 2, "mlp")]
+    assert points[0]["seconds"] == points[1]["alone"]
+
+
+def test_the_kl_benchmark_finds_no_variance_in_the_expected_kl(tmp_path, run_here, monkeypatch):
     (tmp_path / "toy_digits.py").write_text(
         "import torch\n"
         "from ppl_bnn import Images\n"
@@ -54,16 +91,11 @@ def test_the_kl_benchmark_finds_no_variance_in_the_expected_kl(tmp_path):
         "    images = Images(pixels.to(torch.uint8), torch.arange(40) % 10, tuple('0123456789'), 'toy', 'train')\n"
         "    return images, images\n"
     )
-    command = [
-        sys.executable, "kl_variance.py", "--data", "toy_digits:digits", "--batch", "5", "--warm", "2", "--draws", "3",
-        "--rounds", "2",
-    ]  # fmt: skip
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=BENCHMARKS, check=True, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": paths},
-    )  # fmt: skip
-    rows = [line.split() for line in done.stdout.splitlines()]
+    monkeypatch.syspath_prepend(tmp_path)
+    printed = run_here(
+        "kl_variance.py", "--data", "toy_digits:digits", "--batch", 5, "--warm", 2, "--draws", 3, "--rounds", 2
+    )
+    rows = [line.split() for line in printed.splitlines()]
     for estimator in ("local", "plain"):
-        assert [estimator, "KL", "alone,", "expected", "0", "0", "0", "0"] in rows, done.stdout
-        assert [estimator, "one", "draw"] in [row[:3] for row in rows], done.stdout
+        assert [estimator, "KL", "alone,", "expected", "0", "0", "0", "0"] in rows, printed
+        assert [estimator, "one", "draw"] in [row[:3] for row in rows], printed

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ppl_bnn.devices import devices_here
 from ppl_bnn.distributed.communicator import Communicator, RankLost
 from ppl_bnn.errors import UserError
 
@@ -27,7 +28,8 @@ class TorchRanks(Communicator):
     def __init__(self, device: str, *, timeout: float) -> None:
         self.name = "NCCL" if device.startswith("cuda") else "Gloo"
         if self.name == "NCCL" and not torch.cuda.is_available():
-            raise UserError(f"device {device!r} cannot be used: torch finds no GPU on this host")
+            here = ", ".join(devices_here())
+            raise UserError(f"device {device!r} cannot be used: torch finds no GPU on this host, which has {here}")
         backend = "cpu:gloo,cuda:nccl" if self.name == "NCCL" else "gloo"
         with _rank_lost():
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))

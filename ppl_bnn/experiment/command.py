@@ -48,16 +48,14 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False, explain: Call
 
 
 def _failure(error: Exception) -> str:
-    import torch
-
     from ppl_bnn.distributed import RankLost
+    from ppl_bnn.inference.memory import is_out_of_memory
 
     if isinstance(error, Diverged):
         return str(error)
     if isinstance(error, RankLost):
         return f"another rank is gone ({error}); run the same command again to resume from the last checkpoint"
-    # On a CPU torch says so by a RuntimeError.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return f"out of memory: ask for fewer draws, fewer images or smaller batches ({error})"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

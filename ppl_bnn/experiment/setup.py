@@ -1,7 +1,6 @@
 """A run built from its settings: out folder, data, model and guide."""
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.data import DATASETS, Images, Split, Table, load
+from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
@@ -45,10 +45,10 @@ class Experiment:
         self.should_stop, self.progress = should_stop, progress
         self.ranks = ranks or Alone()
         self._read: tuple[tuple[Path, int], checkpoint.Checkpoint] | None = None
+        self.device = device_of(config, self.ranks)
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
             self.train_data, self.test_data = _load_data(config, progress)
-        self.device = _device(config.device, self.ranks)
         likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
         source = config.model.prior_from
@@ -171,6 +171,11 @@ class Experiment:
         )
 
 
+def device_of(config: Config, ranks: Communicator) -> torch.device:
+    """The device that this rank works on. Raises UserError where there is none of that name."""
+    return usable_device(config.device, local_rank=ranks.local_rank if ranks.size > 1 else None)
+
+
 def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: PriorRun | None = None) -> nn.Module:
     """The run's network for inputs of this shape; with `prior`, the one that the run names.
 
@@ -269,22 +274,6 @@ def _load_data(config: Config, progress: bool) -> tuple[Split, Split]:
     except OSError as error:
         raise FileError(f"the data folder {settings.dir} cannot be used: {error.strerror or error}") from None
     return train.first(settings.num_train), test.first(settings.num_test)
-
-
-def _device(name: str, ranks: Communicator) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type != "cpu" and device.index is None and ranks.size > 1:
-            module = torch.get_device_module(device)
-            # Some launchers show each rank one device only.
-            device = torch.device(device.type, ranks.local_rank % max(1, module.device_count()))
-            module.set_device(device)
-        # Of the device meta nothing can be read.
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = re.split(r"\.\s|\n", str(error))[0]
-        raise UserError(f"device {name!r} cannot be used: {reason}; choose another, such as cpu") from None
-    return device
 
 
 def _twin_state(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
+from ppl_bnn.devices import check_precision
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators import Uses
 from ppl_bnn.inference.elbo import GuideSites, Replay
@@ -84,6 +85,7 @@ def check_training(
     if count < ranks:
         raise UserError(f"{count} examples are too few for {ranks} ranks: start fewer")
     _check_finite(model, guide)
+    check_precision(x.device, precision)
     whole_batch = min(len(x), max(2, batch_size))
     look = partial(_look, model, guide, seed=seed, precision=precision, with_uses=with_uses)
     with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)], parameters) as seen:

@@ -5,16 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.data.examples import Examples
 from ppl_bnn.distributed import Communicator, GradientBuckets, first_unequal, shard
 from ppl_bnn.errors import Diverged
+from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.example_weights import weighting
 from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.memory import refuse_if_too_large
 from ppl_bnn.inference.optimizers import NonFiniteGradient, descend, first_gone_bad, set_lr
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models.random_network import point_parameters
@@ -64,6 +67,7 @@ class Step:
 
         Raises:
             Diverged: the loss or a gradient is NaN or infinite on any rank; nothing was updated.
+            UserError: the step does not fit into memory.
         """
         settings, ranks = self.settings, self.ranks
         factor = ranks.size if settings.lr_per_rank else 1
@@ -87,6 +91,9 @@ class Step:
             descend(self.optimizer, settings.clip_norm)
         except NonFiniteGradient:
             raise Diverged(self._what_went_bad(number, x, y)) from None
+        except (RuntimeError, MemoryError) as error:
+            refuse_if_too_large(error, self._loss, self.model, self.guide, self.optimizer, x, y)
+            raise
         return agreed
 
     @property
@@ -106,6 +113,11 @@ class Step:
         channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         x = lookup(AUGMENTATIONS, self.settings.augment)(x)
         return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous(), y
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        # With an estimator of its own: the step's may still be in the middle of a forward pass that failed.
+        with poutine.block(), lookup(ESTIMATORS, self.settings.estimator)():
+            return self.elbo.differentiable_loss(self.model, self.guide, x, y)
 
     def _what_went_bad(self, number: int, x: Tensor, y: Tensor) -> str:
         terms, where = self.elbo.terms, first_gone_bad(self.model, self.guide, x, y)

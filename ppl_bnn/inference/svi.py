@@ -116,7 +116,7 @@ def fit(
     Raises:
         UserError: settings out of range; labels, outputs, sites, parameters or `num_data` that do not fit; `folder`
             holds a training with other settings; fewer examples than ranks, or ranks with other settings, inputs or
-            labels than rank 0.
+            labels than rank 0; bfloat16 on a device without it; a step that does not fit into memory.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` returned True, on any rank.
