@@ -7,7 +7,7 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -178,15 +178,22 @@ def _a_package_may_fail(name: str) -> Iterator[None]:
         tqdm.write(f"{name}: could not run: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def build_contender(name: str, options: argparse.Namespace, net: nn.Module | None = None) -> Contender:
-    """Build a contender by name, on random images, for the options. `net` replaces the network that they name."""
+def build_contender(
+    name: str, options: argparse.Namespace, net: nn.Module | None = None, make: Callable[..., Contender] | None = None
+) -> Contender:
+    """Build a contender by name, on random images, for the options.
+
+    Args:
+        net: replaces the network that they name.
+        make: replaces the function in `CONTENDERS`.
+    """
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     x = torch.rand(options.batch, *SHAPES[options.network]).to(options.device)
     if x.dim() == 4:
         x = x.contiguous(memory_format=layout)
     net = (net or deterministic_network(options.network)).to(options.device).to(memory_format=layout)
     labels = torch.randint(2 if options.network == "tabular" else 10, (len(x),)).to(options.device)
-    contender = CONTENDERS[name](net, x, labels, layout)
+    contender = (make or CONTENDERS[name])(net, x, labels, layout)
     if options.precision == "float32":
         return contender
 
