@@ -1,4 +1,4 @@
-# make run: MNIST end to end.  make test: the tests but for the slow ones, which make test-slow runs.
+# make run: MNIST end to end.  make test: the tests but for the slow ones, which make test-slow runs; make test-all: both.
 # make test-large: the networks of the table of coverage that take 10 GB.
 # make test-newest: what meets ArviZ, result files and the command line, on the newest Python of this machine.
 # Each installs what it needs, also on a bare machine.
@@ -7,29 +7,41 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow test-large test-newest test-any-python lint docs horovod clean
+.PHONY: run test test-slow test-all test-large test-newest install-newest test-any-python digits lint docs horovod clean
 
 run: $(VENV)/installed data/mnist/t10k-labels-idx1-ubyte
 	$(BIN)/python -m ppl_bnn.run runs/mnist-fc
 
 DIGITS := data/mnist/t10k-labels-idx1-ubyte data/fashion-mnist/t10k-labels-idx1-ubyte
 
+# Each worker takes half of the tests in their order, so those of a file share trainings, and then half of what is left.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: $(VENV)/installed-test $(DIGITS)
-	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # pytest ends with 5 where no test is marked slow.
 test-slow: $(VENV)/installed-test $(DIGITS)
-	$(BIN)/python -m pytest --numprocesses 2 -m 'slow and not large' || test $$? -eq 5
+	$(PYTEST) -m 'slow and not large' || test $$? -eq 5
+
+test-all: $(VENV)/installed-test $(DIGITS)
+	$(PYTEST) -m 'not large'
 
 test-large: $(VENV)/installed-test $(DIGITS)
 	$(BIN)/python -m pytest -m large
 
+NEWEST = @if python=$$(tools/newest_python); then $(MAKE) VENV=.venv-newest PYTHON=$$python
+
 test-newest:
-	@if python=$$(tools/newest_python); then $(MAKE) VENV=.venv-newest PYTHON=$$python test-any-python; \
+	$(NEWEST) test-any-python; \
 	else echo 'no CPython 3.12 or newer on PATH or under pyenv: the tests on the newest Python are left out'; fi
 
+# What make test-newest installs.
+install-newest:
+	$(NEWEST) .venv-newest/installed-test; fi
+
 test-any-python: $(VENV)/installed-test $(DIGITS)
-	$(BIN)/python -m pytest --numprocesses 2 -m 'any_python and not slow'
+	$(PYTEST) -m 'any_python and not slow'
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -46,6 +58,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[test]'
 	-$(BIN)/python tools/build_horovod.py --kept
 	touch $@
+
+digits: $(DIGITS)
 
 # The last of the files that the tool writes.
 data/%/t10k-labels-idx1-ubyte: | $(VENV)/installed

@@ -1,4 +1,4 @@
-"""Shared fixtures: a clean parameter store and seed for every test, the real digits, and a run on a few of them."""
+"""Shared fixtures: a clean store, seed and threads for every test, the real digits, and a run on a few of them."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,9 @@ import pytest
 import torch
 from run_folders import written
 
-from ppl_bnn.data import Images, load
+from ppl_bnn.data import Images, load, sources
+from ppl_bnn.experiment import report
+from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
 DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
@@ -32,10 +34,37 @@ pytest.register_assert_rewrite(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: quick ones then share out what time is left, and no worker waits for a slow one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _checksums_once():
+    """The real data sets are read by hundreds of tests; a file that has not changed is hashed once."""
+    check, known = sources._check_md5, set()
+
+    def check_once(raw, expected, path):
+        # What is downloaded has a name before it is a file.
+        there = (path, path.stat().st_mtime_ns, expected) if Path(path).is_relative_to(DATA) else None
+        if there not in known:
+            check(raw, expected, path)
+        if there:
+            known.add(there)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_check_md5", check_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _clean():
     pyro.clear_param_store()
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    # A command's --threads is not for the tests after it.
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -71,3 +100,23 @@ def call(run_folder, capsys):
         return code, capsys.readouterr().err.strip().splitlines()
 
     return _call
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """How often a report drew; what it draws are two small files that tell the number of draws.
+
+    For tests of what a report is made of: the figures themselves take seconds to draw.
+    """
+    drawn = []
+
+    def draw(run, rows, predictive, *_):
+        drawn.append(netcdf.read_attrs(predictive)["num_samples"])
+        paths = [run.out / "figures" / name for name in ("reliability.png", "gallery.html")]
+        paths[0].parent.mkdir(exist_ok=True)
+        for path in paths:
+            path.write_text(f"{drawn[-1]} draws")
+        return paths
+
+    monkeypatch.setattr(report, "draw_figures", draw)
+    return drawn

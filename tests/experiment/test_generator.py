@@ -33,6 +33,7 @@ def test_draws_of_another_generator_are_not_added_to():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawings")
 def test_draws_of_another_generator_are_reported_and_left_alone_but_not_added_to(call, run_folder):
     out = run_folder / "out"
     assert call("--stages", "train,predict,prune")[0] == 0

@@ -14,16 +14,15 @@ from safetensors.torch import load_file
 
 from ppl_bnn.experiment import stage_prune
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.prediction import predictive
 from ppl_bnn.pruning import finetune
 from ppl_bnn.results import netcdf
 
 ROOT = Path(__file__).parents[2]
 
 
-def training_command(run_folder):
-    """Train in a process of its own, with a checkpoint every epoch."""
-    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train"]
-    return [*command, "--train.checkpoint_every", "1"]
+# A training with a checkpoint every epoch.
+TRAINING = ["--stages", "train", "--train.checkpoint_every", "1"]
 
 
 def test_ctrl_c_before_the_stages_does_not_pass_for_a_failed_download(call, run_folder, monkeypatch):
@@ -70,9 +69,9 @@ def test_a_fine_tuning_that_was_cut_off_goes_on_where_it_was(call, run_folder, m
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
-def test_a_full_disk_costs_nothing_that_was_there(run_folder):
+def test_a_full_disk_costs_nothing_that_was_there(call, run_folder):
     """A limit on file size is what a full disk is to the writer: the checkpoint does not fit."""
-    command = training_command(run_folder)
+    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), *TRAINING]
     limited = ["bash", "-c", f"ulimit -f 4000; exec {' '.join(command)}"]
     result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
@@ -80,41 +79,42 @@ def test_a_full_disk_costs_nothing_that_was_there(run_folder):
     assert "step-00000006.safetensors" in result.stderr.splitlines()[-1]
     assert "existing results are intact; run the same command again to resume" in result.stderr.splitlines()[-1]
     assert not list((run_folder / "out").rglob("*.part"))
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert call(*TRAINING)[0] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["predict", "prune"])
-def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder, tmp_path, stage):
-    base = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--predict.method", "draws", "--stages"]
-    subprocess.run([*base, "train"], cwd=ROOT, check=True, capture_output=True)
+def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(call, run_folder, tmp_path, monkeypatch, stage):
+    base = ["--predict.method", "draws", "--stages"]
+    assert call(*base, "train")[0] == 0
     setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
-    code = (
-        "import os, signal, sys; from ppl_bnn import run; from ppl_bnn.prediction import predictive\n"
-        "real = predictive.drawn_blocks\n"
-        "def blocks(*a, **k):\n"
-        "    size, logits = real(*a, **k)\n"
-        "    def stopped(block, sign):\n"
-        "        if block == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        return logits(block, sign)\n"
-        "    return predictive.Blocks(size, stopped)\n"
-        "predictive.drawn_blocks = blocks; sys.exit(run.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *base[3:], stage, setting, "6"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 75, result.stderr
-    assert "stopped after draw 3 of 6" in result.stderr.splitlines()[-1]
+    real = predictive.drawn_blocks
+
+    def blocks(*arguments, **keywords):
+        size, logits = real(*arguments, **keywords)
+
+        def stopped(block, sign):
+            if block == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return logits(block, sign)
+
+        return predictive.Blocks(size, stopped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictive, "drawn_blocks", blocks)
+        code, lines = call(*base, stage, setting, 6)
+    assert code == 75
+    assert "stopped after draw 3 of 6" in lines[-1]
     out = run_folder / "out"
     assert [path.name for path in out.glob("*.nc")] == {"predict": ["predictive.partial.nc"], "prune": []}[stage]
-    again = subprocess.run([*base, stage, setting, "6"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0
-    assert ("resuming from the 3 draws in predictive.partial.nc" in again.stderr) == (stage == "predict")
+    code, lines = call(*base, stage, setting, 6)
+    assert code == 0
+    assert ("resuming from the 3 draws in predictive.partial.nc" in "\n".join(lines)) == (stage == "predict")
     assert len(list(out.glob("*.nc"))) == 1
     if stage == "predict":
-        whole = [*base, stage, setting, "6", "--out", str(tmp_path / "whole")]
         (tmp_path / "whole").mkdir()
         (tmp_path / "whole" / "checkpoints").symlink_to(out / "checkpoints")
-        subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
+        assert call(*base, stage, setting, 6, "--out", tmp_path / "whole")[0] == 0
         for group in ("posterior_predictive", "log_likelihood", "uncertainty", "monte_carlo", "sample_stats"):
             one, other = (netcdf.read_group(path / "predictive.nc", group) for path in (out, tmp_path / "whole"))
             # Kept probabilities are stored in steps of 1/65534, and what is made of them again with them.
@@ -126,10 +126,10 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(run_folder,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tmp_path, number):
-    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), "--stages", "train", "--train.epochs", "60"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, run_folder, tmp_path, number):
+    arguments = ["--stages", "train", "--train.epochs", "60", "--threads", "1"]
+    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = run_folder / "out" / "log.csv"
     deadline = time.monotonic() + 90
     while not log.exists() and time.monotonic() < deadline:
@@ -140,9 +140,8 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tm
     assert "run the same command again" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
     assert 0 < checkpoint.load(checkpoint.find(run_folder / "out" / "checkpoints")).step < 360
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, env=environment).returncode == 0
-    whole = [*command, "--out", str(tmp_path / "whole")]
-    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True, env=environment)
+    assert call(*arguments)[0] == 0
+    assert call(*arguments, "--out", tmp_path / "whole")[0] == 0
     cut, uncut = (
         load_file(checkpoint.find(folder / "checkpoints")) for folder in (run_folder / "out", tmp_path / "whole")
     )
@@ -152,11 +151,11 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(run_folder, tm
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(run_folder, tmp_path):
+def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(call, run_folder, tmp_path):
     settings = ["--train.epochs", "12", "--train.checkpoint_minutes", "0.001", "--train.keep_checkpoints", "3"]
-    command = [*training_command(run_folder), *settings, "--threads", "1"]
-    whole = [*command, "--out", str(tmp_path / "whole")]
-    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
+    arguments = [*TRAINING, *settings, "--threads", "1"]
+    command = [sys.executable, "-m", "ppl_bnn.run", str(run_folder), *arguments]
+    assert call(*arguments, "--out", tmp_path / "whole")[0] == 0
     checkpoints = run_folder / "out" / "checkpoints"
     for steps in (0, 13, 50):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -168,9 +167,9 @@ def test_killed_at_any_step_and_started_again_it_ends_bitwise_the_same(run_folde
         process.kill()
         process.wait()
     before = checkpoint.step_of(checkpoint.find(checkpoints))
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"resuming from step-{before:08d}" in result.stderr
+    code, lines = call(*arguments)
+    assert code == 0
+    assert any(f"resuming from step-{before:08d}" in line for line in lines)
     assert 50 <= before < 72
     cut, uncut = (checkpoint.load(checkpoint.find(folder)) for folder in (checkpoints, tmp_path / "whole/checkpoints"))
     assert cut.tensors.keys() == uncut.tensors.keys()

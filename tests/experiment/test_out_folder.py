@@ -25,6 +25,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
+@pytest.mark.usefixtures("drawings")
 def test_an_out_folder_is_predicted_pruned_and_reported_without_its_overrides(call, out):
     trained = contents(out / "checkpoints")
     code, lines = call("--pruning.fractions", "[0.5]", run=out)

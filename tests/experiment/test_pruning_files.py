@@ -14,6 +14,7 @@ from ppl_bnn.experiment.jobs import main as jobs
 from ppl_bnn.experiment.provenance import pruning_path
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.results import netcdf
+from ppl_bnn.run import main
 
 pytestmark = pytest.mark.any_python
 ONE_LEVEL = ("--pruning.fractions", "[0.5]", "--pruning.threshold", "[]")
@@ -135,10 +136,14 @@ def test_each_weights_snr_is_saved_on_request(prune, run_folder):
 @pytest.mark.slow
 def test_jobs_merge_the_files_that_their_settings_name(run_folder):
     out = run_folder / "out"
-    common = ["--stages", "train,predict,prune", "--train.epochs", "1", *ONE_LEVEL, "--pruning.save_snr", "true"]
+    common = ["--train.epochs", "1", *ONE_LEVEL, "--pruning.save_snr", "true", "--stages", "train,predict,prune"]
     for step in ("last", "0"):
-        how = ["--pruning.checkpoint", step, "--predict.checkpoint", step]
-        assert jobs([str(run_folder), "--vary", "train.seed=0,1", *common, *how]) == 0
+        how = [*common, "--pruning.checkpoint", step, "--predict.checkpoint", step]
+        # One of them a job finds done; the other belongs to another shard.
+        for seed in (0, 1):
+            own = ["--train.seed", str(seed), "--out", str(out / "jobs" / f"train.seed={seed}")]
+            assert main([str(run_folder), "--quiet", *how, *own]) == 0
+        assert jobs([str(run_folder), "--vary", "train.seed=0,1", *how, "--shard", "1/2"]) == 0
     merged = {path.name for path in (out / "merged").iterdir()}
     assert merged == {
         "predictive.nc", "pruning.nc", "predictive-step-00000000.nc", "pruning-step-00000000.nc",

@@ -136,6 +136,7 @@ def test_files_that_look_like_checkpoints_are_left_alone(call, run_folder):
     assert netcdf.read_attrs(run_folder / "out" / "predictive.nc")["step"] == 12
 
 
+@pytest.mark.usefixtures("drawings")
 def test_a_posterior_table_of_another_step_is_not_reported(call, run_folder):
     assert call("--stages", "train,predict")[0] == 0
     assert call("--stages", "posterior", "--predict.checkpoint", "step-00000000")[0] == 0
@@ -199,6 +200,7 @@ def test_a_refused_first_try_does_not_stand_in_the_way(call, run_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawings")
 def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
     assert call("--stages", "train,predict,prune,report")[0] == 0
     out = run_folder / "out"
@@ -214,6 +216,7 @@ def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
     assert (out / "metrics.json").read_text() == before
 
 
+@pytest.mark.usefixtures("drawings")
 def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeypatch):
     """Trained on the subset while MNIST could not be had, and given MNIST afterwards."""
     from ppl_bnn.experiment import setup as experiment
@@ -248,6 +251,7 @@ def test_bad_places_are_one_line(call, run_folder, tmp_path):
     assert_refused(call(), "must be a mapping")
 
 
+@pytest.mark.usefixtures("drawings")
 def test_damaged_results_are_named_and_kept(call, run_folder):
     assert call("--stages", "train,predict")[0] == 0
     out = run_folder / "out"

@@ -15,7 +15,6 @@ from refusals import assert_refused
 from safetensors.torch import load_file
 
 from ppl_bnn.data import Images
-from ppl_bnn.experiment import report
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
@@ -66,22 +65,6 @@ def test_a_run_leaves_every_result(call, run_folder):
 
     assert_refused(call("--train.lr", "0.1"), "train.lr: saved 0.001, now 0.1", "--out")
     assert stamps[out / "pruning.nc"] == (out / "pruning.nc").stat().st_mtime_ns
-
-
-@pytest.fixture
-def drawings(monkeypatch):
-    """How often a report drew; what it draws are two small files that tell the number of draws."""
-    drawn = []
-
-    def draw(run, rows, predictive, *_):
-        drawn.append(netcdf.read_attrs(predictive)["num_samples"])
-        paths = [run.out / "figures" / name for name in ("reliability.png", "gallery.html")]
-        for path in paths:
-            path.write_text(f"{drawn[-1]} draws")
-        return paths
-
-    monkeypatch.setattr(report, "draw_figures", draw)
-    return drawn
 
 
 def test_a_report_is_made_again_only_where_its_results_or_its_files_changed(call, run_folder, drawings):
@@ -172,10 +155,12 @@ def test_summary_asks_a_data_function_of_the_users_own(run_folder, capsys, monke
     assert "block4.conv2, block4.shortcut" in printed
 
 
-def test_help_teaches_and_print_config_resolves():
+def test_help_teaches_and_print_config_resolves(capsys):
     def output(*arguments):
-        command = [sys.executable, "-m", "ppl_bnn.run", *arguments]
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        return capsys.readouterr().out
 
     text = output("--help")
     for part in (
@@ -186,7 +171,7 @@ def test_help_teaches_and_print_config_resolves():
         "scale_mixture(weight, scale1, scale2)",
     ):
         assert part in text
-    config = yaml.safe_load(output("runs/study-mnist-fc-start-3", "--train.epochs", "3", "--print_config"))
+    config = yaml.safe_load(output(str(ROOT / "runs/study-mnist-fc-start-3"), "--train.epochs", "3", "--print_config"))
     assert config["train"]["epochs"] == 3
     assert config["train"]["optimizer"] == "rmsprop"
 

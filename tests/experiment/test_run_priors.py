@@ -29,7 +29,10 @@ DEFAULT = ("--model.prior", "normal(0, 1)")
         ("horseshoe(0.1)", ["--pruning.criterion", "evidence"]),
     ],
 )
-def test_a_prior_with_parameters_of_its_own_goes_through_every_stage(call, run_folder, prior, arguments):
+def test_a_prior_with_parameters_of_its_own_goes_through_every_stage(call, run_folder, request, prior, arguments):
+    # The figures of one are enough.
+    if prior != "horseshoe(0.1)":
+        request.getfixturevalue("drawings")
     code, lines = call("--model.prior", prior, *arguments)
     assert code == 0, lines
     before = {path: path.read_bytes() for path in (run_folder / "out").glob("*.nc")}
@@ -51,6 +54,7 @@ def trained(call, out, *arguments):
     assert code == 0, lines
 
 
+@pytest.mark.usefixtures("drawings")
 def test_a_finished_runs_posterior_is_the_prior_of_the_next(call, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     trained(call, first)

@@ -1,6 +1,7 @@
 """The estimators, against closed forms and against independent weight draws."""
 
 import math
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -106,32 +107,38 @@ def test_flipout_with_noise_in_half_precision_is_flipout_to_a_hundredth_of_the_n
         torch.testing.assert_close(other, one, rtol=0, atol=0.01 * float(one.norm()))
 
 
-# Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
-@pytest.mark.parametrize(
-    ("estimator", "layer", "x"),
-    [
-        *(("flipout", *LINEAR), ("flipout", *CONV), ("flipout-bfloat16", *CONV)),
-        *(("groups", *LINEAR), ("groups", *CONV), ("local", *LINEAR)),
-    ],
-    ids=["flipout-linear", "flipout-conv", "flipout-bfloat16-conv", "groups-linear", "groups-conv", "local-linear"],
-)
-def test_gradients_have_the_plain_estimators_mean(estimator, layer, x):
+def gradients(net, guide, x, target, estimator, draws=4000):
+    """Gradients [draws, number of the guide's numbers] of a smooth loss that is not quadratic, so the noise matters."""
+    parameters, found = list(guide.parameters()), []
+    for _ in range(draws):
+        with ESTIMATORS[estimator]():
+            trace = poutine.trace(guide).get_trace(x)
+            y = poutine.replay(net, trace=trace)(x)
+        loss = F.softplus(y - target).sum()
+        found.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(found)
+
+
+@cache
+def plain_gradients(name):
+    """A layer, its guide, inputs and target, and the plain estimator's gradients, which several are compared with."""
+    layer, x = {"linear": LINEAR, "conv": CONV}[name]
     net, guide = layer_and_guide(layer, x)
     target = torch.randn_like(next(iter(outputs(net, guide, x, "plain", 1))))
-    parameters = list(guide.parameters())
+    return (net, guide, x, target), gradients(net, guide, x, target, "plain")
 
-    def gradients(name, draws=4000):
-        found = []
-        for _ in range(draws):
-            with ESTIMATORS[name]():
-                trace = poutine.trace(guide).get_trace(x)
-                y = poutine.replay(net, trace=trace)(x)
-            # A smooth loss that is not quadratic, so that the noise matters.
-            loss = F.softplus(y - target).sum()
-            found.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, parameters)]))
-        return torch.stack(found)
 
-    plain, other = gradients("plain"), gradients(estimator)
+# Local reparameterization drops a convolution's covariances over space, so only its linear layer has to agree.
+@pytest.mark.parametrize(
+    ("estimator", "layer"),
+    [
+        *(("flipout", "linear"), ("flipout", "conv"), ("flipout-bfloat16", "conv")),
+        *(("groups", "linear"), ("groups", "conv"), ("local", "linear")),
+    ],
+)
+def test_gradients_have_the_plain_estimators_mean(estimator, layer):
+    given, plain = plain_gradients(layer)
+    other = gradients(*given, estimator)
     error = ((plain.var(0) + other.var(0)) / len(plain)).sqrt()
     assert ((plain.mean(0) - other.mean(0)) / error).abs().max() < 5
     assert plain.mean(0).abs().max() > 0.1

@@ -48,7 +48,7 @@ def test_every_prior_trains(prior):
         "scale_mixture": "scale_mixture(0.5, 2, 0.2)",
     }
     model, guide = small(prior=parse_prior(texts[prior]))
-    history = fit(model, guide, X, Y, **settings(epochs=60))
+    history = fit(model, guide, X, Y, **settings(epochs=20))
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["kl"] > 0
 
