@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian
+from our_step import OurStep
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.inference.log import BatchAccuracy
-from ppl_bnn.inference.optimizers import build_optimizer, descend
+from ppl_bnn.inference.optimizers import build_optimizer
 
 NUM_DATA = 50_000
 
@@ -36,6 +36,12 @@ class Contender(NamedTuple):
 def deterministic(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
     """Build the deterministic step in plain torch."""
     return _with_adam(net.parameters(), lambda: F.cross_entropy(net(x), y))
+
+
+def compiled(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
+    """Build the deterministic step, whose network runs through torch.compile."""
+    net.compile()
+    return deterministic(net, x, y, layout)
 
 
 def by_hand(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
@@ -57,26 +63,22 @@ def by_hand(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -
     return _with_adam([*net.parameters(), *(scale.requires_grad_() for scale in unconstrained.values())], loss)
 
 
-def ours(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, name: str) -> Contender:
-    """Build the step of `ppl_bnn.fit`: an estimator with Adam, or ``ivon``: the plain estimator with that optimizer."""
+def ours(
+    net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format, *, name: str, mode: str = "eager"
+) -> Contender:
+    """Build the step of `ppl_bnn.fit`: an estimator with Adam, or ``ivon``: the plain estimator with that optimizer.
+
+    Args:
+        mode: ``eager``, ``compiled`` (the network, with the plain estimator) or ``graph`` (replayed as a CUDA graph).
+    """
     ivon = name == "ivon"
     model = Classifier(bayesian(net), NUM_DATA)
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=0.0063 if ivon else 1.2e-4)
     model.to(memory_format=layout)
     guide.to(memory_format=layout)
     optimizer = build_optimizer("ivon" if ivon else "adam", model, guide, lr=0.01 if ivon else 1e-4)
-    elbo = KLScaledELBO(NUM_DATA)
-    handlers = ESTIMATORS["plain" if ivon else name](), BatchAccuracy()
-    # Each contender has its own parameter store, because their parameters have the same names.
-    parameters: dict = {"params": {}, "constraints": {}}
-
-    def step() -> None:
-        optimizer.param_groups[0]["kl_per_datum"] = elbo.kl_weight / NUM_DATA
-        with pyro.get_param_store().scope(parameters), handlers[0], handlers[1]:
-            elbo.loss_and_grads(model, guide, x, y)
-            descend(optimizer)
-
-    return Contender(step, partial(_bytes, optimizer))
+    step = OurStep(model, guide, optimizer, estimator="plain" if ivon else name, compiles=mode == "compiled")
+    return Contender(step.replayed(x, y) if mode == "graph" else partial(step, x, y), partial(_bytes, optimizer))
 
 
 def ivon_opt(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:
@@ -199,6 +201,8 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "mlp": deterministic,
     "hand": by_hand,
     **{name: partial(ours, name=name) for name in (*ESTIMATORS, "ivon")},
+    "compiled": compiled,
+    "plain-compiled": partial(ours, name="plain", mode="compiled"),
     "ivon-opt": ivon_opt,
     "bayesian-torch flipout": partial(bayesian_torch, kind="Flipout"),
     "bayesian-torch reparam": partial(bayesian_torch, kind="Reparameterization"),

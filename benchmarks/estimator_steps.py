@@ -2,27 +2,19 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-import pyro
 import torch
 from torch import Tensor
 
+from our_step import METHODS, OurStep
 from ppl_bnn import Classifier, Images, KLScaledELBO, MeanFieldNormal, build
-from ppl_bnn.guides import ESTIMATORS, GroupedFlips
-from ppl_bnn.inference.log import BatchAccuracy
-from ppl_bnn.inference.optimizers import build_optimizer, descend
+from ppl_bnn.inference.optimizers import build_optimizer
 from report import Table, aligned, as_markdown
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
-METHODS: dict[str, Callable[[], AbstractContextManager]] = {
-    **ESTIMATORS,
-    **{f"groups-{count}": partial(GroupedFlips, count) for count in (2, 8, 16)},
-}
 TRAINABLE = (*METHODS, "ivon", *(f"ivon+{name}" for name in METHODS))
 
 
@@ -36,6 +28,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     seconds: float = 0.0
     steps: int = 0
+    own: tuple[str, OurStep] | None = None
 
     @classmethod
     def start(
@@ -57,13 +50,16 @@ class Training:
     def step(self, x: Tensor, y: Tensor, estimator: str = "plain") -> float:
         """Run one step and return its seconds."""
         started = time.perf_counter()
-        # Each training has its own parameter store, because their parameters have the same names.
-        with pyro.get_param_store().scope(), METHODS[estimator](), BatchAccuracy():
-            self.elbo.loss_and_grads(self.model, self.guide, x, y)
-            descend(self.optimizer)
+        self._of(estimator)(x, y)
         seconds = time.perf_counter() - started
         self.seconds, self.steps = self.seconds + seconds, self.steps + 1
         return seconds
+
+    def _of(self, estimator: str) -> OurStep:
+        # The guide's parameters are in the buffers of one step at a time.
+        if self.own is None or self.own[0] != estimator:
+            self.own = estimator, OurStep(self.model, self.guide, self.optimizer, estimator=estimator)
+        return self.own[1]
 
 
 def shuffled(x: Tensor, y: Tensor, options: argparse.Namespace) -> Batches:

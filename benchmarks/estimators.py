@@ -13,7 +13,7 @@ from estimator_steps import METHODS, TRAINABLE, Training, show, shuffled, with_e
 from gradient_variance import ANY_BATCH, GROUPS, Variances, variance
 from ppl_bnn import Images, kl_by_site, load, predict
 from ppl_bnn.data import DATASETS
-from ppl_bnn.inference.optimizers import NonFiniteGradient
+from ppl_bnn.inference.updates import NonFiniteGradient
 from ppl_bnn.models import parse_prior
 from ppl_bnn.models.networks import NETWORKS
 from ppl_bnn.native.memory import keep_freed_memory

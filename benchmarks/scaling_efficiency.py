@@ -16,12 +16,14 @@ from torch import nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
-from ppl_bnn.distributed import Communicator, GradientBuckets, connect
+from our_step import OurStep
+from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build
+from ppl_bnn.distributed import Communicator, connect
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
-from ppl_bnn.inference.log import BatchAccuracy
-from ppl_bnn.inference.optimizers import build_optimizer, descend
+from ppl_bnn.inference.elbo import Terms
+from ppl_bnn.inference.objective import gradient_buckets
+from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.native.memory import keep_freed_memory
 
 _HELP = """
@@ -108,26 +110,27 @@ def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[]
     x, y = batch(options)
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=1.2e-4).to(memory_format=torch.channels_last)
     optimizer = build_optimizer("adam", model, guide, lr=1e-4)
-    elbo, accuracy = KLScaledELBO(50_000), BatchAccuracy()
-    estimator = "plain" if options.deterministic else options.estimator
-    # Each contender has its own parameter store, because their parameters have the same names.
-    parameters: dict = {"params": {}, "constraints": {}}
-    buckets = None
-    if ranks:
-        ranks.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
-        order = data_parallel.forward_order(model, guide)
-        buckets = GradientBuckets(order, ranks, bucket_mb=options.bucket_mb, compression=options.compression)
-        buckets.__enter__()
+    step = OurStep(
+        model, guide, optimizer, estimator="plain" if options.deterministic else options.estimator, gathers=not ranks
+    )
+    if ranks is None:
+        return lambda: step(x, y)
+    ranks.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
+    buckets = gradient_buckets(
+        model, guide, step.elbo.flat, ranks, bucket_mb=options.bucket_mb, compression=options.compression
+    )
+    buckets.__enter__()
 
-    def step() -> None:
-        with pyro.get_param_store().scope(parameters), ESTIMATORS[estimator](), accuracy:
-            elbo.loss_and_grads(model, guide, x, y)
-            if ranks and buckets:
-                buckets.average()
-                data_parallel.agree(ranks, elbo.terms, accuracy.correct, stop=False, save=False)
-            descend(optimizer)
+    def together() -> None:
+        step.update.prepare()
+        found = step.gradients(x, y)
+        buckets.average()
+        found = step.elbo.completed(found, 1.0)
+        terms = Terms(found.loss, found.nll, found.kl)
+        data_parallel.agree(ranks, [(terms, found.correct)], stop=False, save=False)
+        step.update(found.squares)
 
-    return step
+    return together
 
 
 def ddp(options: argparse.Namespace, ranks: Communicator) -> Callable[[], None]:

@@ -44,6 +44,7 @@ contenders:
   plain, flipout, flipout-bfloat16, groups, local
                                  our estimators with Adam, as ppl_bnn.fit runs a step
   ivon                           the plain estimator with optimizer="ivon"
+  compiled, plain-compiled       the deterministic step and plain's with torch.compile; only if named
   ivon-opt                       the optimizer of the package ivon-opt on the deterministic network
   bayesian-torch flipout, bayesian-torch reparam
                                  the network converted by the package bayesian-torch, with Adam
@@ -92,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.batch = options.batch or BATCHES[options.network]
     others = ("cnn",) if options.network in DENSE else ("mlp", "hand")
-    names = known = [name for name in CONTENDERS if name not in others]
+    known = [name for name in CONTENDERS if name not in others]
+    names = [name for name in known if "compiled" not in name]
     if options.contenders:
         chosen = [name.strip() for name in options.contenders.split(",")]
         names = [known[0], *(OWN_BASES[name] for name in chosen if name in OWN_BASES), *chosen]

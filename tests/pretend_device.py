@@ -118,6 +118,15 @@ class Away(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        # A parameter takes other memory of its own shape and strides.
+        self.here = other.here if isinstance(other, Away) else other
+
     def as_subclass(self, cls: Any) -> Any:
         # A wrapper has no memory that an object of another class could share.
         with torch._C.DisableTorchFunctionSubclass():

@@ -155,8 +155,9 @@ def test_a_training_that_stopped_there_goes_on_bitwise(device, backend, tmp_path
         assert torch.equal(tensor, parts[name]), name
 
 
+@pytest.mark.parametrize(("log_every", "step"), [(1, 2), (50, 4)])
 @there
-def test_what_goes_bad_there_is_named(device, backend):
+def test_what_goes_bad_there_is_named(device, backend, log_every, step):
     model, guide, x, y = small(device)
 
     def spoil():
@@ -164,8 +165,9 @@ def test_what_goes_bad_there_is_named(device, backend):
             model.net[4].bias.fill_(float("nan"))
         return False
 
-    with pytest.raises(Diverged, match=r"step 2 .*net\.4\.bias"):
-        fit(model, guide, x, y, **SETTINGS, should_stop=spoil)
+    # It is asked where steps are read: after each, or after an epoch of three.
+    with pytest.raises(Diverged, match=rf"step {step} .*net\.4\.bias"):
+        fit(model, guide, x, y, **SETTINGS, should_stop=spoil, log_every=log_every)
 
 
 @pytest.mark.skipif(GPU, reason="a GPU does not count")
@@ -185,13 +187,29 @@ def test_a_step_waits_for_the_device_after_back_propagation_alone(device, backen
 
 
 @pytest.mark.skipif(GPU, reason="a GPU does not count")
-@pytest.mark.parametrize("is_pruned", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", "ivon"])
+@pytest.mark.parametrize("estimator", ["plain", "groups", "flipout", "local"])
 @there
-def test_a_step_waits_for_the_device_three_times(device, backend, is_pruned):
+def test_a_step_waits_for_the_device_where_it_is_read_alone(device, backend, estimator, optimizer):
+    waits = {}
+    for epochs, log_every in ((1, 50), (4, 50), (4, 2)):
+        model, guide, x, y = small(device)
+        backend.waits.clear()
+        how = {"estimator": estimator, "optimizer": optimizer, "log_every": log_every, "clip_norm": 10.0}
+        fit(model, guide, x, y, **{**SETTINGS, "epochs": epochs, "batch_size": len(x) // 4, **how})
+        waits[epochs, log_every] = len(backend.waits)
+    # Four steps an epoch, whose end is read in any case.
+    assert waits[4, 50] - waits[1, 50] == 3
+    assert waits[4, 2] - waits[4, 50] == 4
+
+
+@pytest.mark.skipif(GPU, reason="a GPU does not count")
+@there
+def test_a_step_through_pyro_waits_for_the_device_three_times(device, backend):
     waits = []
     for epochs in (1, 3):
         model, guide, x, y = small(device)
-        guide = prune(guide, fraction=0.3).guide if is_pruned else guide
+        guide = prune(guide, fraction=0.3).guide
         backend.waits.clear()
         fit(model, guide, x, y, **{**SETTINGS, "epochs": epochs})
         waits.append(len(backend.waits))

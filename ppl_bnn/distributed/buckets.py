@@ -1,15 +1,35 @@
 """Averages gradients over the ranks in a few large messages, which travel while back-propagation runs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.distributed.communicator import Communicator
+from ppl_bnn.errors import UserError
 
 # Half precision keeps 11 bits only above 6e-5: small gradients are lifted above it, and 256 is the largest that fits.
 _LIFT = 256.0
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Gradients in memory of their own, which are computed from what back-propagation gives some leaves.
+
+    Attributes:
+        leaves: tensors whose ``.grad`` they are computed from.
+        awaited: those of them that a message waits for in every step.
+        compute: fills them, and sets the leaves' ``.grad`` to None.
+        gradients: contiguous; they travel as they are.
+    """
+
+    leaves: Sequence[Tensor]
+    awaited: Sequence[Tensor]
+    compute: Callable[[], object]
+    gradients: Sequence[Tensor]
 
 
 class GradientBuckets:
@@ -24,7 +44,10 @@ class GradientBuckets:
     buckets until they are set to None.
 
     Args:
-        parameters: all trained parameters, the same on every rank, in the order of the forward pass.
+        parameters: trained parameters, the same on every rank, in the order of the forward pass.
+        computed: gradients that travel without being copied, before those of `parameters`, in the order of the forward
+            pass. From the second step on a message leaves once the awaited of its leaves have gradients, and those that
+            had some in an earlier step.
         bucket_mb: size of a bucket, about, in MiB; a larger parameter has a bucket of its own.
         compression: ``fp16`` sends half the bytes, with 11 bits of each number.
     """
@@ -34,17 +57,22 @@ class GradientBuckets:
         parameters: Iterable[Tensor],
         communicator: Communicator,
         *,
+        computed: Sequence[Computed] = (),
         bucket_mb: float = 25.0,
         compression: str = "none",
     ) -> None:
         assert bucket_mb > 0
         assert compression in ("none", "fp16")
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._buckets = [
+        self._buckets: list[_Sent] = [
+            _ComputedBucket(one, communicator, f"computed-{number}", compression)
+            for number, one in enumerate(reversed(computed))
+        ]
+        self._buckets += [
             _Bucket(group, communicator, f"bucket-{number}", compression)
             for number, group in enumerate(_fill(reversed(parameters), bucket_mb * 2**20))
         ]
-        self._home = {parameter: bucket for bucket in self._buckets for parameter in bucket.missing}
+        self._home = {leaf: bucket for bucket in self._buckets for leaf in bucket.leaves}
         self._started = 0
 
     def __enter__(self) -> "GradientBuckets":
@@ -74,43 +102,117 @@ class GradientBuckets:
             self._started += 1
 
 
+class _Sent(Protocol):
+    """A part of the gradients that is sent when nothing is missing, or when back-propagation is over."""
+
+    missing: dict[Tensor, None]
+
+    @property
+    def leaves(self) -> Sequence[Tensor]: ...
+
+    def take(self, leaf: Tensor) -> None:
+        """A leaf has its gradient."""
+
+    def fill_up(self) -> None:
+        """Back-propagation is over: what is missing has no gradient."""
+
+    def start(self) -> None:
+        """Start to send."""
+
+    def finish(self) -> None:
+        """Wait until the gradients are means over the ranks."""
+
+
 class _Bucket:
     """The gradients of some parameters, one after the other in one flat tensor."""
 
     def __init__(self, parameters: list[Tensor], communicator: Communicator, name: str, compression: str) -> None:
-        self._communicator, self._name, self._half = communicator, name, compression == "fp16"
+        self._size = communicator.size
+        self.leaves: Sequence[Tensor] = parameters
         self._flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype).to(parameters[0].device)
         parts = self._flat.split([parameter.numel() for parameter in parameters])
         self._views = {p: _shaped_as(p, part) for p, part in zip(parameters, parts, strict=True)}
+        self._message = _Message(self._flat, communicator, name, compression)
         self.missing = dict.fromkeys(parameters)
 
-    def take(self, parameter: Tensor) -> None:
-        """Move a parameter's gradient into the bucket, divided by the number of ranks."""
-        view, gradient = self._views[parameter], parameter.grad
-        assert parameter in self.missing, "a second back-propagation before the first one's gradients were averaged"
+    def take(self, leaf: Tensor) -> None:
+        view, gradient = self._views[leaf], leaf.grad
+        assert leaf in self.missing, "a second back-propagation before the first one's gradients were averaged"
         assert gradient is not None
-        torch.mul(gradient, 1 / self._communicator.size, out=view)
-        parameter.grad = view
-        del self.missing[parameter]
+        torch.mul(gradient, 1 / self._size, out=view)
+        leaf.grad = view
+        del self.missing[leaf]
 
     def fill_up(self) -> None:
-        """Write zeros for the parameters that have no gradient in this step."""
         for parameter in self.missing:
             self._views[parameter].zero_()
             parameter.grad = self._views[parameter]
         self.missing.clear()
 
     def start(self) -> None:
-        """Start to send the bucket."""
-        self._message = (self._flat * _LIFT).half() if self._half else self._flat
-        self._wait: Callable[[], None] = self._communicator.start_sum(self._message, self._name, kind="gradients")
+        self._message.start()
 
     def finish(self) -> None:
-        """Wait until the bucket holds the sum over the ranks."""
+        self._message.finish()
+        self.missing.update(dict.fromkeys(self._views))
+
+
+class _ComputedBucket:
+    """Gradients that are computed in place (`Computed`)."""
+
+    def __init__(self, computed: Computed, communicator: Communicator, name: str, compression: str) -> None:
+        self._computed, self._size, self.leaves = computed, communicator.size, computed.leaves
+        self._messages = [
+            _Message(part, communicator, f"{name}-{number}", compression)
+            for number, part in enumerate(computed.gradients)
+        ]
+        # In the first step, which of them have gradients is not known.
+        self._known: dict[Tensor, None] = {}
+        self._first = torch.empty(0)
+        self._started = False
+        self.missing = {self._first: None}
+
+    def take(self, leaf: Tensor) -> None:
+        if self._started:
+            raise UserError(
+                "the network uses a random parameter in another way than in the steps before, when its gradient had "
+                "been sent to the other ranks already: train it on one rank. The last checkpoint is good"
+            )
+        self._known[leaf] = None
+        self.missing.pop(leaf, None)
+
+    def fill_up(self) -> None:
+        self.missing.clear()
+
+    def start(self) -> None:
+        self._started = True
+        self._computed.compute()
+        for part, message in zip(self._computed.gradients, self._messages, strict=True):
+            part.mul_(1 / self._size)
+            message.start()
+
+    def finish(self) -> None:
+        for message in self._messages:
+            message.finish()
+        self._started = False
+        self.missing = self._known | dict.fromkeys(self._computed.awaited)
+
+
+class _Message:
+    """A tensor on its way."""
+
+    def __init__(self, tensor: Tensor, communicator: Communicator, name: str, compression: str) -> None:
+        self._tensor, self._communicator, self._name = tensor, communicator, name
+        self._half = compression == "fp16"
+
+    def start(self) -> None:
+        self._sent = (self._tensor * _LIFT).half() if self._half else self._tensor
+        self._wait: Callable[[], None] = self._communicator.start_sum(self._sent, self._name, kind="gradients")
+
+    def finish(self) -> None:
         self._wait()
         if self._half:
-            self._flat.copy_(self._message).div_(_LIFT)
-        self.missing.update(dict.fromkeys(self._views))
+            self._tensor.copy_(self._sent).div_(_LIFT)
 
 
 def _fill(parameters: Iterable[Tensor], limit: float) -> Iterator[list[Tensor]]:

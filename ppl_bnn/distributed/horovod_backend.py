@@ -34,6 +34,9 @@ class HorovodRanks(Communicator):
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(min(60, seconds)))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(seconds))
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(min(30, seconds)))
+        if os.environ.get("HOROVOD_ELASTIC") == "1":
+            # A new rank's response cache is not that of the others, who would then fuse other messages than it does.
+            os.environ.setdefault("HOROVOD_CACHE_CAPACITY", "0")
         if not hvd.nccl_built():
             # Horovod's thread looks for messages every millisecond by default. Each time it takes a processor from the
             # thread that computes. A longer cycle than this would outlast the step of a small network.

@@ -116,6 +116,11 @@ class MeanFieldNormal(PyroModule):
         """Whether a weight's scale is exactly 0, as that of pruned weights is."""
         return any(bool((self.loc_scale(site)[1] == 0).any()) for site in self._sites)
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether the guide has masks, as one that `pruned` made has."""
+        return any(True for _ in self.keep.buffers())
+
     def loc_scale(self, site: str) -> tuple[Tensor, Tensor]:
         """loc and scale of one site, each of the site's shape; both exactly 0 where the guide was pruned."""
         found = self.distribution(site)
@@ -127,6 +132,13 @@ class MeanFieldNormal(PyroModule):
         masks: PyroModule = self._modules["keep"]  # type: ignore[assignment]
         pruned = masks._modules or masks._buffers
         return FactorizedNormal(loc, unconstrained_scale, _get(masks, site) if pruned else None)
+
+    def parameters_of(self, site: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """loc and unconstrained scale of one site, as they are trained."""
+        loc, unconstrained_scale = (
+            self.get_submodule(part).get_parameter(site) for part in ("loc", "unconstrained_scale")
+        )
+        return loc, unconstrained_scale
 
     def unconstrained_loc_scale(self, latent: str) -> tuple[Tensor, Tensor]:
         """loc and scale of a latent's unconstrained value: the logarithm, say, of a positive one."""
@@ -143,7 +155,7 @@ class MeanFieldNormal(PyroModule):
         """Take the masks of a pruned guide's state, and drop them for the state of a guide that is not pruned."""
         names = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
         if any(name.startswith("keep.") for name in names):
-            if not any(True for _ in self.keep.buffers()):
+            if not self.is_masked:
                 self._set_masks({site: torch.ones(shape, dtype=torch.bool) for site, shape in self._sites.items()})
         elif names.issuperset(f"{part}.{site}" for site in self._sites for part in ("loc", "unconstrained_scale")):
             self.keep = PyroModule()

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -41,6 +41,8 @@ class FactorizedNormal(TorchDistribution):
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.nonnegative}
     has_rsample = True
+    # Further draws of the step, which differ from its draw in signs (`ppl_bnn.guides.flat`).
+    copies: Sequence[Tensor] = ()
 
     def __init__(self, loc: Tensor, unconstrained_scale: Tensor, keep: Tensor | None = None) -> None:
         self._loc, self._unconstrained_scale, self.keep = loc, unconstrained_scale, keep
@@ -60,6 +62,11 @@ class FactorizedNormal(TorchDistribution):
             return scale * self.keep
         self._remember(sums)
         return scale  # type: ignore[no-any-return]
+
+    @property
+    def variance(self) -> Tensor:
+        """[*shape], 0 where pruned."""
+        return self.scale.square()
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -158,12 +165,12 @@ def _cross_entropy(prior: Distribution, dtype: torch.dtype) -> tuple[Operation, 
     return None if found is None else (found[0], (torch.ones_like(found[1][0]), *found[1]))
 
 
-def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+def standard_normal(like: Tensor, sample_shape: Size = Size(), *, seed: int | None = None) -> Tensor:  # noqa: B008
     """Independent Normal(0, 1) numbers [*sample_shape, *like.shape], of like's dtype and device.
 
-    On a CPU they are `normals` of a seed from torch's global generator. One draw has `like`'s memory layout, and its
-    numbers are in the order of the memory; several draws are contiguous. Another device takes them from its own global
-    generator: one kernel, where `normals` is a hundred.
+    On a CPU they are `normals` of a seed, one from torch's global generator if none is given. One draw has `like`'s
+    memory layout, and its numbers are in the order of the memory; several draws are contiguous. Another device takes
+    them from its own global generator: one kernel, where `normals` is a hundred.
     """
     shape = sample_shape + like.shape
     if not like.is_cpu:
@@ -172,9 +179,27 @@ def standard_normal(like: Tensor, sample_shape: Size = Size()) -> Tensor:  # noq
             if sample_shape
             else torch.empty_like(like).normal_()
         )
-    noise = normals(int(torch.randint(2**63 - 1, ())), math.prod(shape), like)
+    noise = normals(seeds(1)[0] if seed is None else seed, math.prod(shape), like)
     # The strides may be those of channels_last; the memory is dense in any case.
     return noise.view(shape) if sample_shape else noise.as_strided(shape, torch.empty_like(like).stride())
+
+
+def signs(like: Tensor, shape: tuple[int, ...], *, seed: int | None = None) -> Tensor:
+    """Independent -1 or +1, each with probability 1/2, of `shape` and of `like`'s dtype and device."""
+    # Of normal numbers, which are faster to draw than torch's bits.
+    noise = standard_normal(torch.empty(shape, dtype=like.dtype, device=like.device), seed=seed)
+    return torch.ones_like(noise).copysign_(noise)
+
+
+def outer_shapes(weight: Tensor) -> tuple[Size, Size]:
+    """Shapes of signs of a weight's outputs and inputs [out, in, ...], constant over a kernel's positions."""
+    positions = (1,) * (weight.dim() - 2)
+    return Size((weight.shape[0], 1, *positions)), Size((1, weight.shape[1], *positions))
+
+
+def seeds(count: int) -> list[int]:
+    """Seeds of noise, from torch's global generator."""
+    return torch.randint(2**63 - 1, (count,)).tolist()
 
 
 class _Draw(torch.autograd.Function):

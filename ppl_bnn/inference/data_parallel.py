@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,21 +22,29 @@ log = logging.getLogger(__name__)
 
 
 class Agreed(NamedTuple):
-    """A step as all ranks see it: its terms and correct answers over the global batch, and what is to be done next."""
+    """Steps as all ranks see them, and what is to be done next.
 
-    terms: Terms
-    correct: float
+    Attributes:
+        found: of each step, its terms and right answers over the global batch.
+    """
+
+    found: list[tuple[Terms, float]]
     stop: bool
     save: bool
 
 
-def agree(communicator: Communicator, terms: Terms, correct: float, *, stop: bool, save: bool) -> Agreed:
-    """One message a step: the terms' means over the ranks, and whether any of them wants to stop or save.
+def agree(communicator: Communicator, found: Sequence[tuple[Terms, float]], *, stop: bool, save: bool) -> Agreed:
+    """One message: of each step the terms' means over the ranks, and whether any of them wants to stop or save.
 
-    The loss is NaN or infinite for all where it is for one.
+    A loss is NaN or infinite for all where it is for one.
     """
-    *parts, correct, stops, saves = communicator.sum(terms.loss, terms.nll, terms.kl, correct, stop, save, kind="step")
-    return Agreed(Terms(*(part / communicator.size for part in parts)), correct, stops > 0, saves > 0)
+    if communicator.size == 1:
+        return Agreed(list(found), stop, save)
+    numbers = [number for terms, correct in found for number in (terms.loss, terms.nll, terms.kl, correct)]
+    *numbers, stops, saves = communicator.sum(*numbers, stop, save, kind="step")
+    steps = [numbers[at : at + 4] for at in range(0, len(numbers), 4)]
+    means = [(Terms(*(part / communicator.size for part in parts)), correct) for *parts, correct in steps]
+    return Agreed(means, stops > 0, saves > 0)
 
 
 def report(communicator: Communicator, text: str, loss: float) -> str:

@@ -41,6 +41,7 @@ class Training(NamedTuple):
         params: the unconstrained values of ``pyro.param`` statements, by name; no module holds them.
         store: the state of Pyro's parameter store to train in, with these and the modules' own parameters.
         plain_sites: sites that have the plain draw under every estimator (`ppl_bnn.guides.estimators.Uses`).
+        observed: the model's observed sites.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Training(NamedTuple):
     params: dict[str, Tensor]
     store: dict[str, Any]
     plain_sites: set[str]
+    observed: list[str]
 
 
 def check_training(
@@ -99,7 +101,12 @@ def check_training(
         check_gradients(
             model, seen.guide, seen.model, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y]
         )
-    return Training(model, guide, x, y, seen.params, seen.store, seen.plain_sites)
+    observed = [
+        name
+        for name, site in seen.model.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)
+    ]
+    return Training(model, guide, x, y, seen.params, seen.store, seen.plain_sites, observed)
 
 
 @contextmanager

@@ -41,9 +41,9 @@ class KLScaledELBO(ELBO):
     by the number of training data, never by the batch or the number of weights, so the loss does not depend on the
     batch size. It is a loss for `pyro.infer.SVI`, too; `terms` holds the parts of the last evaluation.
 
-    The KL is analytic where a closed form is registered; elsewhere the entropy is, and the prior's expected log
-    density is estimated without bias by one fresh draw of the guide's distribution. No log-probability of a weight
-    is computed beside that.
+    The KL is analytic, or to about 1e-6 (Student-t, scale mixture), where one is registered. Elsewhere the entropy is,
+    and the prior's expected log density is estimated without bias by one fresh draw of the guide's distribution. No
+    log-probability of a weight is computed beside that.
 
     Correct when the guide is mean-field (its sites are independent of each other), its distributions are
     reparameterized, and only observed sites lie inside the data plate. A guide may also draw auxiliary sites

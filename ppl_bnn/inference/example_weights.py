@@ -28,9 +28,9 @@ def weights_checksum(weights: Tensor | None) -> str | None:
     return f"{zlib.crc32(weights.double().cpu().numpy().tobytes()):08x}"
 
 
-def weighting(weights: Tensor | None, rows: Tensor) -> AbstractContextManager:
-    """The context in which a model runs with the examples `rows`."""
-    return nullcontext() if weights is None else ExampleWeights(weights[rows])
+def weighting(weights: Tensor | None) -> AbstractContextManager:
+    """The context in which a model runs with examples of these weights, [B]."""
+    return nullcontext() if weights is None else ExampleWeights(weights)
 
 
 class ExampleWeights(Messenger):

@@ -67,10 +67,8 @@ class IVON(torch.optim.Optimizer):
             if loc.grad is None and unconstrained.grad is None:
                 continue
             state = self._state(loc)
-            if "initial_variance" not in state:
-                state["initial_variance"] = softplus(unconstrained).square_().mean()
             # The step's factors as tensors on the device, so that a compiled function does not take them for constants.
-            rate = locs["lr"] / (state["initial_variance"] * (1 - locs["beta1"] ** int(state["step"])))
+            rate = locs["lr"] / (initial_variance(state, unconstrained) * (1 - locs["beta1"] ** int(state["step"])))
             c = loc.new_full((), (1 - locs["beta2"]) / locs["kl_per_datum"])
             beta1 = loc.new_full((), locs["beta1"])
             momentum = state["momentum"]
@@ -79,11 +77,7 @@ class IVON(torch.optim.Optimizer):
             gradients = loc.grad, unconstrained.grad
             OPERATIONS["ivon_step"](loc, unconstrained, momentum, *gradients, rate, c, beta1)
         for group in rest:
-            for point in group["params"]:
-                if point.grad is not None:
-                    state = self._state(point)
-                    state["momentum"].lerp_(point.grad, 1 - group["beta1"])
-                    point.sub_(state["momentum"], alpha=group["lr"] / (1 - group["beta1"] ** int(state["step"])))
+            move_points(self, [point for point in group["params"] if point.grad is not None], group)
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -91,3 +85,22 @@ class IVON(torch.optim.Optimizer):
             state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
         state["step"] += 1
         return state
+
+
+def initial_variance(state: dict[str, Tensor], unconstrained: Tensor) -> Tensor:
+    """The mean variance of a site when its training began, which its `state` keeps."""
+    if "initial_variance" not in state:
+        state["initial_variance"] = softplus(unconstrained).square_().mean()
+    return state["initial_variance"]
+
+
+@torch.no_grad()
+def move_points(optimizer: IVON, points: list[Tensor], group: dict[str, Any]) -> None:
+    """SGD with momentum on point estimates of one group, all of which have gradients."""
+    if points:
+        states = [optimizer._state(point) for point in points]
+        momenta = [state["momentum"] for state in states]
+        gradients: list[Tensor] = [point.grad for point in points]  # type: ignore[misc]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["beta1"])
+        rates = [group["lr"] / (1 - group["beta1"] ** int(state["step"])) for state in states]
+        torch._foreach_sub_(points, torch._foreach_mul(momenta, rates))

@@ -55,12 +55,15 @@ def refuse_if_too_large(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
+    *,
+    held: int = 0,
 ) -> None:
     """Refuse the batch of a step that raised `error` for want of memory; return if it was another error.
 
     Args:
         loss: of inputs and labels, a tensor; see `step_memory`.
         x, y: the batch, [B, ...] and [B, ...].
+        held: bytes that a step has already, beside parameters and the optimizer's state.
 
     Raises:
         UserError: says what the step needs, what is free and the largest batch that fits, as far as can be found out.
@@ -78,7 +81,7 @@ def refuse_if_too_large(
         needs = None
     found = "" if needs is None else f": it needs about {_gibibytes(needs.of(batch))}"
     if needs is not None and there is not None:
-        room = there + held_now(optimizer)
+        room = there + held_now(optimizer) + held
         most = min(int((room - needs.fixed) / max(needs.example, 1.0)), batch - 1)
         fits = f"the largest batch that fits is about {most}" if most > 0 else "not even one example fits"
         found += f" and can have {_gibibytes(room)}; {fits}"

@@ -23,10 +23,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class NonFiniteGradient(ArithmeticError):
-    """A gradient is NaN or infinite; nothing was updated."""
-
-
 def build_optimizer(
     name: str,
     model: nn.Module,
@@ -100,24 +96,6 @@ def set_lr(
         factor *= progress / warmup
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-
-
-def descend(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
-    """One update by the gradients in place, which are then dropped.
-
-    Raises:
-        NonFiniteGradient: one of them is NaN or infinite. Nothing was updated, and they are still in place.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # Before the update, so that neither the parameters nor the next checkpoint ever hold it.
-    if not math.isfinite(norm):
-        raise NonFiniteGradient
-    if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    optimizer.step()
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tensor) -> str:

@@ -47,7 +47,9 @@ class TrainSettings:
         "float32", help="float32, or bfloat16 for the layers (torch.autocast); parameters and the KL stay float32"
     )
     compile: bool = setting(
-        False, help="run the weights' arithmetic through torch.compile where it is not C code: on a GPU"
+        False,
+        help="run the network through torch.compile, with the estimator plain; and on a GPU what of the weights' "
+        "arithmetic is done site by site",
     )
     lr_per_rank: bool = setting(False, help="the learning rate is lr times the number of ranks")
     compression: Literal["none", "fp16"] = setting(
@@ -67,6 +69,13 @@ class TrainSettings:
     compare_every: Count | None = setting(
         50, help="steps between comparisons of the ranks' parameters, bit by bit, beside those before each checkpoint; "
         "null never compares", decisive=False,
+    )  # fmt: skip
+    cuda_graph: bool = setting(
+        True, help="replay steps as a CUDA graph on a GPU, where a step can be captured: small kernels then follow "
+        "each other without a pause", decisive=False,
+    )  # fmt: skip
+    log_every: Count = setting(
+        50, help="steps between reads of what a GPU computed: its losses, and whether to stop", decisive=False,
     )  # fmt: skip
     seed: Natural = setting(0, help="seed of initialization, batches and noise")
 

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -14,14 +16,26 @@ from ppl_bnn.distributed import Communicator, GradientBuckets, first_unequal, sh
 from ppl_bnn.errors import Diverged
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
-from ppl_bnn.inference.elbo import KLScaledELBO
-from ppl_bnn.inference.example_weights import weighting
-from ppl_bnn.inference.log import BatchAccuracy
+from ppl_bnn.inference.direct import DirectELBO, Numbers
+from ppl_bnn.inference.elbo import KLScaledELBO, Terms
+from ppl_bnn.inference.graph import Replayed, cuda_capture
 from ppl_bnn.inference.memory import refuse_if_too_large
-from ppl_bnn.inference.optimizers import NonFiniteGradient, descend, first_gone_bad, set_lr
+from ppl_bnn.inference.objective import Objective
+from ppl_bnn.inference.optimizers import first_gone_bad, set_lr
 from ppl_bnn.inference.settings import TrainSettings
+from ppl_bnn.inference.updates import NonFiniteGradient, Update
 from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
+
+
+@dataclass
+class _Unread:
+    """A step, and what it found, on its device still."""
+
+    number: int
+    rows: Tensor
+    numbers: Any
+    share: float
 
 
 @dataclass
@@ -32,7 +46,7 @@ class Step:
         params: the unconstrained values of ``pyro.param`` statements, by name.
         set_mode: ``model.train``, but for modules that stay in evaluation mode.
         weights: of the examples, [N].
-        buckets, accuracy: entered by the caller for the time of the training.
+        objective, buckets: entered by the caller for the time of the training.
     """
 
     model: nn.Module
@@ -41,12 +55,15 @@ class Step:
     examples: Examples
     settings: TrainSettings
     ranks: Communicator
-    elbo: KLScaledELBO
+    objective: Objective
     optimizer: torch.optim.Optimizer
+    update: Update
     buckets: GradientBuckets
-    accuracy: BatchAccuracy
     set_mode: Callable[[bool], None]
     weights: Tensor | None = None
+    _unread: list["_Unread"] = field(default_factory=list)
+    _kl_weight: Tensor | None = None
+    _replayed: Any = None
 
     def __call__(
         self,
@@ -57,13 +74,21 @@ class Step:
         *,
         stop: Callable[[], bool],
         save: Callable[[], bool],
-    ) -> data_parallel.Agreed:
+        read: bool = True,
+    ) -> data_parallel.Agreed | None:
         """Move the parameters by the gradient of the global batch `rows` [B]; collective.
+
+        On a device whose operations the program need not wait for, what steps found is read every `log_every` steps.
+        Where a gradient is NaN or infinite, this update and all after it are left out, until it is read.
 
         Args:
             number: of the step, from 1, for the message.
             progress: share of the training that is done, in [0, 1].
             stop, save: whether this rank wants to stop, and rank 0 to save, after this step.
+            read: whether to read in any case.
+
+        Returns:
+            The steps since the last read; None where they are not read now.
 
         Raises:
             Diverged: the loss or a gradient is NaN or infinite on any rank; nothing was updated.
@@ -76,24 +101,79 @@ class Step:
         # An example that does not count must not move batch norm's statistics either.
         self.set_mode(share > 0)
         x, y = self._batch(mine)
+        weights = None if self.weights is None else self.weights[mine]
+        self.update.prepare()
         try:
-            # What pyro.infer.SVI does, without its search for the parameters at every step.
-            with weighting(self.weights, mine):
-                terms = self.elbo.terms_and_grads(
-                    self.model, self.guide, x, y, kl_weight=kl_weight, likelihood_weight=share
-                )
-            self.buckets.average()
-            agreed = data_parallel.agree(
-                ranks, terms, self.accuracy.correct if share else 0.0, stop=stop(), save=ranks.is_main and save()
-            )
-            if not math.isfinite(agreed.terms.loss):
-                raise NonFiniteGradient
-            descend(self.optimizer, settings.clip_norm)
+            if self._there:
+                there = self._launched(x, y, weights, kl_weight, share)
+                self._unread.append(_Unread(number, mine, there, share))
+                return self._read(stop, save) if read or number % settings.log_every == 0 else None
+            found = self.objective.gradients(x, y, kl_weight=kl_weight, likelihood_weight=share, weights=weights)
+            found = self._averaged(found, kl_weight)
+            self._unread.append(_Unread(number, mine, [*found[:4], 0.0], share))
+            agreed = self._read(stop, save)
+            self.update(found.squares)
         except NonFiniteGradient:
-            raise Diverged(self._what_went_bad(number, x, y)) from None
+            raise Diverged(self._what_went_bad(number, agreed.found[0][0], x, y)) from None
         except (RuntimeError, MemoryError) as error:
-            refuse_if_too_large(error, self._loss, self.model, self.guide, self.optimizer, x, y)
+            held = 0 if self.objective.flat is None else self.objective.flat.nbytes
+            refuse_if_too_large(error, self._loss, self.model, self.guide, self.optimizer, x, y, held=held)
             raise
+        return agreed
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        if self.objective.flat is not None:
+            self.objective.flat.drop_gradients()
+
+    def _averaged(self, found: Numbers, kl_weight: Any) -> Numbers:
+        """Average the gradients over the ranks."""
+        if self.ranks.size == 1:
+            return found
+        self.buckets.average()
+        return self.objective.completed(found, kl_weight) if isinstance(self.objective, DirectELBO) else found
+
+    def _launched(self, x: Tensor, y: Tensor, weights: Tensor | None, kl_weight: float, share: float) -> Tensor:
+        """Start a step on the device, and return its numbers there: loss, nll, kl, right answers, `Update.bad`."""
+        if self._kl_weight is None:
+            self._kl_weight = torch.full((), kl_weight, device=self.device)
+        else:
+            self._kl_weight.fill_(kl_weight)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            found = self.objective.gradients(x, y, kl_weight=self._kl_weight, likelihood_weight=share, weights=weights)
+            found = self._averaged(found, self._kl_weight)
+            # It is told when the step is read.
+            with suppress(NonFiniteGradient):
+                self.update(found.squares)
+            assert self.update.bad is not None
+            return torch.stack([part.to(found.loss.dtype) for part in (*found[:4], self.update.bad)])
+
+        if self._replayed is None:
+            alone = self.ranks.size == 1 and self.weights is None and self.update.skips and self.settings.cuda_graph
+            capture, beside = cuda_capture(self.device) if alone and self.device.type == "cuda" else (None, nullcontext)
+            self._replayed = Replayed(run, capture, beside, self._drop_gradients) if capture else run
+        return self._replayed(x, y) if isinstance(self._replayed, Replayed) else run(x, y)
+
+    @property
+    def _there(self) -> bool:
+        """Whether the program need not wait for a step."""
+        return isinstance(self.objective, DirectELBO) and self.device.type != "cpu"
+
+    def _read(self, stop: Callable[[], bool], save: Callable[[], bool]) -> data_parallel.Agreed:
+        unread = [*self._unread]
+        self._unread.clear()
+        parts: Any = [one.numbers for one in unread]
+        if isinstance(parts[0], Tensor):
+            parts = torch.stack(parts).tolist()
+        found = [
+            (Terms(*numbers[:3]), numbers[3] if one.share else 0.0) for one, numbers in zip(unread, parts, strict=True)
+        ]
+        agreed = data_parallel.agree(self.ranks, found, stop=stop(), save=self.ranks.is_main and save())
+        for one, numbers, (terms, _) in zip(unread, parts, agreed.found, strict=True):
+            if numbers[4] or not math.isfinite(terms.loss):
+                x, y = self._batch(one.rows)
+                raise Diverged(self._what_went_bad(one.number, Terms(*numbers[:3]), x, y))
         return agreed
 
     @property
@@ -117,10 +197,16 @@ class Step:
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         # With an estimator of its own: the step's may still be in the middle of a forward pass that failed.
         with poutine.block(), lookup(ESTIMATORS, self.settings.estimator)():
-            return self.elbo.differentiable_loss(self.model, self.guide, x, y)
+            return KLScaledELBO(len(self.examples)).differentiable_loss(self.model, self.guide, x, y)
 
-    def _what_went_bad(self, number: int, x: Tensor, y: Tensor) -> str:
-        terms, where = self.elbo.terms, first_gone_bad(self.model, self.guide, x, y)
+    def _what_went_bad(self, number: int, terms: Terms, x: Tensor, y: Tensor) -> str:
+        if self.objective.flat:
+            if self.update.bad is not None:
+                # The gradients are of a later step; nothing was updated since.
+                self._drop_gradients()
+                self._averaged(self.objective.gradients(x, y, kl_weight=1.0), 1.0)
+            self.objective.flat.give_gradients()
+        where = first_gone_bad(self.model, self.guide, x, y)
         found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
         return (
             f"training went bad at step {number} {data_parallel.report(self.ranks, found, terms.loss)}. "

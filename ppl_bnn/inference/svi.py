@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
@@ -16,27 +15,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppl_bnn.data.examples import Examples, TensorExamples, batches
-from ppl_bnn.distributed import Alone, Communicator, GradientBuckets
-from ppl_bnn.errors import Interrupted, UserError
-from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.guides.estimators import Estimator
+from ppl_bnn.data.examples import Examples, TensorExamples
+from ppl_bnn.distributed import Alone, Communicator
+from ppl_bnn.errors import UserError
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.door import Training, check_training
-from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.example_weights import checked_weights, weights_checksum
-from ppl_bnn.inference.log import BatchAccuracy, TrainingLog
+from ppl_bnn.inference.log import TrainingLog
+from ppl_bnn.inference.loop import train
 from ppl_bnn.inference.manifest import write_manifest
+from ppl_bnn.inference.objective import gradient_buckets, objective_for
 from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
 from ppl_bnn.inference.settings import TrainSettings, kl_weight_at, kl_weights
 from ppl_bnn.inference.step import Step
+from ppl_bnn.inference.updates import Update
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.example_weights import Weights
 from ppl_bnn.models.modes import mode_setter
 from ppl_bnn.models.param_store import trained_store
 from ppl_bnn.native.arithmetic import compiled_arithmetic
-from ppl_bnn.registry import lookup
 from ppl_bnn.settings import decisive, described
 
 log = logging.getLogger(__name__)
@@ -77,6 +75,8 @@ def fit(
     bucket_mb: float = TrainSettings.bucket_mb,
     compression: str = TrainSettings.compression,
     compare_every: int | None = TrainSettings.compare_every,
+    cuda_graph: bool = TrainSettings.cuda_graph,
+    log_every: int = TrainSettings.log_every,
 ) -> list[dict[str, float]]:
     """Train `guide` (and the point estimates in `model`) by SVI on the KL-scaled ELBO.
 
@@ -99,7 +99,8 @@ def fit(
             (`TrainingLog.write_performance`), ``manifest.json`` (`ppl_bnn.inference.manifest`) and ``checkpoints/``: at
             the start, by `checkpoint_every` and `checkpoint_minutes`, and at the end (`load_checkpoint`).
         origin: anything JSON about the run, kept in the checkpoints (``meta["origin"]``).
-        should_stop: called after each step; where it returns True, a checkpoint is written and Interrupted is raised.
+        should_stop: called after each step, on a GPU after each `log_every`; where it returns True, a checkpoint is
+            written and Interrupted is raised.
         communicator: the ranks that train together (`ppl_bnn.distributed.connect`), each calling this alike. They start
             from rank 0's state, draw their own noise, and share each step's `batch_size` times `size` examples; rank 0
             alone reads and writes `folder` and shows progress.
@@ -138,6 +139,8 @@ def fit(
     # The scopes keep the caller's random state, validation setting, and parameter store but for `params`.
     with ExitStack() as scopes:
         scopes.callback(step.model.eval)
+        if step.objective.flat is not None:
+            scopes.callback(step.objective.flat.release)
         scopes.enter_context(forked_random(*step.optimizer.param_groups[0]["params"][:1]))
         scopes.enter_context(pyro.validation_enabled(False))
         torch.manual_seed(data_parallel.rank_seed(seed, ranks.rank))
@@ -157,65 +160,16 @@ def fit(
             checkpoints.write(0, records)
         # Not before: what is refused leaves the caller's store as it was.
         scopes.enter_context(trained_store(checked.store, checked.params))
-        _enter(scopes, step, checked.plain_sites)
+        _enter(scopes, step)
         bar = tqdm(total=steps, initial=done, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
-        _train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
+        train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
     if ranks.size > 1 and ranks.is_main and steps > done:
         data_parallel.log_messages(ranks, steps - done)
     return records.epochs
 
 
 fit.__doc__ = (fit.__doc__ or "").format(settings=described(TrainSettings).lstrip())
-
-
-def _train(
-    step: Step,
-    checkpoints: Checkpoints,
-    records: TrainingLog,
-    bar: tqdm,
-    *,
-    done: int,
-    weight_at: Callable[[float], float],
-    should_stop: Callable[[], bool],
-) -> None:
-    """The training loop, from the step after `done` on."""
-    settings, ranks, count = step.settings, step.ranks, len(step.examples)
-    size, number = settings.batch_size * ranks.size, done
-    while (epoch := len(records.epochs)) < settings.epochs:
-        for rows in batches(count, size, epoch=epoch, seed=settings.seed, skip=records.rows, device=step.device):
-            started = time.perf_counter()
-            # In examples, not steps, of which another number of ranks has others.
-            progress = (epoch * count + records.rows) / (settings.epochs * count)
-            kl_weight = weight_at(progress)
-            number += 1
-            agreed = step(number, rows, progress, kl_weight, stop=should_stop, save=checkpoints.due)
-            records.add(number, agreed.terms, agreed.correct, len(rows), time.perf_counter() - started)
-            if bar.update():
-                bar.set_postfix_str(str(records), refresh=False)
-            if settings.compare_every and number % settings.compare_every == 0:
-                step.compare_ranks(number)
-            if records.rows < count and (agreed.stop or agreed.save):
-                checkpoints.write(number, records)
-                if agreed.stop:
-                    # A rank that ends while rank 0 is still writing would have its launcher end rank 0, too.
-                    ranks.barrier()
-                    raise Interrupted(f"stopped at step {number} of {bar.total}")
-        records.end_epoch(epoch + 1, number, kl_weight=kl_weight, lr=step.optimizer.param_groups[0]["lr"])
-        folder = checkpoints.folder if ranks.is_main else None
-        # The log first: a training that resumes writes it anew, one that is complete does not.
-        if folder is not None:
-            records.write(folder)
-        if checkpoints.due_after(epoch + 1) or agreed.stop:
-            checkpoints.write(number, records)
-        if bar.disable and ranks.is_main:
-            log.info("epoch %d of %d: %s", epoch + 1, settings.epochs, str(records))
-        if agreed.stop and epoch + 1 < settings.epochs:
-            ranks.barrier()
-            raise Interrupted(f"stopped after epoch {epoch + 1} of {settings.epochs}")
-    if checkpoints.folder is not None and ranks.is_main and number > done:
-        # Again, with the messages of the last checkpoint.
-        records.write_performance(checkpoints.folder, ranks)
 
 
 def _checked(
@@ -266,26 +220,25 @@ def _step(
         settings.optimizer, model, guide, params.values(), lr=settings.lr, scale_lr_factor=settings.scale_lr_factor,
         beta2=settings.beta2, kl_per_datum=kl_weight / len(examples),
     )  # fmt: skip
-    order = [*params.values(), *data_parallel.forward_order(model, guide)] if ranks.size > 1 else []
-    buckets = GradientBuckets(order, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression)
-    elbo = KLScaledELBO(len(examples), num_particles=settings.num_particles)
+    objective = objective_for(trained, settings, len(examples), ranks)
+    flat = objective.flat
+    buckets = gradient_buckets(
+        model, guide, flat, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression,
+        params=params.values(),
+    )  # fmt: skip
+    update = Update(optimizer, flat, clip_norm=settings.clip_norm)
     return Step(
-        model, guide, params, examples, settings, ranks, elbo, optimizer, buckets, BatchAccuracy(), mode_setter(model)
+        model, guide, params, examples, settings, ranks, objective, optimizer, update, buckets, mode_setter(model)
     )
 
 
-def _enter(scopes: ExitStack, step: Step, plain_sites: set[str]) -> None:
+def _enter(scopes: ExitStack, step: Step) -> None:
     """Enter what a step runs in."""
     settings = step.settings
     # A step adds to the gradients that are there: those of a training that diverged, or of the caller's own.
     step.optimizer.zero_grad()
     scopes.enter_context(step.buckets)
-    estimator = scopes.enter_context(lookup(ESTIMATORS, settings.estimator)())
-    if isinstance(estimator, Estimator):
-        estimator.plain_sites = plain_sites
-        if plain_sites and step.ranks.is_main:
-            log.info("%s: the plain draw for %s", settings.estimator, ", ".join(sorted(plain_sites)))
-    scopes.enter_context(step.accuracy)
+    scopes.enter_context(step.objective)
     if settings.compile:
         scopes.enter_context(compiled_arithmetic())
     # Its cache of parameters in half precision outlives their updates, as long as the context.

@@ -77,24 +77,34 @@ class Use:
 
 
 class Drawn(Tensor):
-    """A random parameter's draw: torch hands each function that uses it to `bayes_function`."""
+    """A random parameter's draw: torch hands each function that uses it to `answer`, or to `bayes_function`.
+
+    Attributes:
+        site: the parameter's name.
+        examples: number of examples in the forward pass, None where it is not known.
+        value: the draw as a plain tensor.
+        answer: what computes the function; None asks Pyro's handlers.
+    """
 
     site: str
     examples: int | None
     value: Tensor
+    answer: Callable[[Use], Any] | None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in LAYERS and not kwargs and len(args) > 2 and [type(value) is Drawn for value in args[:3]] == _WEIGHT:
             weight = args[1]
-            return bayes_function(Use(func, args, kwargs, [weight.site], True, weight.examples), name=weight.site)
+            use = Use(func, args, kwargs, [weight.site], True, weight.examples)
+            return weight.answer(use) if weight.answer else bayes_function(use, name=weight.site)
         if func in _ASKING or not (found := [v for v in tree_leaves((args, kwargs)) if isinstance(v, Drawn)]):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         layer = func in LAYERS and len(found) == 1 and (args[1] if len(args) > 1 else kwargs.get("weight")) is found[0]
         sites = list(dict.fromkeys(value.site for value in found))
-        return bayes_function(Use(func, args, kwargs, sites, layer, found[0].examples), name=sites[0])
+        use = Use(func, args, kwargs, sites, layer, found[0].examples)
+        return found[0].answer(use) if found[0].answer else bayes_function(use, name=sites[0])
 
 
 # An estimator is a Pyro handler that answers this message, of a use of random parameters; without an answer it is
@@ -102,10 +112,10 @@ class Drawn(Tensor):
 bayes_function = effectful(Use.plainly, type="bayes_function")
 
 
-def as_drawn(value: Tensor, site: str, examples: int | None) -> Drawn:
+def as_drawn(value: Tensor, site: str, examples: int | None, *, answer: Callable[[Use], Any] | None = None) -> Drawn:
     """A draw with its site's name, and the number of examples in the forward pass."""
     drawn = value.as_subclass(Drawn)
-    drawn.site, drawn.examples, drawn.value = site, examples, value
+    drawn.site, drawn.examples, drawn.value, drawn.answer = site, examples, value, answer
     return drawn
 
 

@@ -6,7 +6,6 @@ the forward pass may use them however it likes: through layers, functions or ten
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -21,7 +20,7 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.models.drawn import as_drawn
+from ppl_bnn.models.drawn import Drawn, as_drawn
 from ppl_bnn.models.listeners import heard
 from ppl_bnn.models.priors import EvaluatedPrior, map_tensors, prior_text
 
@@ -52,11 +51,16 @@ class RandomNetwork(PyroModule):
     _random: Mapping[str, RandomParameter] = {}
     _recurrent: Sequence[nn.RNNBase] = ()
     _given = False
+    _estimated: Sequence[Drawn] = ()
     _kept: tuple[list[tuple[dict[str, Any], str, Any]], list[tuple[nn.RNNBase, dict[str, Any]]]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = partial(super(PyroModule, self).__call__, *args, **kwargs)
         if not self._random or self._given:
+            if self._estimated:
+                examples = _number_of_examples(args, kwargs)
+                for value in self._estimated:
+                    value.examples = examples
             return call()
         if torch._C._current_graph_task_id() != -1:
             raise UserError(
@@ -258,16 +262,28 @@ def priors_of(model: nn.Module) -> dict[str, str]:
     return {path: prior_text(random.prior) for path, random in random_sites(model).values()}
 
 
-@contextmanager
-def given(model: nn.Module, draw: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context manager: a model's random parameters are a draw's {site: [*shape]}, and calls sample nothing."""
-    with ExitStack() as stack:
+class given:
+    """Context manager: a model's random parameters are a draw's {site: [*shape]}, and calls sample nothing.
+
+    It may be entered again and again. Values may be `Drawn`, whose estimator then computes what it can.
+    """
+
+    def __init__(self, model: nn.Module, draw: Mapping[str, Tensor]) -> None:
+        self._nets = []
         for _, net in random_networks(model):
-            net._put({name: draw[site_prefix(net) + name] for name in net._random})
-            net.__dict__["_given"] = True
-            stack.callback(net._restore)
-            stack.callback(net.__dict__.pop, "_given")
-        yield
+            values = {name: draw[site_prefix(net) + name] for name in net._random}
+            self._nets.append((net, values, [value for value in values.values() if isinstance(value, Drawn)]))
+
+    def __enter__(self) -> None:
+        for net, values, estimated in self._nets:
+            net._put(values)
+            net.__dict__["_given"], net.__dict__["_estimated"] = True, estimated
+
+    def __exit__(self, *error: object) -> None:
+        for net, _, _ in self._nets:
+            net._restore()
+            net.__dict__.pop("_given", None)
+            net.__dict__.pop("_estimated", None)
 
 
 def _at(drawn: Mapping[str, Tensor], number: int, random: Mapping[str, RandomParameter]) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 /* exp and log for loops that the compiler turns into vector instructions, to within two units of a float's last place.
    Their polynomials are Chebyshev's. NaN in, NaN out, but for the logarithm. */
 
+#pragma once
+
 #include <stdint.h>
 #include <string.h>
 

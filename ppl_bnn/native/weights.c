@@ -2,13 +2,11 @@
    compute, and the table in arithmetic.py names them. t are a function's tensors and then its lists of tensors, each a
    list: t[argument][element], of which the lists have `length`; number are its scalars. */
 
-#include <math.h>
+#include "scale.h"
 
-#include "elementary.h"
 #include "expectations.h"
 
 #define CHUNK 4096 /* weights of one task */
-#define SMALLEST_SCALE 1.2e-7f
 
 typedef float *restrict array;
 typedef void kernel(float *const *const *t, long length, const float *number, long n, float *sums);
@@ -24,15 +22,6 @@ void run(kernel *function, long threads, long tensors, long lists, long length, 
         for (long i = 0; i < lists; i++) t[tensors + i] = part + tensors + i * length;
         function(t, length, number, count - first < CHUNK ? count - first : CHUNK, sums + 2 * (first / CHUNK));
     }
-}
-
-static inline float softplus(float u) {
-    return (u > 0 ? u : 0) + log_of_one_and(exponential(-fabsf(u))) + SMALLEST_SCALE;
-}
-
-static inline float sigmoid(float u) {
-    const float t = exponential(-fabsf(u));
-    return (u > 0 ? 1 : t) / (1 + t);
 }
 
 void scale(float *const *const *t, long length, const float *number, long n, float *sums) {

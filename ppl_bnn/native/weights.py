@@ -88,11 +88,17 @@ def ivon_step(
     loc: Tensor, u: Tensor, momentum: Tensor, to_loc: Tensor, to_u: Tensor, rate: Tensor, c: Tensor, beta1: Tensor
 ) -> None:
     """A step of `ppl_bnn.inference.ivon` on loc, unconstrained scale and momentum."""
+    loc.sub_(ivon_change(u, momentum, to_loc, to_u, c, beta1).mul_(rate))
+
+
+def ivon_change(u: Tensor, momentum: Tensor, to_loc: Tensor, to_u: Tensor, c: Tensor, beta1: Tensor | float) -> Tensor:
+    """`ivon_step` of unconstrained scale and momentum alone; returns what loc moves back by at a rate of 1."""
     momentum.lerp_(to_loc, 1 - beta1)
     # softplus(u), and below its derivative, a sigmoid, which to_u holds: of one exponential, half the time of two.
     t = u.abs().neg_().exp_()
     scale = t.log1p().add_(u.clamp_min(0)).add_(SMALLEST_SCALE)
     change = (to_u * (1 + t)).div_(torch.where(u > 0, 1, t)).mul_(scale).mul_(c)
     scale.mul_(change.square().mul_(0.5).add_(change).add_(1).rsqrt_())
-    loc.sub_((scale.square() * rate).mul_(momentum))
+    change = scale.square().mul_(momentum)
     u.copy_(inverse_scale(scale))
+    return change

@@ -26,7 +26,8 @@ from torch import nn
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.memory import step_memory
-from ppl_bnn.inference.optimizers import build_optimizer, descend
+from ppl_bnn.inference.optimizers import build_optimizer
+from ppl_bnn.inference.updates import Update
 from ppl_bnn.native.memory import return_freed_memory
 
 def make(net, x, optimizer, estimator):
@@ -37,7 +38,7 @@ def make(net, x, optimizer, estimator):
     loss = partial(elbo.differentiable_loss, model, guide)
     def step():
         loss(x, y).backward()
-        descend(made)
+        Update(made)()
     return step, lambda: step_memory(loss, model, guide, made, x, y).of(len(x))
 
 def dense(width, depth):

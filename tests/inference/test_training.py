@@ -1,18 +1,19 @@
 """The training loop: what a posterior learns, its settings, and faults named where they began."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from small_training import X, Y, assert_same_state, settings, small, state
-from torch import nn
 
 from ppl_bnn import fit
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
@@ -96,22 +97,31 @@ def test_scales_learn_at_their_own_rate():
     assert moved[1] > 1e-2
 
 
-def test_clipping_bounds_the_step():
-    # Plain gradient size shows in RMSprop's first step only through its normalization, so look at the gradient itself.
-    seen = []
-    model, guide = small()
-    original = nn.utils.clip_grads_with_norm_
+def noted_adam(made, groups):
+    made.append(torch.optim.Adam(groups, fused=True))
+    return made[-1]
 
-    def spy(parameters, limit, norm):
-        original(parameters, limit, norm)
-        clipped = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item()
-        seen.append((float(norm), clipped))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.utils, "clip_grads_with_norm_", spy)
-        fit(model, guide, X, Y, **settings(epochs=1, clip_norm=0.01))
-    assert seen
-    assert all(after <= 0.0101 < before for before, after in seen)
+@pytest.mark.parametrize("optimizer", ["torch.optim:SGD", "adam"])
+def test_clipping_bounds_the_step(optimizer):
+    # SGD at a learning rate of 1 moves by the gradient itself; Adam's first step hides its size, not its state.
+    norms = []
+    for clip_norm in (0.01, None):
+        model, guide = small()
+        before, made = state(model, guide), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(OPTIMIZERS, "adam", partial(noted_adam, made))
+            lr = 1e-3 if optimizer == "adam" else 1.0
+            fit(
+                model, guide, X, Y, **settings(epochs=1, batch_size=50, lr=lr, clip_norm=clip_norm, optimizer=optimizer)
+            )
+        after = state(model, guide)
+        # A tenth of the first gradient.
+        averages = [10 * one["exp_avg"] for one in made[0].state.values()] if made else []
+        parts = averages or [after[name] - before[name] for name in before]
+        norms.append(torch.cat([part.flatten() for part in parts]).norm().item())
+    assert norms[0] == pytest.approx(0.01, rel=1e-3)
+    assert norms[1] > 0.1
 
 
 def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_path):

@@ -39,6 +39,9 @@ def check_statistics(likelihood, outputs, y):
         assert of.batch_shape == draw.shape[:1]
         torch.testing.assert_close(log_likelihood, of.log_prob(y), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(mean, likelihood.mean(draw), rtol=1e-5, atol=1e-6)
+        weights = torch.linspace(0, 2, len(log_likelihood)).to(log_likelihood)
+        for own, expected in ((None, log_likelihood), (weights, weights * log_likelihood)):
+            torch.testing.assert_close(likelihood.nll(draw, y, own), -expected.sum(), rtol=1e-5, atol=1e-4)
     unlabelled = likelihood.statistics(outputs)
     assert torch.equal(unlabelled.mean, found.mean)
     assert (unlabelled.log_likelihood, unlabelled.score) == (None, None)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ppl_bnn import Likelihood, MeanFieldNormal, Model, Poisson, bayesian, fit, predict
 from ppl_bnn.errors import UserError
+from ppl_bnn.models.likelihoods import Categorical
 
 
 class ZeroInflatedPoisson(Likelihood):
@@ -102,3 +103,16 @@ def test_a_mean_that_overflows_is_refused_by_the_number_of_its_draw(likelihood, 
         model.net.bias.fill_(200.0)
     with pytest.raises(UserError, match=message):
         predict(model, guide, x, num_samples=2, progress=False)
+
+
+def test_a_categorical_with_a_distribution_of_its_own_has_its_nll():
+    class Cold(Categorical):
+        def distribution(self, outputs):
+            return super().distribution(4 * outputs)
+
+    outputs, y = torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 1.0]]), torch.tensor([1, 2])
+    expected = torch.nn.functional.cross_entropy(4 * outputs, y, reduction="sum")
+    torch.testing.assert_close(Cold().nll(outputs, y), expected)
+    expected = -(4 * outputs).log_softmax(-1)[[0, 1], y] @ torch.tensor([2.0, 0.5])
+    torch.testing.assert_close(Cold().nll(outputs, y, torch.tensor([2.0, 0.5])), expected)
+    assert int(Cold().correct(outputs, y)) == 1

@@ -1,13 +1,11 @@
 """Flipout: a weight perturbation that is pseudo-independent between the examples of a batch (Wen et al. 2018)."""
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ppl_bnn.guides.estimators.base import Estimator, kept_noise
-from ppl_bnn.guides.normal import standard_normal
+from ppl_bnn.guides.normal import signs
 from ppl_bnn.models.drawn import Use
 
 
@@ -34,20 +32,11 @@ class Flipout(Estimator):
         super().__init__()
         self.noise_dtype = noise_dtype
 
-    def __enter__(self) -> Self:
-        self._signs: dict[str, dict[str, Tensor]] = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        # A new draw of a weight comes with new signs.
-        self._signs.pop(msg["name"], None)
-        super()._pyro_post_sample(msg)
-
     def layer(self, site: str, use: Use) -> Tensor:
         """See `Estimator`."""
         x, weight, bias, function = use.layer_arguments()
         loc, features = self.posterior[site].loc, -1 if use.function is F.linear else 1
-        kept = self._signs.setdefault(site, {})
+        kept = self.kept(site)
         sign_in = _kept_signs(kept, "in", x, x, features)
         mean = function(x, loc, bias)
         sign_out = _kept_signs(kept, "out", mean, x, features)
@@ -62,10 +51,3 @@ def _kept_signs(kept: dict[str, Tensor], side: str, values: Tensor, like: Tensor
     shape = [len(values), *[1] * (values.dim() - 1)]
     shape[features] = values.shape[features]
     return kept_noise(kept, side, lambda: signs(like, (len(values), values.shape[features]))).view(shape)
-
-
-def signs(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Independent -1 or +1, each with probability 1/2, of `shape` and of `like`'s dtype and device."""
-    # Of normal numbers, which are faster to draw than torch's bits.
-    noise = standard_normal(torch.empty(shape, dtype=like.dtype, device=like.device))
-    return torch.ones_like(noise).copysign_(noise)

@@ -1,14 +1,14 @@
 """Sign-flipped groups: flipout's decorrelation between groups of examples, at close to the cost of one convolution."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators.base import Estimator, kept_noise
-from ppl_bnn.guides.estimators.flipout import signs
+from ppl_bnn.guides.normal import outer_shapes, signs
 from ppl_bnn.models.drawn import Use
 from ppl_bnn.native.arithmetic import OPERATIONS
 
@@ -33,25 +33,19 @@ class GroupedFlips(Estimator):
         if groups < 2:
             raise UserError(f"groups must be at least 2, got {groups}; one group is the plain estimator")
         super().__init__()
-        self.groups = groups
-
-    def __enter__(self) -> Self:
-        # Of each site in this forward pass: a layer that is used twice has the same weights in both uses.
-        self._flips: dict[str, dict[int, Tensor]] = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        self._flips.pop(msg["name"], None)
-        super()._pyro_post_sample(msg)
+        self.groups = self.copies = groups
 
     def layer(self, site: str, use: Use) -> Tensor:
         """See `Estimator`."""
         x, weight, bias, function = use.layer_arguments()
         parts = x.split(math.ceil(len(x) / self.groups))
         # w itself has the distribution of a flipped w, so the first pair needs no signs.
-        kept = self._flips.setdefault(site, {})
-        flips = [kept_noise(kept, pair, lambda: _outer_signs(weight)) for pair in range((len(parts) - 1) // 2)]
-        weights = weight, *_Flipped.apply(weight, self.posterior[site].loc, *flips)  # type: ignore[no-untyped-call]
+        q, kept = self.posterior[site], self.kept(site)
+        if q.copies:
+            weights: tuple[Tensor, ...] = (weight, *q.copies)
+        else:
+            flips = [kept_noise(kept, pair, lambda: _outer_signs(weight)) for pair in range((len(parts) - 1) // 2)]
+            weights = weight, *_Flipped.apply(weight, q.loc, *flips)  # type: ignore[no-untyped-call]
         # An odd number of groups leaves the last weights unused.
         return torch.cat([function(part, own, bias) for part, own in zip(parts, weights, strict=False)])
 
@@ -75,6 +69,5 @@ class _Flipped(torch.autograd.Function):
 
 
 def _outer_signs(weight: Tensor) -> Tensor:
-    # [out, in, 1, ...]: a rank-one pattern over outputs and inputs, constant over a kernel's positions.
-    shape = weight.shape
-    return signs(weight, (shape[0], *[1] * (len(shape) - 1))) * signs(weight, (1, shape[1], *[1] * (len(shape) - 2)))
+    outputs, inputs = outer_shapes(weight)
+    return signs(weight, outputs) * signs(weight, inputs)

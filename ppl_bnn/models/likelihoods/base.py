@@ -132,6 +132,17 @@ class Likelihood(nn.Module, ABC):
         found = self.distribution(outputs, **latents)
         return numbers(y, outputs, found, type(self).__name__)
 
+    def nll(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """-sum_i weights_i log p(y_i | outputs_i) of outputs [N, *], y [N, ...] and weights [N], in nats."""
+        found = self.distribution(outputs).log_prob(y)
+        return -(found if weights is None else found * weights).sum()
+
+    def correct(self, outputs: Tensor, y: Tensor) -> Tensor | None:
+        """The number of examples whose one label is the most probable; None where there is no such label."""
+        found = self.distribution(outputs)
+        has_classes = isinstance(found, torch.distributions.Categorical) and found.logits.dim() == 2
+        return (found.logits.argmax(-1) == y).sum() if has_classes else None
+
     def mean(self, outputs: Tensor, **latents: Tensor) -> Tensor:
         """E[y | outputs [N, *]], [N, ...]."""
         return self.distribution(outputs, **latents).mean

@@ -109,6 +109,22 @@ class Categorical(Likelihood):
         *_, classes = shape = self._class_last(outputs).shape
         return class_labels(y, classes, example_shape=shape[1:-1], ignore_index=self.ignore_index)
 
+    def nll(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `Likelihood`."""
+        if weights is None and self._is_softmax(outputs):
+            return F.cross_entropy(outputs, y, reduction="sum")
+        return super().nll(outputs, y, weights)
+
+    def correct(self, outputs: Tensor, y: Tensor) -> Tensor | None:
+        """See `Likelihood`."""
+        if self._is_softmax(outputs) and outputs.dim() == 2:
+            return (outputs.argmax(-1) == y).sum()
+        return super().correct(outputs, y)
+
+    def _is_softmax(self, outputs: Tensor) -> bool:
+        """Whether the distribution is that of one label an example, and no subclass's."""
+        return type(self).distribution is Categorical.distribution and self._has_one_label(outputs)
+
     def mean(self, outputs: Tensor) -> Tensor:  # type: ignore[override]
         """Class probabilities [..., N, C], or [N, ..., C]."""
         return self._class_last(outputs).softmax(-1)
