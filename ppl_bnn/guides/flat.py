@@ -190,16 +190,17 @@ class FlatNormal:
 
     def parts(self, size: float) -> Iterator[tuple[range, list[Tensor], list[Tensor], list[Tensor]]]:
         """Neighbouring sites whose gradients take about `size` bytes: numbers, leaves, values of these, gradients."""
-        first, spans, gradients = 0, self.arithmetic.spans, (self.arithmetic.to_loc, self.arithmetic.to_u)
+        first, spans, to = 0, self.arithmetic.spans, self.arithmetic.to
         for last, span in enumerate(spans):
             whole = slice(spans[first].start, span.stop)
             after = spans[last + 1].stop if last + 1 < len(spans) else math.inf
-            if (after - whole.start) * 2 * gradients[0].element_size() > size:
+            if (after - whole.start) * 2 * to.element_size() > size:
                 sites = range(first, last + 1)
                 leaves = [self.leaves(site) for site in sites]
-                # Behind the values come loc and unconstrained scale.
                 values = [value for own in leaves for value in own[:-2]]
-                yield sites, [leaf for own in leaves for leaf in own], values, [one[whole] for one in gradients]
+                # All of them are one piece of memory.
+                parts = [to.view(-1)] if len(sites) == len(spans) else [one[whole] for one in to]
+                yield sites, [leaf for own in leaves for leaf in own], values, parts
                 first = last + 1
 
     @property

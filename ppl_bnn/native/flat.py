@@ -66,7 +66,7 @@ class FlatArithmetic:
         loc, u: loc and unconstrained scale, [n].
         noise: of the last `draw`, [n], and values: of it, [copies, n]; both until `gradients`.
         flips: -1 or 1, or nothing yet, [(copies - 1) // 2, n]: set them before `draw`.
-        to_loc, to_u: the gradients, [n].
+        to_loc, to_u: the gradients, [n]; to: both, [2, n].
         spans: where each site is in them.
     """
 
@@ -79,8 +79,8 @@ class FlatArithmetic:
         self.centres, self.precisions, self.logs = centres, precisions, logs
         self.loc, self.u = (like.new_zeros(firsts[-1]) for _ in range(2))
         # Side by side, for the sum of the squares of both.
-        self._to = like.new_zeros(2, firsts[-1])
-        self.to_loc, self.to_u = self._to
+        self.to = like.new_zeros(2, firsts[-1])
+        self.to_loc, self.to_u = self.to
         # Its last use is the gradient's.
         self.noise = self.to_u
         self.values, self.flips = like.new_zeros(copies, firsts[-1]), like.new_zeros((copies - 1) // 2, firsts[-1])
@@ -210,7 +210,7 @@ class FlatArithmetic:
 
     def squares(self, span: slice = slice(None)) -> float | Tensor:
         """The sum of the squares of the gradients; on a CPU as a number."""
-        parts = (self._to.view(-1),) if span == slice(None) else (self.to_loc[span], self.to_u[span])
+        parts = (self.to.view(-1),) if span == slice(None) else (self.to_loc[span], self.to_u[span])
         found = sum(part.dot(part) for part in parts)
         return float(found) if self.loc.is_cpu else found
 
