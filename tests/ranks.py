@@ -8,7 +8,7 @@ import traceback
 
 import torch
 
-from ppl_bnn.distributed import connect
+from ppl_bnn.distributed import Communicator, connect
 
 # Ranks are forked off a process that has imported everything already, what torch imports at its first step included.
 context = multiprocessing.get_context("forkserver")
@@ -77,3 +77,21 @@ def _rank(folder, environment, function, arguments, connected):
         traceback.print_exc()
         os._exit(99)
     os._exit(0)
+
+
+class OneOfTwo(Communicator):
+    """Two ranks of which the other one adds nothing."""
+
+    name = "one of two"
+
+    def __init__(self):
+        super().__init__(0, 2, 0, 2)
+
+    def _start_sum(self, tensor, name):
+        return lambda: None
+
+    def _broadcast(self, tensor):
+        pass
+
+    def shutdown(self):
+        pass

@@ -15,7 +15,7 @@ from ppl_bnn.guides.flat import FlatNormal, has_flat_kl
 from ppl_bnn.guides.normal import seeds, standard_normal
 from ppl_bnn.inference.elbo import site_kl
 from ppl_bnn.models.drawn import as_drawn
-from ppl_bnn.models.model import Model, one_tensor
+from ppl_bnn.models.model import Model
 from ppl_bnn.models.priors import EvaluatedPrior
 from ppl_bnn.models.random_network import given, random_networks, random_sites, site_prefix
 from ppl_bnn.native.flat import MOST_COPIES
@@ -170,8 +170,7 @@ class DirectELBO:
         # Nats of one datum, as `num_data / batch` scales the batch to all data, whose number divides the sum.
         factor = likelihood_weight / len(x)
         with self._given or given(model, self._for_network(values)):
-            outputs = one_tensor(model.net(x))
-            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            outputs = model.outputs(x)
             nll: Any = model.likelihood.nll(outputs, y, weights)
             roots, factors = [nll], [nll.new_full((), factor)]
             if self._with_kl:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def step_count(like: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """A count of steps, where the optimizer has its own."""
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     return torch.zeros((), dtype=torch.float32, device=like.device if on_device else "cpu")
 

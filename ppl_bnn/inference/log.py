@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.distributions import Categorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.files import write_text
 from ppl_bnn.inference.elbo import Terms
+from ppl_bnn.models.labels import right_answers
 
 STEPS_A_RECORD = 50
 # Number of steps that performance.json keeps one by one, the last.
@@ -134,9 +134,10 @@ class BatchAccuracy(Messenger):
         return float(self._correct)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        one_an_example = isinstance(msg["fn"], Categorical) and msg["fn"].logits.dim() == 2 and msg["mask"] is None
-        if msg["is_observed"] and one_an_example:
-            self._correct = (msg["fn"].logits.argmax(-1) == msg["value"]).sum()
+        if msg["is_observed"] and msg["mask"] is None:
+            correct = right_answers(msg["fn"], msg["value"])
+            if correct is not None:
+                self._correct = correct
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:

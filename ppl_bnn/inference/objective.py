@@ -43,6 +43,10 @@ class Objective(Protocol):
         """The parts of the loss on a batch; its gradients are added to the parameters', or are in `flat`."""
         ...
 
+    def completed(self, found: Numbers, kl_weight: Any) -> Numbers:
+        """The parts of the loss once the ranks have averaged their gradients."""
+        ...
+
 
 class ThroughPyro:
     """`KLScaledELBO` of any model and guide, with the estimator among Pyro's handlers."""
@@ -71,6 +75,10 @@ class ThroughPyro:
                 self.model, self.guide, x, y, kl_weight=kl_weight, likelihood_weight=likelihood_weight
             )
         return Numbers(terms.loss, terms.nll, terms.kl, self._handlers[1].correct)
+
+    def completed(self, found: Numbers, kl_weight: Any) -> Numbers:
+        """See `Objective`."""
+        return found
 
 
 def objective_for(trained: Training, settings: TrainSettings, num_data: int, ranks: Communicator) -> Objective:

@@ -131,7 +131,7 @@ class Step:
         if self.ranks.size == 1:
             return found
         self.buckets.average()
-        return self.objective.completed(found, kl_weight) if isinstance(self.objective, DirectELBO) else found
+        return self.objective.completed(found, kl_weight)
 
     def _launched(self, x: Tensor, y: Tensor, weights: Tensor | None, kl_weight: float, share: float) -> Tensor:
         """Start a step on the device, and return its numbers there: loss, nll, kl, right answers, `Update.bad`."""

@@ -137,7 +137,6 @@ class Update:
                 state = self.optimizer.state[parameter]
                 if name in state:
                     view.copy_(state[name])
-                # Before it, `load_state_dict` wants the count.
                 state["step"] = self.steps(state.get("step"))
                 state[name] = view
         return self._buffers[name, of_loc]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Size, Tensor
+from torch.distributions import Categorical, Distribution
 
 from ppl_bnn.errors import UserError
 
@@ -110,3 +111,10 @@ def class_labels(
             advice = "subtract 1" if low == 1 and high == num_classes else "give the network an output for each class"
         raise UserError(f"the labels {name} are from {low} to {high}; {expected}: {advice}")
     return y
+
+
+def right_answers(of: Distribution, y: Tensor) -> Tensor | None:
+    """The number of labels y [N] that are the most probable of p(y_i); None unless each is one of some classes."""
+    if not isinstance(of, Categorical) or of.logits.dim() != 2:
+        return None
+    return (of.logits.argmax(-1) == y).sum()

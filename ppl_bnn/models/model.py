@@ -37,11 +37,9 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Inputs [B, ...] and observed values [B, ...] (or None) -> outputs [B, *]."""
-        # Not as attributes: nn.Module finds a module by a failed look-up first, a microsecond each.
-        net, likelihood = cast(nn.Module, self._modules["net"]), cast(Likelihood, self._modules["likelihood"])
-        outputs = one_tensor(net(x))
-        # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        # Not as an attribute: nn.Module finds a module by a failed look-up first, a microsecond each.
+        likelihood = cast(Likelihood, self._modules["likelihood"])
+        outputs = self.outputs(x)
         distribution = likelihood.distribution(outputs, **(latents := likelihood.latents()))
         if distribution.batch_shape[-1:] != (len(x),):
             # Pyro would refuse the site, and not say why.
@@ -50,6 +48,12 @@ class Model(nn.Module):
         with pyro.plate("data", self.num_data, subsample=x):
             pyro.sample("y", distribution, obs=y)
         return outputs
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs [B, *] as the likelihood takes them, for inputs [B, ...]."""
+        outputs = one_tensor(cast(nn.Module, self._modules["net"])(x))
+        # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def one_tensor(outputs: object) -> Tensor:

@@ -118,9 +118,7 @@ double gradients(long threads, long tasks, const task *all, const site *sites, c
         if (s->kind != VARIANCE) {
 #pragma omp simd reduction(+ : norm)
             for (long i = 0; i < own.count; i++) {
-                const float e = exponential(-fabsf(u[i])), positive = u[i] > 0 ? u[i] : 0;
-                const float scale = positive + log_of_one_and(e) + SMALLEST_SCALE;
-                const float slope = (u[i] > 0 ? 1 : e) / (1 + e);
+                const float scale = softplus(u[i]), slope = sigmoid(u[i]);
                 to_loc[i] = by_value[i] + by_loc[i] + (loc[i] - centre) * squares;
                 to_u[i] = slope * (by_noise[i] * noise[i] + scale * squares + logs / scale) + by_u[i];
                 norm += to_loc[i] * to_loc[i] + to_u[i] * to_u[i];
@@ -128,9 +126,7 @@ double gradients(long threads, long tasks, const task *all, const site *sites, c
         } else {
 #pragma omp simd reduction(+ : norm)
             for (long i = 0; i < own.count; i++) {
-                const float e = exponential(-fabsf(u[i])), positive = u[i] > 0 ? u[i] : 0;
-                const float scale = positive + log_of_one_and(e) + SMALLEST_SCALE;
-                const float slope = (u[i] > 0 ? 1 : e) / (1 + e);
+                const float scale = softplus(u[i]), slope = sigmoid(u[i]);
                 to_loc[i] = by_loc[i] + (loc[i] - centre) * squares;
                 to_u[i] = slope * (scale * (2 * by_value[i] + squares) + logs / scale) + by_u[i];
                 norm += to_loc[i] * to_loc[i] + to_u[i] * to_u[i];
@@ -143,7 +139,7 @@ double gradients(long threads, long tasks, const task *all, const site *sites, c
     return sum;
 }
 
-/* IVON's step, as `ivon_step` in weights.py; each site has a rate of its own. */
+/* IVON's step; each site has a rate of its own. */
 void ivon(long threads, long tasks, const task *all, const site *sites, float *loc_, float *u_, float *momentum_,
           const float *to_loc_, const float *to_u_, float c, float beta1) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (tasks > 1)
@@ -153,16 +149,6 @@ void ivon(long threads, long tasks, const task *all, const site *sites, float *l
         float *restrict loc = loc_ + own.first, *restrict u = u_ + own.first, *restrict momentum = momentum_ + own.first;
         const float *restrict to_loc = to_loc_ + own.first, *restrict to_u = to_u_ + own.first;
 #pragma omp simd
-        for (long i = 0; i < own.count; i++) {
-            const float e = exponential(-fabsf(u[i])), positive = u[i] > 0 ? u[i] : 0;
-            float s = positive + log_of_one_and(e) + SMALLEST_SCALE;
-            const float change = to_u[i] * (1 + e) / (u[i] > 0 ? 1 : e) * s * c;
-            s /= sqrtf(1 + change + 0.5f * change * change);
-            momentum[i] = to_loc[i] + beta1 * (momentum[i] - to_loc[i]);
-            loc[i] -= s * s * rate * momentum[i];
-            s -= SMALLEST_SCALE;
-            s = s < 1e-9f ? 1e-9f : s;
-            u[i] = s + logarithm(complement(-s));
-        }
+        for (long i = 0; i < own.count; i++) ivon_of(loc + i, u + i, momentum + i, to_loc[i], to_u[i], rate, c, beta1);
     }
 }

@@ -9,6 +9,7 @@ loc - flip * e, and so on.
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class FlatArithmetic:
             own.centre = centres[group]
         self._part, self._sums = (ctypes.c_double * (2 * len(cut)))(), (ctypes.c_double * (2 * len(centres)))()
 
-    @property
+    @cached_property
     def native(self) -> ctypes.CDLL | None:
         """The C code, where it serves these buffers."""
         found = library(_SOURCE, agrees) if self.loc.is_cpu and self.loc.dtype == torch.float32 else None

@@ -112,17 +112,7 @@ void ivon_step(float *const *const *t, long length, const float *number, long n,
     array loc = *t[0], u = *t[1], momentum = *t[2], to_loc = *t[3], to_u = *t[4];
     const float rate = number[0], c = number[1], beta1 = number[2];
 #pragma omp simd
-    for (long i = 0; i < n; i++) {
-        const float e = exponential(-fabsf(u[i])), positive = u[i] > 0 ? u[i] : 0;
-        float s = positive + log_of_one_and(e) + SMALLEST_SCALE;
-        const float change = to_u[i] * (1 + e) / (u[i] > 0 ? 1 : e) * s * c;
-        s /= sqrtf(1 + change + 0.5f * change * change);
-        momentum[i] = to_loc[i] + beta1 * (momentum[i] - to_loc[i]);
-        loc[i] -= s * s * rate * momentum[i];
-        s -= SMALLEST_SCALE;
-        s = s < 1e-9f ? 1e-9f : s;
-        u[i] = s + logarithm(complement(-s));
-    }
+    for (long i = 0; i < n; i++) ivon_of(loc + i, u + i, momentum + i, to_loc[i], to_u[i], rate, c, beta1);
 }
 
 void student_t(float *const *const *t, long length, const float *number, long n, float *sums) {

@@ -4,11 +4,11 @@ import math
 import time
 
 import torch
-from ranks import Ranks
+from ranks import OneOfTwo, Ranks
 from torch import nn
 
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, build
-from ppl_bnn.distributed import Communicator, GradientBuckets
+from ppl_bnn.distributed import GradientBuckets
 from ppl_bnn.distributed.digest import _digest
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.models.random_network import point_parameters
@@ -60,29 +60,11 @@ def test_gradients_that_come_in_different_orders_meet_their_own(tmp_path):
         assert one["none"]["bytes"] == 2 * one["fp16"]["bytes"] == 3 * 4 * (6 * 500 + 48)
 
 
-class Counting(Communicator):
-    """Two ranks of which the other one adds nothing."""
-
-    name = "counting"
-
-    def __init__(self):
-        super().__init__(0, 2, 0, 2)
-
-    def _start_sum(self, tensor, name):
-        return lambda: None
-
-    def _broadcast(self, tensor):
-        pass
-
-    def shutdown(self):
-        pass
-
-
 def test_a_step_of_vgg16_needs_a_handful_of_messages():
     x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
     model = Classifier(build("vgg16", image_shape=(3, 32, 32)), 50_000)
     guide = MeanFieldNormal(model, x, y)
-    ranks = Counting()
+    ranks = OneOfTwo()
     order = data_parallel.forward_order(model, guide)
     points = point_parameters(model).values()
     assert {id(p) for p in order} == {id(p) for p in (*points, *guide.parameters())}
@@ -106,7 +88,7 @@ def test_messages_travel_while_back_propagation_runs():
     order = data_parallel.forward_order(model, guide)
     there, at_start = [], []
 
-    class Watching(Counting):
+    class Watching(OneOfTwo):
         def _start_sum(self, tensor, name):
             at_start.append(len(there))
             return lambda: None

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppl_bnn import number_metrics
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluating import forked_random, seed_random
-from ppl_bnn.models.labels import as_tensor, not_finite
+from ppl_bnn.models.labels import as_tensor, not_finite, right_answers
 
 Averages = Mapping[str, Tensor]
 
@@ -139,9 +139,7 @@ class Likelihood(nn.Module, ABC):
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor | None:
         """The number of examples whose one label is the most probable; None where there is no such label."""
-        found = self.distribution(outputs)
-        has_classes = isinstance(found, torch.distributions.Categorical) and found.logits.dim() == 2
-        return (found.logits.argmax(-1) == y).sum() if has_classes else None
+        return right_answers(self.distribution(outputs), y)
 
     def mean(self, outputs: Tensor, **latents: Tensor) -> Tensor:
         """E[y | outputs [N, *]], [N, ...]."""
