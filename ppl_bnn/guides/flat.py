@@ -74,26 +74,25 @@ class FlatNormal:
             for site, kind in kinds.items()
             if kind is not None
         )
-        found = {
+        found: dict[object, tuple[Operation, list[Tensor]]] = {
             kind: (kind.operation, [like.new_full((), scalar) for scalar in kind.scalars])
             for kind in groups
             if isinstance(kind, _CrossEntropy)
         }
-        of_sites = [kinds[site] for site in self._sites]
         self._cross_entropies = {
-            number: found[kind] for number, kind in enumerate(of_sites) if isinstance(kind, _CrossEntropy)
+            number: found[kinds[site]] for number, site in enumerate(self._sites) if kinds[site] in found
         }
         self._cross_entropy: float | Tensor = 0.0
         self.kl_factor: float | Tensor = 1.0
         self._flips: list[tuple[Tensor, tuple[Size, Size]]] = []
         self.values: dict[str, Tensor] = {}
         self.posterior: dict[str, FactorizedNormal] = {}
+        self.locs, self.unconstrained_scales = map(list, zip(*self._parameters.values(), strict=True))
+        for parameter, view in self._with_views(self.arithmetic.loc, self.arithmetic.u):
+            view.copy_(parameter.detach())
+            parameter.data = view
         for site, span in zip(self._sites, self.arithmetic.spans, strict=True):
             loc, u = self._parameters[site]
-            for parameter, buffer in ((loc, self.arithmetic.loc), (u, self.arithmetic.u)):
-                view = _as_shaped(buffer[span], loc)
-                view.copy_(parameter.detach())
-                parameter.data = view
             rows = self.arithmetic.values if site in flipped else self.arithmetic.values[:1]
             leaves = [_as_shaped(row[span], loc).requires_grad_() for row in rows]
             self.values[site] = leaves[0]
@@ -101,7 +100,6 @@ class FlatNormal:
             if site in flipped:
                 flips = [_as_shaped(row[span], loc) for row in self.arithmetic.flips]
                 self._flips += [(flip, outer_shapes(loc)) for flip in flips]
-        self.locs, self.unconstrained_scales = map(list, zip(*self._parameters.values(), strict=True))
         self._places = {site: _places(*pair) for site, pair in self._parameters.items()}
 
     def draw(self, of_sites: Mapping[str, int] | None = None) -> float | Tensor:
@@ -215,11 +213,13 @@ class FlatNormal:
 
     def give_gradients(self) -> None:
         """Set the ``grad`` of every parameter to its part of the buffers."""
-        for parameters, buffer in (
-            (self.locs, self.arithmetic.to_loc), (self.unconstrained_scales, self.arithmetic.to_u)
-        ):  # fmt: skip
-            for parameter, view in zip(parameters, self.views(buffer), strict=True):
-                parameter.grad = view
+        for parameter, view in self._with_views(self.arithmetic.to_loc, self.arithmetic.to_u):
+            parameter.grad = view
+
+    def _with_views(self, of_loc: Tensor, of_u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every parameter, with its part of a buffer of loc or of one of the unconstrained scale."""
+        for parameters, buffer in ((self.locs, of_loc), (self.unconstrained_scales, of_u)):
+            yield from zip(parameters, self.views(buffer), strict=True)
 
     def release(self) -> None:
         """Give every parameter memory of its own again, in which it is what it was."""
