@@ -49,8 +49,9 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
 
 def _logarithmic(axis: Axes, label: str) -> None:
     axis.set(xscale="log", xlabel=label)
-    # A range of less than a decade needs labels between the powers of ten, and only a few.
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    # A range of less than a decade needs labels between the powers of ten; over many decades they would overlap.
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
 
