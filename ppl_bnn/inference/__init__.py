@@ -1,4 +1,4 @@
 """Model + guide + data -> fitted guide, resumable: the ELBO, the training loop, optimizers, checkpoints, diagnosis.
 
-May import: data, guides, models, distributed, native, the ground.
+May import: prediction, data, guides, models, distributed, native, the ground.
 """

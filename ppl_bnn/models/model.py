@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.inputs import Inputs, call, lead
 from ppl_bnn.models.likelihoods import Categorical, Likelihood
 
 
@@ -18,7 +19,8 @@ class Model(nn.Module):
     work on it.
 
     Args:
-        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> outputs [N, *].
+        net: a network from `build` or `bayesian` (or a deterministic one), [N, ...] -> outputs [N, *]. It may have
+            several inputs (`ppl_bnn.inputs.call`).
         likelihood: p(y | outputs), by which `predict` summarizes draws too.
         num_data: number of training examples N in the likelihood.
     """
@@ -35,23 +37,25 @@ class Model(nn.Module):
         self.likelihood = likelihood
         self.num_data = num_data
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """Inputs [B, ...] and observed values [B, ...] (or None) -> outputs [B, *]."""
         # Not as an attribute: nn.Module finds a module by a failed look-up first, a microsecond each.
         likelihood = cast(Likelihood, self._modules["likelihood"])
         outputs = self.outputs(x)
         distribution = likelihood.distribution(outputs, **(latents := likelihood.latents()))
-        if distribution.batch_shape[-1:] != (len(x),):
+        first = x if isinstance(x, Tensor) else lead(x)
+        if distribution.batch_shape[-1:] != (len(first),):
             # Pyro would refuse the site, and not say why.
             likelihood.check(outputs, **latents)
         # A given `subsample` keeps the plate from drawing a permutation of num_data each step.
-        with pyro.plate("data", self.num_data, subsample=x):
+        with pyro.plate("data", self.num_data, subsample=first):
             pyro.sample("y", distribution, obs=y)
         return outputs
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Inputs) -> Tensor:
         """The network's outputs [B, *] as the likelihood takes them, for inputs [B, ...]."""
-        outputs = one_tensor(cast(nn.Module, self._modules["net"])(x))
+        net = cast(nn.Module, self._modules["net"])
+        outputs = one_tensor(net(x) if isinstance(x, Tensor) else call(net, x))
         # Differences of log-probabilities, and their sum over a batch, need more digits than layers in half precision.
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 

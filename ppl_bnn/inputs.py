@@ -1,0 +1,102 @@
+"""What a network is given: a tensor of examples, or a tuple or dict of such tensors."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ppl_bnn.errors import UserError
+
+# Tensors of the same number of examples, [N, ...] each.
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+I = TypeVar("I", bound=Any)  # noqa: E741 -- the same kind of inputs in and out
+
+
+def parts(x: Any) -> list[Any]:
+    """The tensors of some inputs, in order."""
+    if isinstance(x, Mapping):
+        return [part for value in x.values() for part in parts(value)]
+    if isinstance(x, tuple | list):
+        return [part for value in x for part in parts(value)]
+    return [x]
+
+
+def lead(x: Any) -> Tensor:
+    """The first tensor of some inputs: it tells device and number of examples."""
+    found = parts(x)
+    if not found or not isinstance(found[0], Tensor):
+        raise UserError(f"inputs must be a tensor, or a tuple or dict of tensors, got {x!r:.60}")
+    return found[0]
+
+
+def mapped(x: I, function: Callable[[Any], Any]) -> I:
+    """Inputs of the same kind, with `function` of each tensor."""
+    if isinstance(x, Mapping):
+        return {name: mapped(value, function) for name, value in x.items()}  # type: ignore[return-value]
+    if isinstance(x, tuple | list):
+        return tuple(mapped(value, function) for value in x)  # type: ignore[return-value]
+    return function(x)  # type: ignore[no-any-return]
+
+
+def count(x: Any) -> int:
+    """The number of examples.
+
+    Raises:
+        UserError: no tensors, a tensor without examples' dimension, or tensors of different lengths.
+    """
+    first = lead(x)
+    for part in parts(x):
+        if not isinstance(part, Tensor) or part.dim() == 0:
+            raise UserError(f"inputs must be tensors [N, ...], got {part!r:.60}")
+        if len(part) != len(first):
+            raise UserError(f"all input tensors need the same number of examples, got {len(first)} and {len(part)}")
+    return len(first)
+
+
+def rows(x: I, which: Any) -> I:
+    """The examples that a slice, a mask or an index tensor chooses."""
+    return mapped(x, lambda part: part[which.to(part.device) if isinstance(which, Tensor) else which])
+
+
+def joined(found: Sequence[I]) -> I:
+    """Inputs [N1, ...], [N2, ...], ... of one kind as one, [N1 + N2 + ..., ...]."""
+    first: Any = found[0]
+    if isinstance(first, Mapping):
+        return {name: joined([one[name] for one in found]) for name in first}  # type: ignore[return-value, index]
+    if isinstance(first, tuple):
+        return tuple(joined(list(each)) for each in zip(*found, strict=True))  # type: ignore[return-value]
+    return torch.cat(list(found))  # type: ignore[return-value]
+
+
+def shape_of(x: Any) -> Any:
+    """The shape of one example: a tuple of numbers, or a tuple or dict of such."""
+    return mapped(x, lambda part: tuple(part.shape[1:]))
+
+
+def call(net: nn.Module, x: Any) -> Any:
+    """``net(x)``, for inputs of any kind.
+
+    A dict is passed as keywords where the forward pass has parameters of all its names, else as one argument. A tuple
+    is passed as positional arguments where the forward pass takes that many, else as one argument.
+    """
+    if isinstance(x, Tensor):
+        return net(x)
+    if isinstance(x, Mapping):
+        names = _signature(net).parameters
+        return net(**x) if x.keys() <= names.keys() else net(x)
+    if isinstance(x, tuple):
+        try:
+            _signature(net).bind(*x)
+        except TypeError:
+            return net(x)
+        return net(*x)
+    return net(x)
+
+
+def _signature(net: nn.Module) -> inspect.Signature:
+    try:
+        return inspect.signature(net.forward)
+    except (TypeError, ValueError):
+        return inspect.Signature()
