@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from gpu_cells import Cell, Clock, NotHere, Plan, Row
 from gpu_networks import network, synchronize
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit, load
-from ppl_bnn.data import Images
-from ppl_bnn.data.examples import TensorExamples
+from ppl_bnn.data import Images, TensorExamples
 from ppl_bnn.data.sources import IDX_NAMES
 from ppl_bnn.errors import Interrupted
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_bnn.version import __version__
 
 if TYPE_CHECKING:
-    from ppl_bnn.data import Examples, Images, Table, load
+    from ppl_bnn.data import Examples, Images, Table, as_examples, load, normalize
     from ppl_bnn.errors import UserError
     from ppl_bnn.guides import (
         Flipout,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 # The imports above, made when a name is first used: `import ppl_bnn` loads no torch, and training loads no ArviZ.
 _HOMES = {
-    "ppl_bnn.data": ("Examples", "Images", "Table", "load"),
+    "ppl_bnn.data": ("Examples", "Images", "Table", "as_examples", "load", "normalize"),
     "ppl_bnn.errors": ("UserError",),
     "ppl_bnn.guides": (
         "Flipout",
@@ -135,6 +135,7 @@ __all__ = [
     "UserError",
     "__version__",
     "ard",
+    "as_examples",
     "as_posterior",
     "bayesian",
     "build",
@@ -148,6 +149,7 @@ __all__ = [
     "learnt_normal",
     "load",
     "load_checkpoint",
+    "normalize",
     "predict",
     "predictor",
     "pretrained_prior",

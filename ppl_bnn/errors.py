@@ -19,6 +19,10 @@ class Diverged(RuntimeError):
     """The loss or a gradient became NaN or infinite, or the ranks' parameters are no longer equal."""
 
 
+class WorkerLost(RuntimeError):
+    """A worker process that reads data is gone. The last checkpoint of a training is good."""
+
+
 def some(names: Iterable[str], most: int = 3) -> str:
     """The first of some names, quoted, and how many more there are, for a message."""
     first, rest = (names := list(names))[:most], len(names) - most

@@ -19,6 +19,8 @@ from ppl_bnn.settings import Count, OneOf, Positive, check, decisive, documented
 
 # A run's defaults that are not fit's, and no others.
 OTHER_DEFAULTS = {"epochs": 23, "optimizer": "rmsprop", "checkpoint_every": 5, "keep_checkpoints": 10}
+# Without a batch size, fit takes that of a DataLoader, and only then the default.
+WITHOUT_DEFAULT = {"batch_size": None}
 NOT_SETTINGS = {"model", "guide", "x", "y", "weights", "progress", "folder", "origin", "should_stop", "communicator"}
 
 
@@ -31,6 +33,9 @@ def test_fit_its_settings_and_the_config_agree_field_by_field():
     assert signature["kl_weight"].default == config["kl_weight"].default
     for known in own:
         default = signature[known.name].default
+        if known.name in WITHOUT_DEFAULT:
+            assert default is WITHOUT_DEFAULT[known.name]
+            default = known.default
         assert known.default == (dataclasses.MISSING if default is inspect.Parameter.empty else default), known.name
         assert config[known.name].default == OTHER_DEFAULTS.get(known.name, default), known.name
         assert config[known.name].metadata == known.metadata

@@ -1,11 +1,17 @@
-"""Labelled examples in batches: the named data sets and how their images are augmented.
+"""Labelled examples in batches: any data as examples, the named data sets, and how images are augmented.
 
 May import: native, the ground.
 """
 
-from ppl_bnn.data.examples import Examples, TensorExamples
+from ppl_bnn.data.as_examples import as_examples
+from ppl_bnn.data.examples import Examples
 from ppl_bnn.data.images import Images
 from ppl_bnn.data.named import DATASETS, IMAGE_SETS, Split, described, load
+from ppl_bnn.data.pixels import normalize
 from ppl_bnn.data.tables import Table
+from ppl_bnn.data.tensors import TensorExamples
 
-__all__ = ["DATASETS", "IMAGE_SETS", "Examples", "Images", "Split", "Table", "TensorExamples", "described", "load"]
+__all__ = [
+    "DATASETS", "IMAGE_SETS", "Examples", "Images", "Split", "Table", "TensorExamples", "as_examples", "described",
+    "load", "normalize",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ppl_bnn.data.fingerprints import without_times
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.checkpoint import Checkpoint, random_state, restore, restore_random
@@ -135,8 +136,9 @@ def start(
     # A setting that is younger than the checkpoint had its default.
     defaults = {known.name: known.default for known in fields(TrainSettings)}
     before = {"ranks": 1, **defaults, **state.meta["settings"]}
+    _check_data(before.get("data"), decisive["data"], folder)
     for name, value in decisive.items():
-        if name != "ranks" and before.get(name) != value:
+        if name not in ("ranks", "data") and before.get(name) != value:
             raise UserError(
                 f"{folder} holds a training with {name} {before.get(name)!r}, this one has {value!r}; "
                 "use another folder, or the saved value"
@@ -152,6 +154,18 @@ def start(
             communicator.size, before["ranks"], state.step,
         )  # fmt: skip
     return state
+
+
+def _check_data(before: str | None, now: str, folder: Path | None) -> None:
+    # Older checkpoints do not say.
+    if before is None or before == now:
+        return
+    if without_times(before) == without_times(now):
+        log.warning("the files of the data have other times than when this training began: %s, now %s", before, now)
+        return
+    raise UserError(
+        f"{folder} holds a training on other data ({before}) than these ({now}); use another folder, or the same data"
+    )
 
 
 def share_state(

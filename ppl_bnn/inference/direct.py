@@ -14,6 +14,7 @@ from ppl_bnn.guides.estimators import Estimator
 from ppl_bnn.guides.flat import FlatNormal, has_flat_kl
 from ppl_bnn.guides.normal import seeds, standard_normal
 from ppl_bnn.inference.elbo import site_kl
+from ppl_bnn.inputs import Inputs
 from ppl_bnn.models.drawn import as_drawn
 from ppl_bnn.models.model import Model
 from ppl_bnn.models.priors import EvaluatedPrior
@@ -142,7 +143,7 @@ class DirectELBO:
         self.model.net._compiled_call_impl = self._compiled
 
     def gradients(
-        self, x: Tensor, y: Tensor, *, kl_weight: float | Tensor, likelihood_weight: float = 1.0,
+        self, x: Inputs, y: Tensor, *, kl_weight: float | Tensor, likelihood_weight: float = 1.0,
         weights: Tensor | None = None,
     ) -> Numbers:  # fmt: skip
         """The parts of the loss, on a CPU as numbers.
@@ -155,7 +156,7 @@ class DirectELBO:
         """
         model, flat = self.model, self.flat
         # In the order in which the guide samples.
-        of_sites = dict(zip(self.guide.sites, seeds(len(self.guide.sites)), strict=True)) if x.is_cpu else None
+        of_sites = dict(zip(self.guide.sites, seeds(len(self.guide.sites)), strict=True)) if y.is_cpu else None
         kl: Any = 0.0
         if flat is not None:
             kl, flat.kl_factor = flat.draw(of_sites), kl_weight / self.num_data
@@ -168,7 +169,7 @@ class DirectELBO:
         if self.estimator is not None:
             self.estimator.start(posterior)
         # Nats of one datum, as `num_data / batch` scales the batch to all data, whose number divides the sum.
-        factor = likelihood_weight / len(x)
+        factor = likelihood_weight / len(y)
         with self._given or given(model, self._for_network(values)):
             outputs = model.outputs(x)
             nll: Any = model.likelihood.nll(outputs, y, weights)

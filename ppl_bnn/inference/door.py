@@ -1,6 +1,6 @@
 """The check at the door: before the first step `fit` looks once at two examples, and refuses by name what is wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators import Uses
 from ppl_bnn.inference.elbo import GuideSites, Replay
 from ppl_bnn.inference.gradient_check import check_gradients
-from ppl_bnn.inference.observed import by_likelihood, check_observed
+from ppl_bnn.inference.norm_check import check_norms, note_single_values
+from ppl_bnn.inference.observed import by_likelihood, check_observed, later_labels
+from ppl_bnn.inputs import Inputs, lead, mapped, parts, rows
 from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
 from ppl_bnn.models.labels import as_tensor, refuse_dtype
 from ppl_bnn.models.modes import mode_setter
@@ -37,21 +39,23 @@ class Training(NamedTuple):
 
     Attributes:
         model, guide: as modules.
-        x, y: tensors [N, ...]; class labels are int64.
+        x, y: inputs and labels [N, ...] in tensors; class labels are int64.
         params: the unconstrained values of ``pyro.param`` statements, by name; no module holds them.
         store: the state of Pyro's parameter store to train in, with these and the modules' own parameters.
         plain_sites: sites that have the plain draw under every estimator (`ppl_bnn.guides.estimators.Uses`).
         observed: the model's observed sites.
+        labels: checks and converts the labels of later batches [B, ...].
     """
 
     model: nn.Module
     guide: nn.Module
-    x: Tensor
+    x: Inputs
     y: Tensor
     params: dict[str, Tensor]
     store: dict[str, Any]
     plain_sites: set[str]
     observed: list[str]
+    labels: Callable[[Tensor], Tensor] = lambda y: y
 
 
 def check_training(
@@ -66,7 +70,7 @@ def check_training(
 
     Args:
         model, guide: modules or functions, called with (x, y).
-        x, y: tensors or numpy arrays [N, ...].
+        x, y: tensors or numpy arrays [N, ...]; `x` may be a tuple or dict of them.
         batch_size: examples a step, on each of the `ranks`.
         seed: of the parameters that the first call makes.
         precision: ``bfloat16`` runs the model under torch.autocast.
@@ -78,40 +82,46 @@ def check_training(
     """
     model, guide = (part if isinstance(part, nn.Module) else _Function(part) for part in (model, guide))
     parameters = [p for p in (*guide.parameters(), *model.parameters()) if p.is_floating_point() and not is_lazy(p)]
-    x = as_tensor(x, "x", like=parameters[0] if parameters else torch.empty(0))
-    y = as_tensor(y, "the labels or targets y", like=x if x.is_floating_point() else torch.empty(0, device=x.device))
-    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
-        counts = [len(part) if part.dim() else "a number" for part in (x, y)]
-        raise UserError(f"x and y need the same number of examples, at least 1; got {counts[0]} and {counts[1]}")
-    count = num_data or len(x)
+    like = parameters[0] if parameters else torch.empty(0)
+    several = isinstance(x, tuple | Mapping)
+    x = mapped(x, partial(as_tensor, name="x", like=like)) if several else as_tensor(x, "x", like=like)
+    first = lead(x)
+    like = first if first.is_floating_point() else torch.empty(0, device=first.device)
+    y = as_tensor(y, "the labels or targets y", like=like)
+    counts = [len(part) if part.dim() else "a number" for part in (*parts(x), y)]
+    if len(set(counts)) > 1 or counts[0] in (0, "a number"):
+        raise UserError(f"x and y need the same number of examples, at least 1; got {' and '.join(map(str, counts))}")
+    count = num_data or len(first)
     if count < ranks:
         raise UserError(f"{count} examples are too few for {ranks} ranks: start fewer")
     _check_finite(model, guide)
-    check_precision(x.device, precision)
-    whole_batch = min(len(x), max(2, batch_size))
+    check_precision(first.device, precision)
+    whole_batch = min(len(first), max(2, batch_size))
     look = partial(_look, model, guide, seed=seed, precision=precision, with_uses=with_uses)
-    with _first_that_runs(look, [(x[:rows], y[:rows]) for rows in (2, whole_batch)], parameters) as seen:
+    with _first_that_runs(look, [(rows(x, slice(few)), y[:few]) for few in (2, whole_batch)], parameters) as seen:
         _check_sites(model, seen)
         whole = ranks == 1 and batch_size >= count
+        labels: Callable[[Tensor], Tensor] = lambda y: y  # noqa: E731
         for site in seen.model.nodes.values():
             if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
                 convert = by_likelihood(model, seen.model.nodes, seen.outputs)
+                is_y = site["value"] is seen.y
                 y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole, convert=convert)
-        _check_norms(seen, count, batch_size, ranks)
-        check_gradients(
-            model, seen.guide, seen.model, [*model.parameters(), *guide.parameters(), *seen.params.values(), x, y]
-        )
+                labels = later_labels(site, convert) if is_y else labels
+        check_norms(seen.norms, count, batch_size, ranks)
+        known = [*model.parameters(), *guide.parameters(), *seen.params.values(), *parts(x), y]
+        check_gradients(model, seen.guide, seen.model, known)
     observed = [
         name
         for name, site in seen.model.nodes.items()
         if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)
     ]
-    return Training(model, guide, x, y, seen.params, seen.store, seen.plain_sites, observed)
+    return Training(model, guide, x, y, seen.params, seen.store, seen.plain_sites, observed, labels)
 
 
 @contextmanager
 def _first_that_runs(
-    look: Callable, batches: list[tuple[Tensor, Tensor]], parameters: list[nn.Parameter]
+    look: Callable, batches: list[tuple[Inputs, Tensor]], parameters: list[nn.Parameter]
 ) -> Iterator["_Seen"]:
     """A look at two examples, or at a whole batch for a model that takes no other (a plate of a fixed size, say)."""
     with ExitStack() as scopes:
@@ -119,6 +129,14 @@ def _first_that_runs(
             seen = scopes.enter_context(look(*batches[0]))
         except UserError:
             raise
+        except TypeError as error:
+            if isinstance(batches[0][0], Tensor):
+                raise
+            kind = type(batches[0][0]).__name__
+            raise UserError(
+                f"x is a {kind} of tensors, and the network does not take it ({error}): a dict is passed by the names "
+                "of forward's arguments, a tuple by position, and either as one argument where these do not fit"
+            ) from error
         except (ValueError, RuntimeError, IndexError):
             x, y = batches[1]
             try:
@@ -153,17 +171,17 @@ class _Function(nn.Module):
 
 @contextmanager
 def _look(
-    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, seed: int, precision: str, with_uses: bool
+    model: nn.Module, guide: nn.Module, x: Inputs, y: Tensor, *, seed: int, precision: str, with_uses: bool
 ) -> Iterator[_Seen]:
     # A copy, for a network that changes its input in place.
-    few = x.clone(), y
+    few = mapped(x, torch.clone), y
     set_mode, norms = mode_setter(model), []  # type: ignore[var-annotated]
     with ExitStack() as scopes:
         scopes.enter_context(own_parameters())
         scopes.enter_context(forked_random(x, y))
         scopes.enter_context(torch.enable_grad())
         scopes.enter_context(pyro.settings.context(**_CHECKS))
-        scopes.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
+        scopes.enter_context(torch.autocast(y.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
         torch.manual_seed(seed)
         if any(is_lazy(part) for each in (model, guide) for part in (*each.parameters(), *each.buffers())):
             # In evaluation mode, in which batch norm's new statistics stay what they start as.
@@ -174,7 +192,7 @@ def _look(
         scopes.enter_context(unchanged(model, guide))
         for path, module in model.named_modules():
             if isinstance(module, _BatchNorm):
-                note = _note_single_values(path, len(few[0]), norms)
+                note = note_single_values(path, len(y), norms)
                 hook = module.register_forward_pre_hook(note, with_kwargs=True)
                 scopes.callback(hook.remove)
         set_mode(True)
@@ -190,10 +208,10 @@ def _look(
         yield _Seen(sampled.sites, recorded.trace, few[1], norms, params, store, outputs, uses)
 
 
-def _uses(model: nn.Module, sites: dict[str, dict], x: Tensor, y: Tensor) -> set[str]:
+def _uses(model: nn.Module, sites: dict[str, dict], x: Inputs, y: Tensor) -> set[str]:
     with torch.no_grad(), poutine.block(), Uses() as uses, Replay(sites):
-        for rows in ([0, 1], [0, 1, 1]) if len(x) == 2 else (slice(None),):
-            model(x[rows], y[rows])
+        for few in ([0, 1], [0, 1, 1]) if len(y) == 2 else (slice(None),):
+            model(rows(x, few), y[few])
     return uses.plain_sites
 
 
@@ -263,30 +281,3 @@ def _check_sites(model: nn.Module, seen: _Seen) -> None:
                     f"no forward pass in training mode reaches the random parameter {attribute!r} of layer {path!r}: "
                     "remove the layer, or leave it deterministic"
                 )
-
-
-def _note_single_values(path: str, rows: int, norms: list[str]) -> Callable:
-    def hook(module: _BatchNorm, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-        x = inputs[0] if inputs else keywords["input"]
-        if x.numel() // max(1, x.shape[1]) <= rows and (module.training or module.running_mean is None):
-            norms.append(path)
-            if rows == 1:
-                raise UserError(_one_example(path, 1, "N"))
-
-    return hook
-
-
-def _check_norms(seen: _Seen, n: int, batch_size: int, ranks: int) -> None:
-    last = n % (batch_size * ranks)
-    # The smallest parts of a full and of the last batch; an empty part does not count.
-    parts = [batch_size] * (n >= batch_size * ranks) + [part for part in (last // ranks, -(-last // ranks)) if part]
-    if seen.norms and 1 in parts:
-        raise UserError(_one_example(seen.norms[0], n, batch_size, ranks))
-
-
-def _one_example(path: str, n: int, batch_size: int | str, ranks: int = 1) -> str:
-    each = f" on each of {ranks} ranks" if ranks > 1 else ""
-    return (
-        f"batch norm {path!r} needs at least 2 examples a step to train, and {n} examples with batch_size {batch_size}"
-        f"{each} leave a step with 1: choose another batch_size, or drop an example"
-    )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_bnn.inputs import Inputs, mapped, parts
+
 log = logging.getLogger(__name__)
 
 # Steps before the capture: libraries choose their algorithms, and optimizers make their state.
@@ -31,36 +33,37 @@ class Replayed:
     """
 
     def __init__(
-        self, run: Callable[[Tensor, Tensor], Tensor], capture: Capture | None,
+        self, run: Callable[[Inputs, Tensor], Tensor], capture: Capture | None,
         scope: Callable[[], AbstractContextManager] = nullcontext, recover: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._run, self._capture, self._scope, self._recover = run, capture, scope, recover
         self._calls = 0
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: list[Tensor] = []
         self._graph: _Graph | None = None
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Inputs, y: Tensor) -> Tensor:
         """What `run` gives, as a tensor of its own."""
         self._calls += 1
+        batch = parts((x, y))
         # Two batches of one shape in a row are of the usual shape; the last batch of an epoch may have another.
-        usual = self._last is not None and not any(map(_differ, self._last, (x, y)))
-        self._last = x, y
+        usual = bool(self._last) and not any(map(_differ, self._last, batch))
+        self._last = batch
         if self._graph is None and self._capture is not None and self._calls > _WARM_UP and usual:
             self._graph = self._captured(x, y)
-        if self._graph is None or any(map(_differ, self._graph.inputs, (x, y))):
+        if self._graph is None or any(map(_differ, self._graph.inputs, batch)):
             with self._scope():
                 return self._run(x, y)
-        for one, other in zip(self._graph.inputs, (x, y), strict=True):
+        for one, other in zip(self._graph.inputs, batch, strict=True):
             one.copy_(other)
         self._graph.replay()
         return self._graph.result.clone()
 
-    def _captured(self, x: Tensor, y: Tensor) -> "_Graph | None":
-        inputs, capture = (x.clone(), y.clone()), self._capture
+    def _captured(self, x: Inputs, y: Tensor) -> "_Graph | None":
+        inputs, capture = mapped((x, y), torch.clone), self._capture
         self._capture = None
         assert capture is not None
         try:
-            return _Graph(inputs, *capture(lambda: self._run(*inputs)))
+            return _Graph(parts(inputs), *capture(lambda: self._run(*inputs)))
         except RuntimeError as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             self._recover()
@@ -91,7 +94,7 @@ def cuda_capture(device: torch.device) -> tuple[Capture, Callable[[], AbstractCo
 
 @dataclass(frozen=True)
 class _Graph:
-    inputs: tuple[Tensor, Tensor]
+    inputs: list[Tensor]
     result: Tensor
     replay: Callable[[], None]
 

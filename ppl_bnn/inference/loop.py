@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from ppl_bnn.data.examples import batches
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.inference.log import TrainingLog
+from ppl_bnn.inference.reading import Batch
 from ppl_bnn.inference.saving import Checkpoints
 from ppl_bnn.inference.step import Step
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 def train(
     step: Step,
+    batches: Iterator[Batch],
     checkpoints: Checkpoints,
     records: TrainingLog,
     bar: tqdm,
@@ -25,20 +26,25 @@ def train(
     weight_at: Callable[[float], float],
     should_stop: Callable[[], bool],
 ) -> None:
-    """The training loop, from the step after `done` on."""
-    settings, ranks, count = step.settings, step.ranks, len(step.examples)
-    size, number = settings.batch_size * ranks.size, done
+    """The training loop, from the step after `done` on.
+
+    Args:
+        batches: all those that are left.
+    """
+    settings, ranks, count = step.settings, step.ranks, len(step.reader.examples)
+    number = done
     while (epoch := len(records.epochs)) < settings.epochs:
         rows_done, unread = records.rows, []
-        for rows in batches(count, size, epoch=epoch, seed=settings.seed, skip=rows_done, device=step.device):
+        while rows_done < count:
             started = time.perf_counter()
+            batch = next(batches)
             # In examples, not steps, of which another number of ranks has others.
             progress = (epoch * count + rows_done) / (settings.epochs * count)
             kl_weight = weight_at(progress)
-            number, rows_done = number + 1, rows_done + len(rows)
+            number, rows_done = number + 1, rows_done + batch.total
             ends = rows_done == count
-            agreed = step(number, rows, progress, kl_weight, stop=should_stop, save=checkpoints.due, read=ends)
-            unread.append((number, len(rows), time.perf_counter() - started))
+            agreed = step(number, batch, progress, kl_weight, stop=should_stop, save=checkpoints.due, read=ends)
+            unread.append((number, batch.total, time.perf_counter() - started))
             if agreed is None:
                 continue
             # Steps that are read together have their mean time: the last one waited for all of them.

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
+from ppl_bnn.inputs import Inputs
+from ppl_bnn.inputs import rows as rows_of
 from ppl_bnn.models.evaluating import forked_random, unchanged
 from ppl_bnn.native.memory import return_freed_memory
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Inputs, Tensor], Tensor]
 # Examples of the two forward passes that are measured: each of an estimator's groups has one or more.
 _FEW, _MORE = 4, 8
 # Of torch's allocators for the CPU and for accelerators, and of cuBLAS and cuDNN.
@@ -53,7 +55,7 @@ def refuse_if_too_large(
     model: nn.Module,
     guide: nn.Module,
     optimizer: torch.optim.Optimizer,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     held: int = 0,
@@ -73,7 +75,7 @@ def refuse_if_too_large(
     optimizer.zero_grad()
     # The error's traceback keeps the forward pass that it ended.
     traceback.clear_frames(error.__traceback__)
-    batch, there = len(x), free_memory(x.device)
+    batch, there = len(y), free_memory(y.device)
     try:
         needs = step_memory(loss, model, guide, optimizer, x, y)
     except (RuntimeError, ValueError, IndexError, MemoryError):
@@ -86,13 +88,13 @@ def refuse_if_too_large(
         fits = f"the largest batch that fits is about {most}" if most > 0 else "not even one example fits"
         found += f" and can have {_gibibytes(room)}; {fits}"
     raise UserError(
-        f"a step with train.batch_size {batch} does not fit into the memory of {x.device}{found}. The last checkpoint "
+        f"a step with train.batch_size {batch} does not fit into the memory of {y.device}{found}. The last checkpoint "
         "is good: it resumes where there is more memory. Or train anew with a smaller train.batch_size"
     ) from None
 
 
 def step_memory(
-    loss: Loss, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+    loss: Loss, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, x: Inputs, y: Tensor
 ) -> StepMemory:
     """Estimate the memory of a training step; model, guide and random state stay as they are.
 
@@ -145,7 +147,7 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(_limits_on_linux()))
 
 
-def _saved(loss: Loss, x: Tensor, y: Tensor, count: int, own: set[int]) -> list[int]:
+def _saved(loss: Loss, x: Inputs, y: Tensor, count: int, own: set[int]) -> list[int]:
     """Bytes of each storage that the loss of `count` examples keeps for back-propagation, but for those in `own`."""
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -153,10 +155,10 @@ def _saved(loss: Loss, x: Tensor, y: Tensor, count: int, own: set[int]) -> list[
         # Alive until all are counted, so that no two have one address.
         storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage()
 
-    rows = torch.arange(count, device=x.device) % len(x)
+    rows = torch.arange(count, device=y.device) % len(y)
     # Nothing is propagated back, so nothing is unpacked.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda _: x):
-        loss(x[rows], y[rows])
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda _: y):
+        loss(rows_of(x, rows), y[rows])
     return [storage.nbytes() for address, storage in storages.items() if address not in own]
 
 

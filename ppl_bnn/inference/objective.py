@@ -19,6 +19,7 @@ from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.example_weights import weighting
 from ppl_bnn.inference.log import BatchAccuracy
 from ppl_bnn.inference.settings import TrainSettings
+from ppl_bnn.inputs import Inputs
 from ppl_bnn.registry import lookup
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Objective(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
     def gradients(
-        self, x: Tensor, y: Tensor, *, kl_weight: Any, likelihood_weight: float = 1.0, weights: Tensor | None = None
+        self, x: Inputs, y: Tensor, *, kl_weight: Any, likelihood_weight: float = 1.0, weights: Tensor | None = None
     ) -> Numbers:
         """The parts of the loss on a batch; its gradients are added to the parameters', or are in `flat`."""
         ...
@@ -67,7 +68,7 @@ class ThroughPyro:
         self._scopes.__exit__(*error)  # type: ignore[arg-type]
 
     def gradients(
-        self, x: Tensor, y: Tensor, *, kl_weight: float, likelihood_weight: float = 1.0, weights: Tensor | None = None
+        self, x: Inputs, y: Tensor, *, kl_weight: float, likelihood_weight: float = 1.0, weights: Tensor | None = None
     ) -> Numbers:
         """See `Objective`."""
         with weighting(weights):

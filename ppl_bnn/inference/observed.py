@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def check_observed(
         raise UserError(" ".join(str(error).split())) from None
     _check_arguments(name, each)
     if site["mask"] is None:
-        _check_support(name, each, fn.support, value, y if is_y else value)
+        _check_support(name, type(each), fn.support, value, y if is_y else value)
     return y
 
 
@@ -87,14 +88,44 @@ def by_likelihood(model: nn.Module, sites: Mapping[str, dict], outputs: Any) -> 
     if not isinstance(model, Model):
         return None
     likelihood = model.likelihood
+    # Without their graph, for a function that may be kept.
+    with torch.no_grad(), poutine.block(), Replay(dict(sites)):
+        latents = {name: value.detach() for name, value in likelihood.latents().items()}
+    few = outputs.detach()
 
     def convert(y: Tensor) -> Tensor:
-        with poutine.block(), Replay(dict(sites)):
-            latents = likelihood.latents()
-        likelihood.check(outputs, **latents)
-        return likelihood.observed(y, outputs, **latents).to(y.device)
+        likelihood.check(few, **latents)
+        return likelihood.observed(y, few, **latents).to(y.device)
 
     return convert
+
+
+def later_labels(site: dict, convert: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+    """A function that checks and converts the labels or targets of later batches [B, ...], as `check_observed` does.
+
+    Args:
+        site: Pyro's message of the observed site, which has been checked for the first examples.
+        convert: what a likelihood of ours makes of a batch's y, or refuses.
+    """
+    name, fn, first = site["name"], site["fn"], site["value"]
+    each = elementwise(fn, masks=True)
+    if isinstance(each, Categorical):
+        return partial(class_labels, num_classes=each.logits.shape[-1], example_shape=fn.shape()[1:])
+    if convert is not None:
+        return convert
+    kind, masked, shape, dtype = type(each), site["mask"] is not None, first.shape[1:], first.dtype
+
+    def check(y: Tensor) -> Tensor:
+        if y.shape[1:] != shape or y.is_floating_point() != dtype.is_floating_point:
+            raise UserError(
+                f"site {name!r}: targets of shape {list(y.shape[1:])} and dtype {y.dtype} an example, after first ones "
+                f"of shape {list(shape)} and dtype {dtype}: they must be alike"
+            )
+        if not masked:
+            _check_support(name, kind, None, y, y)
+        return y.to(dtype)
+
+    return check
 
 
 def _check_num_data(site: dict, rows: int, n: int, whole_batch: bool) -> None:
@@ -130,9 +161,9 @@ def _check_arguments(name: str, fn: Distribution) -> None:
             )
 
 
-def _check_support(name: str, fn: Distribution, support: object, value: Tensor, y: Tensor) -> None:
+def _check_support(name: str, kind: type, support: object, value: Tensor, y: Tensor) -> None:
     # Where it depends on no argument, of all examples; else of those the model ran with.
-    own = inspect.getattr_static(type(fn), "support", None)
+    own = inspect.getattr_static(kind, "support", None)
     everywhere = isinstance(own, constraints.Constraint) and not isinstance(own, property)
     constraint, checked = (own, y) if everywhere else (support, value)
     if not isinstance(constraint, constraints.Constraint) or constraints.is_dependent(constraint):
@@ -140,6 +171,6 @@ def _check_support(name: str, fn: Distribution, support: object, value: Tensor, 
     if not constraint.check(checked).all():  # type: ignore[no-untyped-call]
         low, high = float(checked.min()), float(checked.max())
         raise UserError(
-            f"site {name!r}: {type(fn).__name__} has the support {constraint}, and the targets are from {low:g} to "
+            f"site {name!r}: {kind.__name__} has the support {constraint}, and the targets are from {low:g} to "
             f"{high:g}: drop or convert what lies outside"
         )

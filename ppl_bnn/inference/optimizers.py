@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
+from ppl_bnn.inputs import Inputs, parts
 from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
 
@@ -98,7 +99,7 @@ def set_lr(
         group["lr"] = group["initial_lr"] * factor
 
 
-def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tensor) -> str:
+def first_gone_bad(model: nn.Module, guide: nn.Module, x: Inputs, *labels: Tensor) -> str:
     """Name what is not finite: the inputs [B, ...], a parameter, a layer's output, or a gradient.
 
     Model and guide are called with (x, *labels).
@@ -106,7 +107,7 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tenso
     For a step whose gradients are still in place. Gradients are looked through from the output to the input, the way
     they go bad.
     """
-    if not torch.isfinite(x).all():
+    if not all(torch.isfinite(part).all() for part in parts(x)):
         return "the inputs hold NaN or infinite values"
     named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters())]
     named += point_parameters(model).items()
@@ -123,7 +124,7 @@ def first_gone_bad(model: nn.Module, guide: nn.Module, x: Tensor, *labels: Tenso
     return "every parameter and gradient is finite"
 
 
-def _first_bad_output(model: nn.Module, guide: nn.Module, *args: Tensor) -> str | None:
+def _first_bad_output(model: nn.Module, guide: nn.Module, *args: Any) -> str | None:
     found: list[str] = []
 
     def record(path: str) -> Any:

@@ -11,8 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_bnn.data.augmentation import AUGMENTATIONS
-from ppl_bnn.data.examples import Examples
-from ppl_bnn.distributed import Communicator, GradientBuckets, first_unequal, shard
+from ppl_bnn.distributed import Communicator, GradientBuckets, first_unequal
 from ppl_bnn.errors import Diverged
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
@@ -22,8 +21,10 @@ from ppl_bnn.inference.graph import Replayed, cuda_capture
 from ppl_bnn.inference.memory import refuse_if_too_large
 from ppl_bnn.inference.objective import Objective
 from ppl_bnn.inference.optimizers import first_gone_bad, set_lr
+from ppl_bnn.inference.reading import Batch, Reader
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.updates import NonFiniteGradient, Update
+from ppl_bnn.inputs import Inputs, mapped
 from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
 
@@ -33,9 +34,8 @@ class _Unread:
     """A step, and what it found, on its device still."""
 
     number: int
-    rows: Tensor
+    batch: Batch
     numbers: Any
-    share: float
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Step:
     Attributes:
         params: the unconstrained values of ``pyro.param`` statements, by name.
         set_mode: ``model.train``, but for modules that stay in evaluation mode.
+        reader: gives the batches, and one again.
         weights: of the examples, [N].
         objective, buckets: entered by the caller for the time of the training.
     """
@@ -52,7 +53,7 @@ class Step:
     model: nn.Module
     guide: nn.Module
     params: Mapping[str, Tensor]
-    examples: Examples
+    reader: Reader
     settings: TrainSettings
     ranks: Communicator
     objective: Objective
@@ -68,7 +69,7 @@ class Step:
     def __call__(
         self,
         number: int,
-        rows: Tensor,
+        batch: Batch,
         progress: float,
         kl_weight: float,
         *,
@@ -76,7 +77,7 @@ class Step:
         save: Callable[[], bool],
         read: bool = True,
     ) -> data_parallel.Agreed | None:
-        """Move the parameters by the gradient of the global batch `rows` [B]; collective.
+        """Move the parameters by the gradient of a global batch, of which `batch` is this rank's share; collective.
 
         On a device whose operations the program need not wait for, what steps found is read every `log_every` steps.
         Where a gradient is NaN or infinite, this update and all after it are left out, until it is read.
@@ -97,20 +98,21 @@ class Step:
         settings, ranks = self.settings, self.ranks
         factor = ranks.size if settings.lr_per_rank else 1
         set_lr(self.optimizer, settings.lr_schedule, progress, warmup=settings.lr_warmup, factor=factor)
-        mine, share = shard(rows, ranks.rank, ranks.size)
+        share = batch.share
         # An example that does not count must not move batch norm's statistics either.
         self.set_mode(share > 0)
-        x, y = self._batch(mine)
-        weights = None if self.weights is None else self.weights[mine]
+        x, y = self._augmented(batch.x), batch.y
+        weights = None if self.weights is None else self.weights[batch.rows]
         self.update.prepare()
         try:
             if self._there:
                 there = self._launched(x, y, weights, kl_weight, share)
-                self._unread.append(_Unread(number, mine, there, share))
+                # Without its tensors: there may be many unread steps.
+                self._unread.append(_Unread(number, batch.forgotten(), there))
                 return self._read(stop, save) if read or number % settings.log_every == 0 else None
             found = self.objective.gradients(x, y, kl_weight=kl_weight, likelihood_weight=share, weights=weights)
             found = self._averaged(found, kl_weight)
-            self._unread.append(_Unread(number, mine, [*found[:4], 0.0], share))
+            self._unread.append(_Unread(number, batch, [*found[:4], 0.0]))
             agreed = self._read(stop, save)
             self.update(found.squares)
         except NonFiniteGradient:
@@ -133,14 +135,14 @@ class Step:
         self.buckets.average()
         return self.objective.completed(found, kl_weight)
 
-    def _launched(self, x: Tensor, y: Tensor, weights: Tensor | None, kl_weight: float, share: float) -> Tensor:
+    def _launched(self, x: Inputs, y: Tensor, weights: Tensor | None, kl_weight: float, share: float) -> Tensor:
         """Start a step on the device, and return its numbers there: loss, nll, kl, right answers, `Update.bad`."""
         if self._kl_weight is None:
             self._kl_weight = torch.full((), kl_weight, device=self.device)
         else:
             self._kl_weight.fill_(kl_weight)
 
-        def run(x: Tensor, y: Tensor) -> Tensor:
+        def run(x: Inputs, y: Tensor) -> Tensor:
             found = self.objective.gradients(x, y, kl_weight=self._kl_weight, likelihood_weight=share, weights=weights)
             found = self._averaged(found, self._kl_weight)
             # It is told when the step is read.
@@ -167,13 +169,14 @@ class Step:
         if isinstance(parts[0], Tensor):
             parts = torch.stack(parts).tolist()
         found = [
-            (Terms(*numbers[:3]), numbers[3] if one.share else 0.0) for one, numbers in zip(unread, parts, strict=True)
+            (Terms(*numbers[:3]), numbers[3] if one.batch.share else 0.0)
+            for one, numbers in zip(unread, parts, strict=True)
         ]
         agreed = data_parallel.agree(self.ranks, found, stop=stop(), save=self.ranks.is_main and save())
         for one, numbers, (terms, _) in zip(unread, parts, agreed.found, strict=True):
             if numbers[4] or not math.isfinite(terms.loss):
-                x, y = self._batch(one.rows)
-                raise Diverged(self._what_went_bad(one.number, Terms(*numbers[:3]), x, y))
+                x, y = self.reader.again(one.batch)
+                raise Diverged(self._what_went_bad(one.number, Terms(*numbers[:3]), self._augmented(x), y))
         return agreed
 
     @property
@@ -188,18 +191,18 @@ class Step:
         if self.settings.compare_every and (found := first_unequal(self.ranks, named)):
             raise Diverged(f"the ranks are no longer the same at step {number}: {found}. The last checkpoint is good")
 
-    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.examples.take(rows)
-        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        x = lookup(AUGMENTATIONS, self.settings.augment)(x)
-        return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous(), y
+    def _augmented(self, x: Inputs) -> Inputs:
+        channels_last = isinstance(x, Tensor) and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        x = lookup(AUGMENTATIONS, self.settings.augment)(x)  # type: ignore[arg-type]
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return mapped(x, lambda part: part.contiguous(memory_format=memory_format))
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, x: Inputs, y: Tensor) -> Tensor:
         # With an estimator of its own: the step's may still be in the middle of a forward pass that failed.
         with poutine.block(), lookup(ESTIMATORS, self.settings.estimator)():
-            return KLScaledELBO(len(self.examples)).differentiable_loss(self.model, self.guide, x, y)
+            return KLScaledELBO(len(self.reader.examples)).differentiable_loss(self.model, self.guide, x, y)
 
-    def _what_went_bad(self, number: int, terms: Terms, x: Tensor, y: Tensor) -> str:
+    def _what_went_bad(self, number: int, terms: Terms, x: Inputs, y: Tensor) -> str:
         if self.objective.flat:
             if self.update.bad is not None:
                 # The gradients are of a later step; nothing was updated since.

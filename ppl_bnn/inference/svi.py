@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppl_bnn.data.examples import Examples, TensorExamples
+from ppl_bnn.data import Examples
+from ppl_bnn.data.examples import is_in_order
+from ppl_bnn.data.fingerprints import without_times
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference import data_parallel
-from ppl_bnn.inference.door import Training, check_training
+from ppl_bnn.inference.door import Training
 from ppl_bnn.inference.example_weights import checked_weights, weights_checksum
 from ppl_bnn.inference.log import TrainingLog
 from ppl_bnn.inference.loop import train
 from ppl_bnn.inference.manifest import write_manifest
 from ppl_bnn.inference.objective import gradient_buckets, objective_for
 from ppl_bnn.inference.optimizers import build_optimizer
+from ppl_bnn.inference.reading import Reader, lost_workers_named
 from ppl_bnn.inference.saving import Checkpoints, last_checkpoint
 from ppl_bnn.inference.settings import TrainSettings, kl_weight_at, kl_weights
 from ppl_bnn.inference.step import Step
+from ppl_bnn.inference.training_data import batch_size_of, checked_data, given_data
 from ppl_bnn.inference.updates import Update
 from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.example_weights import Weights
@@ -43,12 +47,12 @@ log = logging.getLogger(__name__)
 def fit(
     model: Callable,
     guide: Callable,
-    x: Tensor | np.ndarray | Examples,
+    x: Any,
     y: Tensor | np.ndarray | None = None,
     *,
     weights: Weights | None = None,
     epochs: int,
-    batch_size: int = TrainSettings.batch_size,
+    batch_size: int | None = None,
     lr: float = TrainSettings.lr,
     optimizer: str = TrainSettings.optimizer,
     beta2: float = TrainSettings.beta2,
@@ -88,8 +92,8 @@ def fit(
             maximum likelihood (its guide then has no sites).
         guide: a `MeanFieldNormal` of that model, or another guide that `KLScaledELBO` takes, such as one of Pyro's
             autoguides or a function. `estimator` has no effect on these: their draws are used as they are.
-        x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; or, as `x` alone, an
-            `Examples` of length N.
+        x, y: training inputs [N, ...] and labels or targets [N], tensors or numpy arrays; or, as `x` alone, whatever
+            `as_examples` takes: memory-mapped arrays, a Dataset, a DataLoader, an iterable of known length.
         weights: [N], at least 0: example i's log likelihood is multiplied by weights[i], so 2 is the example twice. N,
             by which loss and KL are divided, stays the number of examples. A training resumes with the same weights.
         kl_weight: a number above 0, or a function of training progress in [0, 1] that stays above 0
@@ -105,6 +109,9 @@ def fit(
             from rank 0's state, draw their own noise, and share each step's `batch_size` times `size` examples; rank 0
             alone reads and writes `folder` and shows progress.
         {settings}
+
+    Without a `batch_size`, that of a DataLoader is used, else 100. Labels of data that are not in memory are checked
+    batch by batch. Worker processes that read data end with `fit`.
 
     Before the first step model and guide are called once with two examples; what would not train is refused
     (`ppl_bnn.inference.door`). Modules that were put in evaluation mode stay in it (`ppl_bnn.models.modes`). Values of
@@ -122,19 +129,22 @@ def fit(
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         Interrupted: `should_stop` returned True, on any rank.
         RankLost: another rank is gone. The last checkpoint is good.
+        WorkerLost: a worker process that reads data is gone. The last checkpoint is good.
     """
     given = locals()
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    data = given_data(x, y)
+    plain["batch_size"] = batch_size_of(data, plain["batch_size"])
     settings = TrainSettings(**{known.name: plain[known.name] for known in fields(TrainSettings)})
     settings.check()
     weight_at = kl_weight_at(kl_weight)
     folder = None if folder is None else Path(folder)
     ranks = communicator or Alone()
     ranks.calls.clear()
-    checked, examples = _checked(model, guide, x, y, settings, ranks)
-    weights = checked_weights(weights, len(examples), checked)
-    decided = _decided(settings, weight_at, examples, weights, ranks)
-    step = _step(checked, examples, settings, ranks, decided["kl_weight"][0])
+    checked, reader = checked_data(model, guide, data, settings, ranks)
+    weights = checked_weights(weights, len(reader.examples), checked)
+    decided = _decided(settings, weight_at, reader.examples, weights, ranks, resumable=folder is not None)
+    step = _step(checked, reader, settings, ranks, decided["kl_weight"][0])
     step.weights = weights
     # The scopes keep the caller's random state, validation setting, and parameter store but for `params`.
     with ExitStack() as scopes:
@@ -153,7 +163,9 @@ def fit(
         records, done = TrainingLog(state.meta if state else None), state.step if state else 0
         if state is not None and folder is not None and ranks.is_main:
             records.resume(folder, done)
-        steps = done + _steps_left(records, len(examples), settings, ranks)
+        steps = done + _steps_left(records, len(reader.examples), settings, ranks)
+        if records.rows and is_in_order(reader.examples) and ranks.is_main:
+            log.info("resumed within an epoch of an iterable: exact only if the iterable repeats itself")
         meta = {"steps": steps, "settings": decided, "origin": dict(origin or {})}
         checkpoints = Checkpoints(step, folder, meta)
         if state is None:
@@ -163,7 +175,10 @@ def fit(
         _enter(scopes, step)
         bar = tqdm(total=steps, initial=done, disable=not (progress and ranks.is_main), unit="step", dynamic_ncols=True)
         scopes.enter_context(bar)
-        train(step, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
+        batches = reader.batches(range(len(records.epochs), settings.epochs), skip=records.rows)
+        scopes.enter_context(closing(batches))
+        scopes.enter_context(lost_workers_named())
+        train(step, batches, checkpoints, records, bar, done=done, weight_at=weight_at, should_stop=should_stop)
     if ranks.size > 1 and ranks.is_main and steps > done:
         data_parallel.log_messages(ranks, steps - done)
     return records.epochs
@@ -172,32 +187,9 @@ def fit(
 fit.__doc__ = (fit.__doc__ or "").format(settings=described(TrainSettings).lstrip())
 
 
-def _checked(
-    model: Callable, guide: Callable, x: Any, y: Any, settings: TrainSettings, ranks: Communicator
-) -> tuple[Training, Examples]:
-    """What is trained, and on which examples, after the check at the door."""
-    how: dict[str, Any] = {
-        "batch_size": settings.batch_size, "ranks": ranks.size, "precision": settings.precision,
-        "seed": data_parallel.rank_seed(settings.seed, ranks.rank), "with_uses": settings.estimator != "plain",
-    }  # fmt: skip
-    if all(hasattr(x, name) for name in ("take", "fingerprint")):
-        if y is not None:
-            raise UserError(f"fit takes y beside a tensor x alone; x is a {type(x).__name__}, which has its labels")
-        few = x.take(torch.arange(min(len(x), max(2, settings.batch_size))))
-        checked = check_training(model, guide, *few, num_data=len(x), **how)
-        if checked.y.dtype != few[1].dtype:
-            raise UserError(f"take gives labels of dtype {few[1].dtype}; the likelihood takes {checked.y.dtype}")
-        return checked, x
-    if y is None:
-        kind = "tensor" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"fit needs the labels or targets y beside the {kind} x, got None")
-    checked = check_training(model, guide, x, y, **how)
-    return checked, TensorExamples(checked.x, checked.y)
-
-
 def _decided(
     settings: TrainSettings, weight_at: Callable[[float], float], examples: Examples, weights: Tensor | None,
-    ranks: Communicator,
+    ranks: Communicator, *, resumable: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What decides this training, as JSON; the same on all ranks, or UserError."""
     decided = {name: getattr(settings, name) for name in decisive(TrainSettings)}
@@ -205,22 +197,21 @@ def _decided(
     decided["weights"] = weights_checksum(weights)
     if len(examples) < ranks.size:
         raise UserError(f"{len(examples)} examples are too few for {ranks.size} ranks: start fewer")
+    fingerprint = examples.fingerprint() if ranks.size > 1 or resumable else None
     if ranks.size > 1:
         messages = {"bucket_mb": settings.bucket_mb, "compare_every": settings.compare_every}
-        alike = [json.dumps(decided | messages), examples.fingerprint()]
+        alike = [json.dumps(decided | messages), without_times(str(fingerprint))]
         ranks.check_same("settings, inputs or labels", [text.encode() for text in alike])
-    return decided
+    return decided | {"data": fingerprint}
 
 
-def _step(
-    trained: Training, examples: Examples, settings: TrainSettings, ranks: Communicator, kl_weight: float
-) -> Step:
+def _step(trained: Training, reader: Reader, settings: TrainSettings, ranks: Communicator, kl_weight: float) -> Step:
     model, guide, params = trained.model, trained.guide, trained.params
     optimizer = build_optimizer(
         settings.optimizer, model, guide, params.values(), lr=settings.lr, scale_lr_factor=settings.scale_lr_factor,
-        beta2=settings.beta2, kl_per_datum=kl_weight / len(examples),
+        beta2=settings.beta2, kl_per_datum=kl_weight / len(reader.examples),
     )  # fmt: skip
-    objective = objective_for(trained, settings, len(examples), ranks)
+    objective = objective_for(trained, settings, len(reader.examples), ranks)
     flat = objective.flat
     buckets = gradient_buckets(
         model, guide, flat, ranks, bucket_mb=settings.bucket_mb, compression=settings.compression,
@@ -228,7 +219,7 @@ def _step(
     )  # fmt: skip
     update = Update(optimizer, flat, clip_norm=settings.clip_norm)
     return Step(
-        model, guide, params, examples, settings, ranks, objective, optimizer, update, buckets, mode_setter(model)
+        model, guide, params, reader, settings, ranks, objective, optimizer, update, buckets, mode_setter(model)
     )
 
 

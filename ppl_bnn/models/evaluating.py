@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from ppl_bnn.inputs import parts
+
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
@@ -30,7 +32,7 @@ def forked_random(*args: object) -> AbstractContextManager[None]:
 
     It restores the CPU's state, and that of the device on which the tensors among `args` are.
     """
-    devices = {value.device for value in args if isinstance(value, Tensor) and not value.is_cpu}
+    devices = {value.device for value in parts(args) if isinstance(value, Tensor) and not value.is_cpu}
     kind = next(iter(devices)).type if devices else "cuda"
     return torch.random.fork_rng(devices, device_type=kind)
 

@@ -44,14 +44,17 @@ def not_finite(values: Tensor) -> str:
     return f"{len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
 
 
-def refuse_dtype(x: Tensor, parameters: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
+def refuse_dtype(x: Any, parameters: Iterable[Tensor], run: Callable[[Any], object]) -> None:
     """Raise UserError if a forward pass failed by the dtype of `x`: in the parameters' dtype it does not fail.
 
     Args:
-        x: the inputs [n, ...] of the forward pass that failed.
+        x: the inputs [n, ...] of the forward pass that failed; of several inputs nothing is said.
         parameters: the network's; the first in floating point tells their dtype.
         run: the forward pass, of inputs [n, ...].
     """
+    if not isinstance(x, Tensor):
+        # Of several inputs each has a dtype of its own.
+        return
     dtype = next((value.dtype for value in parameters if value.is_floating_point()), x.dtype)
     if x.dtype == dtype or x.is_complex():
         return

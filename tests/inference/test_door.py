@@ -77,8 +77,8 @@ def test_integer_inputs_of_an_embedding_are_trained_on():
 
 
 @pytest.mark.parametrize("x", [{"left": X[:, :2], "right": X[:, 2:]}, (X, X)], ids=["dict", "tuple"])
-def test_several_inputs_are_refused(x):
-    refused("x must be one tensor or numpy array", *classifier(), x=x)
+def test_several_inputs_of_a_network_that_takes_one_are_refused(x):
+    refused(f"x is a {type(x).__name__} of tensors, and the network does not take it", *classifier(), x=x)
 
 
 def test_a_network_of_one_output_is_no_classifier():

@@ -13,7 +13,7 @@ from small_training import state
 from torch import nn
 
 from ppl_bnn import Categorical, Classifier, MeanFieldNormal, Model, Normal, bayesian, fit
-from ppl_bnn.data.examples import TensorExamples
+from ppl_bnn.data import TensorExamples
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO

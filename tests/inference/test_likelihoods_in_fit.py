@@ -122,9 +122,12 @@ class Binary:
         return ""
 
 
-def test_examples_that_give_labels_of_another_dtype_are_refused():
-    with pytest.raises(UserError, match=r"labels of dtype torch.bool; the likelihood takes torch.float32"):
-        fit(*small(Bernoulli(), COUNTS > 1, 1), Binary(), **SETTINGS)
+def test_labels_of_examples_are_converted_batch_by_batch():
+    y, losses = COUNTS > 1, []
+    for data in ((X, y), (Binary(),)):
+        torch.manual_seed(0)
+        losses.append([row["loss"] for row in fit(*small(Bernoulli(), y, 1), *data, **SETTINGS)])
+    assert losses[0] == losses[1]
 
 
 def test_the_loss_of_weighted_and_ignored_labels_is_the_sum_over_those_that_count():

@@ -10,6 +10,7 @@ import torch
 from small_training import X, Y, assert_same_state, settings, small, state
 
 from ppl_bnn import fit
+from ppl_bnn.data import TensorExamples
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import checkpoint
@@ -124,13 +125,20 @@ def test_clipping_bounds_the_step(optimizer):
     assert norms[1] > 0.1
 
 
+class Unnamed(TensorExamples):
+    """Examples that no change of their values tells from others."""
+
+    def fingerprint(self):
+        return "unnamed"
+
+
 def test_an_infinite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(tmp_path):
     model, guide = small()
     asked = iter(range(1, 1000))
     with pytest.raises(Interrupted):
-        fit(model, guide, X, Y, **settings(), folder=tmp_path, should_stop=lambda: next(asked) >= 5)
+        fit(model, guide, Unnamed(X, Y), **settings(), folder=tmp_path, should_stop=lambda: next(asked) >= 5)
     with pytest.raises(Diverged, match=r"at step 6 .*the inputs hold NaN or infinite values"):
-        fit(model, guide, X + math.inf, Y, **settings(), folder=tmp_path)
+        fit(model, guide, Unnamed(X + math.inf, Y), **settings(), folder=tmp_path)
     assert checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).step == 5
     assert all(torch.isfinite(value).all() for value in state(model, guide).values())
 

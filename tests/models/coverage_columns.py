@@ -15,6 +15,7 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit, load_checkpoint,
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators import ESTIMATORS, Estimator, Flipout, GroupedFlips, LocalReparameterization, Uses
 from ppl_bnn.guides.posterior import Posterior
+from ppl_bnn.inputs import parts
 from ppl_bnn.models.model import one_tensor
 from ppl_bnn.models.random_network import random_sites
 from ppl_bnn.prediction.draws import coherent
@@ -42,7 +43,7 @@ class Network:
     def given(self) -> Any:
         """The inputs as `fit` and `predict` take them."""
         x = self.copies()
-        return x[0] if len(x) == 1 else x
+        return x[0] if len(x) == 1 else tuple(x)
 
     def random(self) -> nn.Module:
         """The network with random parameters, anew."""
@@ -120,7 +121,7 @@ def step(estimator: str, network: Network) -> None:
     assert torch.isfinite(torch.tensor(record["loss"]))
     gradients = {name: Noting.seen.pop(id(parameter)) for name, parameter in guide.named_parameters()}
     assert not [name for name, gradient in gradients.items() if not 1e-16 < gradient.abs().max() < torch.inf]
-    torch.testing.assert_close(x, *network.inputs, rtol=0, atol=0)
+    torch.testing.assert_close(parts(x), list(network.inputs), rtol=0, atol=0)
 
 
 def draws(network: Network) -> None:
@@ -147,7 +148,7 @@ def draws(network: Network) -> None:
         expected = _by_pyro(network, guide, index)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     assert (found[0] - found[1]).norm() > 1e-3 * found[0].norm()
-    torch.testing.assert_close(x, *network.inputs, rtol=0, atol=0)
+    torch.testing.assert_close(parts(x), list(network.inputs), rtol=0, atol=0)
 
 
 def pruned(network: Network) -> None:

@@ -171,10 +171,7 @@ def _use(name, build, inputs, sites, parameters, own_noise, **more):
     return Row("Uses of parameters", name, build, inputs, sites, parameters, own_noise, **more)
 
 
-SEVERAL = {
-    **dict.fromkeys((*STEPS, "save"), "x must be one tensor or numpy array of N examples"),
-    **dict.fromkeys(("draws", "prune"), "x must be one tensor [N, ...]"),
-}
+SEVERAL = dict.fromkeys(("draws", "prune", "save"), "x must be one tensor [N, ...]")
 VECTOR, IMAGE = numbers(4), numbers(1, 6, 6)
 NORMED = (3, 36 + 4 + 192)
 
