@@ -3,12 +3,14 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_bnn.data.sources import cifar10, digits100k, digits_subset, has_digits_subset, idx_files
+from ppl_bnn.data.splits import InMemory
 from ppl_bnn.errors import FileError
 
 TITLES = {
@@ -26,7 +28,7 @@ _DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(InMemory):
     """Labelled images of one split.
 
     Attributes:
@@ -36,6 +38,9 @@ class Images:
         title: name of the data in figures and metrics. It says how the data was obtained.
         split: ``train``, ``test`` or ``validation``.
     """
+
+    target: ClassVar[str] = "class"
+    target_scale: ClassVar[None] = None
 
     pixels: Tensor
     labels: Tensor
@@ -65,13 +70,9 @@ class Images:
         """Return the images as float32 [N, channels, height, width] in [0, 1]."""
         return self.pixels.float() / 255
 
-    def rows(self, which: slice, split: str | None = None) -> "Images":
-        """Return the examples of a slice, as a split of another name if it is given."""
+    def rows(self, which: slice | Tensor, split: str | None = None) -> "Images":
+        """Return the examples of a slice, or of some numbers, as a split of another name if it is given."""
         return replace(self, pixels=self.pixels[which], labels=self.labels[which], split=split or self.split)
-
-    def first(self, count: int | None) -> "Images":
-        """Return the first `count` examples, or all if it is None."""
-        return self if count is None else self.rows(slice(count))
 
 
 def load_digits(name: str, folder: Path) -> tuple[Images, Images]:

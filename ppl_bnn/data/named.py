@@ -1,58 +1,64 @@
-"""The named data sets, and those of the user's own: images and tables."""
+"""The data sets by name: named ones, files of the user's own, and functions of the user's own."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ppl_bnn.data.images import JPEG, SHAPES, TITLES, Images, load_cifar10, load_digits, load_digits100k
-from ppl_bnn.data.tables import Table, diabetes
+from ppl_bnn.data.cache import data_folder
+from ppl_bnn.data.images import JPEG, SHAPES, TITLES, load_cifar10, load_digits, load_digits100k
+from ppl_bnn.data.settings import DataSettings, Request, TargetKind, check_data_settings
+from ppl_bnn.data.splits import Split
+from ppl_bnn.data.tables import diabetes
 from ppl_bnn.errors import UserError
 from ppl_bnn.registry import lookup
 
-# One split of a data set. Both have len, first, rows, inputs, targets, classes, shape, title, split and stored.
-Split = Images | Table
 IMAGE_SETS = tuple(SHAPES)
 
 
 def load(
     name: str,
-    folder: str | Path = "data",
+    folder: str | Path | None = None,
     *,
-    file: str | Path | None = None,
+    targets: TargetKind | None = None,
     holdout: int = 0,
     progress: bool = True,
+    **settings: Any,
 ) -> tuple[Split, Split]:
     """Return (train, test), downloading into `folder` what is not there yet.
 
     Args:
         name: ``mnist``, ``fashion-mnist``, ``cifar10`` or ``digits100k``: MNIST's training digits, 100,000 times
             transformed (`ppl_bnn.data.transformed_digits`; infimnist's indices 70000..169999, own fields), and its
-            test set; ``diabetes``, a table (`ppl_bnn.data.tables`). Or the import path of a function of (folder, file,
-            progress) that returns (train, test), two `Images` or two `Table`.
-        folder: the cache; each data set has a folder of its own in it.
-        file: for ``cifar10``, an .npz of JPEGs (arrays jpeg, offsets, labels, is_test) to read instead.
+            test set; ``diabetes``, a table (`ppl_bnn.data.tables`). Or ``csv``, ``parquet``, ``npz``, ``h5``, ``torch``
+            or ``folder`` for a `file`. Or the import path of a function of the user's own (`DataSettings`).
+        folder: the cache of named data sets, each in a folder of its own (default: `ppl_bnn.data.cache.data_folder`).
+        targets: what the targets of a file are; None to see it from their values.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
             the test set, so that recipes are chosen without looking at the test set. Not for ``digits100k``.
-        progress: show a progress bar where images are made.
+        progress: show a progress bar where images are made or read.
+        settings: of `DataSettings`, such as `file` and `target`.
 
     Raises:
-        UserError: an unknown name, a holdout that leaves no training data, or a function that returns something else.
-        FileError: a file that is missing, cannot be had, or is not what its checksum says.
+        UserError: an unknown name, settings that do not fit it, columns or values that cannot be used, a holdout that
+            leaves no training data, or a function that returns something else.
+        FileError: a file that is missing, cannot be had or read, or is not what its checksum says.
     """
     read = lookup(DATASETS, name, what="the data set")
-    _check_file(name, file)
+    # A file may be given as a Path.
+    given: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    asked = Request(DataSettings(name, **given), data_folder(folder), targets, holdout, progress)
+    check_data_settings(asked.settings, own=name not in DATASETS)
     if name == "digits100k" and holdout:
         raise UserError(
             f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "
             "digits held out; choose recipes on 'mnist'"
         )
-    found = read(Path(folder), file, progress)
-    if not (isinstance(found, tuple) and [type(part) for part in found] in ([Images] * 2, [Table] * 2)):
-        raise UserError(
-            f"data.name {name} must return (train, test), two ppl_bnn.data.Images or two ppl_bnn.data.Table, got "
-            f"{found!r:.80}"
-        )
-    train, test = found
+    if name in DATASETS:
+        train, test = read(asked)
+    else:
+        from ppl_bnn.data.own import read_own
+
+        train, test = read_own(read, asked)
     if not 0 <= holdout < len(train):
         raise UserError(f"data.holdout must be from 0 to {len(train) - 1}, got {holdout}")
     if holdout:
@@ -76,7 +82,7 @@ class Described(NamedTuple):
 
 
 def described(
-    name: str, folder: str | Path = "data", *, file: str | Path | None = None, progress: bool = True
+    name: str, folder: str | Path | None = None, *, file: str | Path | None = None, progress: bool = True
 ) -> Described:
     """Describe a data set; arguments as in `load`.
 
@@ -85,23 +91,43 @@ def described(
     Raises:
         UserError: an unknown name, or what that function raises.
     """
-    _check_file(name, file)
     if name in SHAPES:
+        check_data_settings(DataSettings(name, file=None if file is None else str(file)), own=False)
         # All of them have ten classes.
         return Described(TITLES[name] + (JPEG if file is not None else ""), SHAPES[name], 10)
-    train, _ = load(name, folder, file=file, progress=progress)
+    train, _ = load(name, folder, progress=progress, file=file)
     return Described(train.title, train.shape, len(train.classes))
 
 
-def _check_file(name: str, file: str | Path | None) -> None:
-    if file is not None and name in DATASETS and name != "cifar10":
-        raise UserError(f"data.file is an .npz of CIFAR-10 JPEGs; it cannot be used with {name!r}")
+def _tables(asked: Request) -> tuple[Split, Split]:
+    # Here, for pandas takes half a second to import.
+    from ppl_bnn.data.table_files import read_table
+
+    return read_table(asked)
 
 
-DATASETS: dict[str, Callable[[Path, str | Path | None, bool], tuple[Split, Split]]] = {
-    "mnist": lambda folder, file, progress: load_digits("mnist", folder),
-    "fashion-mnist": lambda folder, file, progress: load_digits("fashion-mnist", folder),
-    "cifar10": lambda folder, file, progress: load_cifar10(folder, file),
-    "digits100k": lambda folder, file, progress: load_digits100k(folder, progress),
-    "diabetes": lambda folder, file, progress: diabetes(),
+def _arrays(asked: Request) -> tuple[Split, Split]:
+    from ppl_bnn.data.array_data import read_array_data
+
+    return read_array_data(asked)
+
+
+def _folder(asked: Request) -> tuple[Split, Split]:
+    from ppl_bnn.data.folders import read_folder
+
+    return read_folder(asked)
+
+
+DATASETS: dict[str, Callable[[Request], tuple[Split, Split]]] = {
+    "mnist": lambda asked: load_digits("mnist", asked.folder),
+    "fashion-mnist": lambda asked: load_digits("fashion-mnist", asked.folder),
+    "cifar10": lambda asked: load_cifar10(asked.folder, asked.settings.file),
+    "digits100k": lambda asked: load_digits100k(asked.folder, asked.progress),
+    "diabetes": lambda asked: diabetes(),
+    "csv": _tables,
+    "parquet": _tables,
+    "npz": _arrays,
+    "h5": _arrays,
+    "torch": _arrays,
+    "folder": _folder,
 }

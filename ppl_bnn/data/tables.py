@@ -1,16 +1,18 @@
 """Tables: rows of numbers with a target each, and the table that scikit-learn brings along."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_bnn.data.splits import InMemory, check_targets
 from ppl_bnn.errors import UserError
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(InMemory):
     """Rows of one split, and the target of each.
 
     Attributes:
@@ -21,6 +23,8 @@ class Table:
         title: name of the data in figures and metrics.
         split: ``train``, ``test`` or ``validation``.
         classes: the name of each label, where y are class labels; else empty.
+        columns: {column of the file: the columns of x that were made of it}; each feature by itself unless given.
+        target_scale: mean and standard deviation by which y was standardized.
 
     Raises:
         UserError: parts of other shapes or dtypes, or values of x that are not finite.
@@ -33,15 +37,18 @@ class Table:
     title: str
     split: str
     classes: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    target_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
         if x.dim() != 2 or x.dtype != torch.float32 or not bool(x.isfinite().all()):
             raise UserError(f"a Table's x must be finite numbers, float32 [N, D], got {x.dtype} {list(x.shape)}")
-        if y.shape != x.shape[:1] or y.dtype not in (torch.float32, torch.int64):
-            raise UserError(f"a Table's y must be float32 or int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
+        check_targets(y, len(x), "a Table's y")
         if len(self.features) != x.shape[1]:
             raise UserError(f"a Table of {x.shape[1]} columns needs as many names of features, got {self.features}")
+        if not self.columns:
+            object.__setattr__(self, "columns", {name: (at,) for at, name in enumerate(self.features)})
 
     def __len__(self) -> int:
         return len(self.x)
@@ -65,13 +72,9 @@ class Table:
         """Return x."""
         return self.x
 
-    def rows(self, which: slice, split: str | None = None) -> "Table":
-        """Return the examples of a slice, as a split of another name if it is given."""
+    def rows(self, which: slice | Tensor, split: str | None = None) -> "Table":
+        """Return the examples of a slice, or of some numbers, as a split of another name if it is given."""
         return replace(self, x=self.x[which], y=self.y[which], split=split or self.split)
-
-    def first(self, count: int | None) -> "Table":
-        """Return the first `count` examples, or all if it is None."""
-        return self if count is None else self.rows(slice(count))
 
 
 def diabetes() -> tuple[Table, Table]:

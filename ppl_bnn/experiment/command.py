@@ -135,4 +135,18 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
         )
         raise FileError(f"{path}{version}: {error}") from None
     settings = parser.instantiate(parsed)
-    return parsed, Config(**{name: settings[name] for name in Config.__dataclass_fields__})
+    config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
+    _locate_files(config, path.parent)
+    return parsed, config
+
+
+def _locate_files(config: Config, folder: Path) -> None:
+    """Make the paths of data files absolute: relative ones are looked for here, then in the run folder."""
+    # The archive that stands in for a download is looked for here alone.
+    if config.data.name == "cifar10":
+        return
+    for name in ("file", "test_file"):
+        given = getattr(config.data, name)
+        if given is not None:
+            places = [Path(given).expanduser().absolute(), (folder / given).absolute()]
+            setattr(config.data, name, str(next((place for place in places if place.exists()), places[0])))

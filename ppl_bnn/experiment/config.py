@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ppl_bnn.data import DATASETS
+from ppl_bnn.data import DATASETS, DataSettings
 from ppl_bnn.guides.normal import SMALLEST_SCALE
 from ppl_bnn.inference.settings import OptimizerName, TrainSettings
 from ppl_bnn.models import NETWORKS
@@ -31,21 +31,15 @@ _CHECKPOINT = "saved step to use: last, or a name such as step-00006000"
 
 @documented
 @dataclass
-class DataConfig:
+class DataConfig(DataSettings):
     """What to learn from."""
 
-    name: Annotated[str, OneOf(DATASETS)] = setting(
-        "mnist", help="mnist, fashion-mnist, cifar10 or digits100k (100,000 deformed and shifted digits made of "
-        "MNIST's: infimnist-compatible indexing, own fields); diabetes (a table with numbers to predict, by "
-        "scikit-learn); or the import path of a function of your own that returns (train, test), two Images or two "
-        "Tables",
-    )  # fmt: skip
-    dir: str = setting(
-        "data", help="folder of the data sets; each is downloaded or made once", decisive=False, per_host=True
-    )
-    file: str | None = setting(
-        None, help="cifar10 only: an .npz of its images as JPEGs, to read instead of downloading", decisive=False,
-        per_host=True,
+    # With its choices, for --help.
+    name: Annotated[str, OneOf(DATASETS)] = with_default(DataSettings, "name", "mnist")
+    dir: str | None = setting(
+        None, help="folder of the named data sets; each is downloaded or made once (default: $PPL_BNN_DATA; else data, "
+        "if it has one; else ~/.cache/ppl_bnn)",
+        decisive=False, per_host=True,
     )  # fmt: skip
     holdout: Natural = setting(
         0, help="evaluate on this number of the last training examples, kept out of training, instead of the test set "

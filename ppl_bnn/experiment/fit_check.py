@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_bnn.data import Images, Split
+from ppl_bnn.data import Split, Table, first_inputs
+from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import Config
+from ppl_bnn.inputs import lead
 from ppl_bnn.models import Model
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.likelihoods import Likelihood
@@ -43,10 +45,11 @@ def checked_reading(config: Config, model: Model, train: Split, test: Split, nee
         UserError: settings for images with a table; network outputs or targets that the likelihood does not take.
     """
     _check_settings(config, train)
-    first = train.first(2).inputs().to(next(iter(model.parameters())))
-    with evaluating(model), forked_random(first):
+    device = next(iter(model.parameters())).device
+    first = first_inputs(train, 2, device)
+    with evaluating(model), forked_random(lead(first)):
         # Only their shape counts: the prior's draws may overflow.
-        outputs = torch.zeros_like(model.net(first)).cpu()
+        outputs = torch.zeros_like(model.outputs(first)).cpu()
         latents = {name: value.cpu() for name, value in model.likelihood.latents().items()}
 
     def read(targets: Tensor) -> Tensor:
@@ -68,11 +71,11 @@ def checked_reading(config: Config, model: Model, train: Split, test: Split, nee
 
 
 def _check_settings(config: Config, data: Split) -> None:
-    if isinstance(data, Images):
+    # Images have three dimensions, whether they are in memory or in files.
+    if isinstance(data.shape, tuple) and len(data.shape) == 3:
         return
-    for name, value, off in (
-        ("channels_last", config.channels_last, False),
-        ("train.augment", config.train.augment, "none"),
-    ):
+    named = config.train.augment if config.train.augment in AUGMENTATIONS else "none"
+    for name, value, off in (("channels_last", config.channels_last, False), ("train.augment", named, "none")):
         if value != off:
-            raise UserError(f"{name} is for images, and data.name {config.data.name} is a table: leave it out")
+            kind = "a table" if isinstance(data, Table) else f"inputs of shape {data.shape}"
+            raise UserError(f"{name} is for images, and data.name {config.data.name} is {kind}: leave it out")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.data import DATASETS, Images, Split, Table, load
+from ppl_bnn.data import DATASETS, Images, Split, Table, first_inputs
 from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
@@ -19,9 +19,11 @@ from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
+from ppl_bnn.experiment.run_data import load_data
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.inputs import Inputs, mapped
 from ppl_bnn.models import Model, build, layer_table, parse_prior
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.selection import trainable_weights
@@ -48,7 +50,7 @@ class Experiment:
         self.device = device_of(config, self.ranks)
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
-            self.train_data, self.test_data = _load_data(config, progress)
+            self.train_data, self.test_data = load_data(config, progress=progress)
         likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
         source = config.model.prior_from
@@ -72,7 +74,8 @@ class Experiment:
     @property
     def examples(self) -> str:
         """What the log calls the examples."""
-        return "images" if isinstance(self.train_data, Images) else "rows"
+        names = {Images: "images", Table: "rows"}
+        return next((name for kind, name in names.items() if isinstance(self.train_data, kind)), "examples")
 
     @property
     def of_classes(self) -> bool:
@@ -80,15 +83,15 @@ class Experiment:
         return isinstance(self.model.likelihood, Categorical)
 
     def identity(self, data: Split) -> Identity:
-        """What identifies these data; for a table, and a file or function of the user's own, with their checksum."""
+        """What identifies these data: a checksum unless their title tells all, or a fingerprint if they are on disk."""
         settings = self.config.data
-        own = settings.file is not None or settings.name not in DATASETS
-        return identity(data, checksum=own or isinstance(data, Table))
+        named = settings.file is None and settings.name in DATASETS and isinstance(data, Images)
+        return identity(data, checksum=not named)
 
-    def example(self) -> tuple[Tensor, Tensor]:
+    def example(self) -> tuple[Any, Tensor]:
         """One input [1, ...] and its target [1], on the run's device."""
-        first = self.train_data.first(1)
-        return first.inputs().to(self.device), self._read_targets(first.targets).to(self.device)
+        target = self._read_targets(self.train_data.targets[:1])
+        return first_inputs(self.train_data, 1, self.device), target.to(self.device)
 
     def saved(self, name: str = "last") -> checkpoint.Checkpoint:
         """A saved step by name, if it is of this run.
@@ -126,27 +129,38 @@ class Experiment:
         checkpoint.restore(state, model=self.model, guide=self.guide)
         return state
 
-    def test_tensors(self) -> tuple[Tensor, Tensor]:
+    def test_tensors(self) -> tuple[Any, Tensor]:
         """The test inputs and targets on the run's device."""
         return self.tensors(self.test_data)
 
-    def train_tensors(self) -> tuple[Tensor, Tensor]:
+    def train_tensors(self) -> tuple[Any, Tensor]:
         """The training inputs and targets on the run's device."""
         return self.tensors(self.train_data)
 
-    def norm_inputs(self) -> Tensor | None:
+    def norm_inputs(self) -> Any:
         """The training inputs that each draw's batch norm takes its statistics from; None for the running averages."""
         count = self.config.predict.norm_images
-        return self.inputs(self.train_data.first(count)) if count and self.guide.sites else None
+        return self._laid_out(first_inputs(self.train_data, count)) if count and self.guide.sites else None
 
-    def tensors(self, data: Split) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some data, as the model takes them, on the run's device."""
+    def examples_of(self, data: Split) -> tuple[Any, Tensor | None]:
+        """Some data as `fit` and `predict` take them.
+
+        Inputs and targets on the run's device where they are in memory; else `Examples`, which have the targets, and
+        None.
+        """
+        return self.tensors(data) if data.in_memory else (data.examples(), None)
+
+    def tensors(self, data: Split) -> tuple[Any, Tensor]:
+        """Inputs and targets of data in memory, as the model takes them, on the run's device."""
         return self.inputs(data), self._read_targets(data.targets).to(self.device)
 
-    def inputs(self, data: Split) -> Tensor:
-        """Inputs of any data on the run's device."""
+    def inputs(self, data: Split) -> Any:
+        """Inputs of data in memory, on the run's device."""
+        return self._laid_out(data.inputs())
+
+    def _laid_out(self, x: Inputs) -> Any:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return data.inputs().to(self.device).contiguous(memory_format=layout)
+        return mapped(x, lambda part: part.to(self.device).contiguous(memory_format=layout))
 
     def _build_guide(self) -> MeanFieldNormal:
         settings = self.config.guide
@@ -176,7 +190,7 @@ def device_of(config: Config, ranks: Communicator) -> torch.device:
     return usable_device(config.device, local_rank=ranks.local_rank if ranks.size > 1 else None)
 
 
-def network(config: Config, shape: tuple[int, ...], num_outputs: int, prior: PriorRun | None = None) -> nn.Module:
+def network(config: Config, shape: Any, num_outputs: int, prior: PriorRun | None = None) -> nn.Module:
     """The run's network for inputs of this shape; with `prior`, the one that the run names.
 
     Args:
@@ -265,15 +279,6 @@ def check_out(config: Config, out: Path, folder: Path) -> None:
                 f"{out} holds a run with other settings: {difference}; "
                 "choose another folder with --out, or delete that one"
             )
-
-
-def _load_data(config: Config, progress: bool) -> tuple[Split, Split]:
-    settings = config.data
-    try:
-        train, test = load(settings.name, settings.dir, file=settings.file, holdout=settings.holdout, progress=progress)
-    except OSError as error:
-        raise FileError(f"the data folder {settings.dir} cannot be used: {error.strerror or error}") from None
-    return train.first(settings.num_train), test.first(settings.num_test)
 
 
 def _twin_state(path: Path) -> dict[str, Tensor]:

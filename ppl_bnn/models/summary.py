@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ppl_bnn.inputs import Inputs, call
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.models.random_network import RandomNetwork, random_sites
@@ -50,8 +51,8 @@ class Totals:
     multiply_adds: int
 
 
-def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
-    """Run `net` on `x` [N, ...] and list its layers, and every other module with parameters, in the order they ran.
+def layer_table(net: nn.Module, x: Inputs) -> list[Row]:
+    """Run `net` on inputs [N, ...] and list its layers, and every other module with parameters, in the order they ran.
 
     A random weight or hyper-parameter counts twice (loc and scale), and a point estimate once. The running mean and
     variance of batch norm and frozen parameters count as non-trainable. A module with random parameters of its own is
@@ -60,7 +61,7 @@ def layer_table(net: nn.Module, x: Tensor) -> list[Row]:
     return _Walk(net, functions=False).rows_of(x)
 
 
-def network_table(net: nn.Module, x: Tensor) -> list[Row]:
+def network_table(net: nn.Module, x: Inputs) -> list[Row]:
     """The rows of `layer_table`, with the input, with what the network computes between its layers, and connections.
 
     A function of torch that the network itself calls (an addition, an activation) has a row of its own, named by the
@@ -139,7 +140,7 @@ class _Walk(TorchFunctionMode):
         self.makers: dict[int, tuple[Tensor, str]] = {}
         self.known = True
 
-    def rows_of(self, x: Tensor) -> list[Row]:
+    def rows_of(self, x: Inputs) -> list[Row]:
         if self.functions:
             self._add("input", "Input", x, (), module=None)
         hooks = []
@@ -151,7 +152,7 @@ class _Walk(TorchFunctionMode):
         try:
             tracing = self if self.functions else nullcontext()
             with evaluating(self.net), poutine.block(), own_parameters(), tracing:
-                self.net(x)
+                call(self.net, x)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Files, Images, TensorExamples
 from ppl_bnn.experiment.identity import identity, read_identity
 from ppl_bnn.experiment.provenance import RANKED, read_inputs
 
@@ -16,6 +16,15 @@ def test_images_are_known_by_title_split_count_and_checksum():
     sums = [identity(images, checksum=True)["checksum"] for images in (IMAGES, IMAGES, IMAGES.first(1))]
     assert sums[0] == sums[1] != sums[2]
     assert len(sums[0]) == 8
+    assert read_identity(known) == known
+
+
+def test_data_on_disk_are_known_by_a_fingerprint():
+    examples = TensorExamples(torch.zeros(4, 2), torch.arange(4))
+    data = Files(examples, torch.arange(4), (2,), "Mine", "train")
+    known = identity(data, checksum=True)
+    assert known == {"title": "Mine", "split": "train", "count": 4, "fingerprint": examples.fingerprint()}
+    assert identity(data.first(3), checksum=True) != identity(data, checksum=True)
     assert read_identity(known) == known
 
 

@@ -1,0 +1,251 @@
+"""Arrays of the user's own as data: images, a table, or whatever else their shapes say; in memory, or on disk."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppl_bnn.data.array_files import read_arrays
+from ppl_bnn.data.arrays import ArrayExamples
+from ppl_bnn.data.examples import Examples, read_batch
+from ppl_bnn.data.frames import missing_column
+from ppl_bnn.data.images import Images
+from ppl_bnn.data.moments import standardized_columns
+from ppl_bnn.data.parts import Part, split_rows
+from ppl_bnn.data.settings import DataSettings, Request
+from ppl_bnn.data.splits import Arrays, Files, Split, as_input
+from ppl_bnn.data.table_files import tables_of
+from ppl_bnn.data.targets import Targets, read_targets
+from ppl_bnn.errors import UserError, some
+from ppl_bnn.inputs import Inputs, mapped, shape_of
+
+_TEST = "_test"
+# Numbers of channels by which [N, H, W, C] is told from [N, C, H, W].
+_CHANNELS = (1, 3, 4)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Arrays of training and test rows.
+
+    Attributes:
+        x: inputs by name, one array [N, ...] for each source: the data, or training data and test data.
+        y: targets of all rows, [N] or [N, 1], source after source.
+        train: numbers of the training rows, counted over all sources.
+        test: numbers of the test rows.
+        where: what a message calls the row of a number.
+    """
+
+    x: Mapping[str, list[Any]]
+    y: NDArray[Any]
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    where: Callable[[int], str]
+
+    @property
+    def bytes(self) -> int:
+        """Of all inputs."""
+        return sum(int(part.dtype.itemsize) * int(np.prod(part.shape)) for each in self.x.values() for part in each)
+
+
+def read_array_data(asked: Request) -> tuple[Split, Split]:
+    """Return (train, test) of a file of arrays: `Images` of uint8, a `Table` of [N, D], else `Arrays`.
+
+    Inputs of more than `max_memory` stay on disk, as `Files`.
+
+    Raises:
+        UserError: files or arrays that cannot be used.
+    """
+    found = _found(asked)
+    settings = asked.settings
+    known = asked.known(found.train)
+    name = settings.target or "y"
+    y = _vector(found.y, name)
+    how: Any = {"kind": asked.targets, "standardize": settings.standardize_target, "where": found.where}
+    if found.bytes > settings.max_memory * 2**20:
+        return _on_disk(found, known, read_targets(y, known, name=name, **how), asked)
+    # A copy, in memory.
+    x = {key: np.concatenate([np.asarray(part) for part in each]) for key, each in found.x.items()}
+    for key, part in x.items():
+        if part.dtype.kind not in "biuf":
+            raise UserError(f"the array {key!r} must have numbers, got {part.dtype}: name the others by data.features")
+    first = next(iter(x.values()))
+    if len(x) == 1 and first.ndim == 2 and first.dtype.kind == "f":
+        return _tables(next(iter(x)), first, y, name, found, asked)
+    if settings.missing != "refuse":
+        raise UserError(f"data.missing {settings.missing} is for tables, numbers [N, D]: leave it out")
+    for key, part in x.items():
+        _check_finite(key, part, found.where)
+    read = read_targets(y, known, name=name, **how)
+    if len(x) == 1 and _are_pixels(first):
+        return _images(torch.from_numpy(first), read, found, asked)
+    tensors = {key: torch.from_numpy(part) for key, part in x.items()}
+    return _both(tensors if len(tensors) > 1 else next(iter(tensors.values())), read, found, asked)
+
+
+def _found(asked: Request) -> Found:
+    """The arrays that the settings name, of which lengths are right."""
+    settings = asked.settings
+    arrays = read_arrays(asked.file, settings.name, setting="data.file")
+    target, names = _names(arrays, settings)
+    sources = [{name: arrays[name] for name in (*names, target)}]
+    if target + _TEST in arrays:
+        if (given := settings.test_file or settings.test_fraction) is not None:
+            raise UserError(
+                f"data.file has test data, {target + _TEST}, and the settings name others, {given}: use one"
+            )
+        sources.append({name: _named(arrays, name + _TEST, "data.file needs") for name in (*names, target)})
+    elif settings.test_file is not None:
+        others = read_arrays(Path(settings.test_file), settings.name, setting="data.test_file")
+        sources.append({name: _named(others, name, "data.test_file needs") for name in (*names, target)})
+    for source in sources:
+        lengths = {name: len(part) for name, part in source.items()}
+        if len(set(lengths.values())) > 1 or not min(lengths.values()):
+            raise UserError(f"arrays need the same number of rows, at least 1; got {lengths}")
+    counts = [len(source[target]) for source in sources]
+    train, test = (
+        split_rows(counts[0], settings.test_fraction)
+        if len(counts) == 1
+        else (np.arange(counts[0]), np.arange(counts[0], sum(counts)))
+    )
+
+    def where(at: int) -> str:
+        return f"row {at + 1}" if at < counts[0] else f"row {at - counts[0] + 1} of the test data"
+
+    y = np.concatenate([np.asarray(source[target]) for source in sources])
+    return Found({name: [source[name] for source in sources] for name in names}, y, train, test, where)
+
+
+def _names(arrays: Mapping[str, Any], settings: DataSettings) -> tuple[str, list[str]]:
+    """The names of the target and of the inputs."""
+    target = settings.target or "y"
+    if target not in arrays:
+        raise missing_column(target, arrays, setting="data.target", what="array")
+    for name in settings.features or []:
+        if name not in arrays:
+            raise missing_column(name, arrays, setting="data.features", what="array")
+    tests = {name for name in arrays if name.endswith(_TEST) and name.removesuffix(_TEST) in arrays}
+    names = settings.features or [name for name in arrays if name not in tests | {target}]
+    if target in names:
+        raise UserError(f"data.features has the target {target!r} itself: leave it out")
+    if not names:
+        raise UserError(f"there is no array to predict {target!r} from: the file has {some(arrays)} alone")
+    return target, list(names)
+
+
+def _named(arrays: Mapping[str, Any], name: str, setting: str) -> Any:
+    if name not in arrays:
+        raise missing_column(name, arrays, setting=setting, what="array")
+    return arrays[name]
+
+
+def _vector(y: NDArray[Any], name: str) -> NDArray[Any]:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise UserError(f"data.target {name} must have one value for each row, [N], got {list(y.shape)}")
+    return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
+
+
+def _check_finite(name: str, part: NDArray[Any], where: Callable[[int], str]) -> None:
+    if part.dtype.kind == "f" and not np.isfinite(part).all():
+        at = int(np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(1))[0])
+        raise UserError(f"the array {name!r} has NaN or infinity in {where(at)}: correct it, or leave that row out")
+
+
+def _tables(
+    name: str, x: NDArray[Any], y: NDArray[Any], target: str, found: Found, asked: Request
+) -> tuple[Split, Split]:
+    features = [f"{name}{at}" for at in range(x.shape[1])]
+    frame = pd.DataFrame(x, columns=features)
+    frame[target] = y
+    count = len(found.train)
+    if (found.test > found.train.max()).all() and (np.diff(found.train) == 1).all():
+        return tables_of(frame.iloc[:count], frame.iloc[count:], target, features, asked)
+    return tables_of(frame, None, target, features, asked)
+
+
+def _are_pixels(part: Any) -> bool:
+    return part.dtype == np.uint8 and len(part.shape) in (3, 4)
+
+
+def _images(pixels: Tensor, read: Targets, found: Found, asked: Request) -> tuple[Split, Split]:
+    pixels = channels_first(pixels)
+    if not read.classes:
+        return _both(pixels, read, found, asked)
+    both = (
+        Images(pixels[at], read.y[at], read.classes, asked.title, split)
+        for at, split in ((torch.from_numpy(found.train), "train"), (torch.from_numpy(found.test), "test"))
+    )
+    return next(both), next(both)
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """Pixels [N, H, W], [N, H, W, C] or [N, C, H, W] as the last of these."""
+    if pixels.dim() == 3:
+        return pixels.unsqueeze(1)
+    if pixels.shape[1] not in _CHANNELS and pixels.shape[-1] in _CHANNELS:
+        return pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels
+
+
+def _both(x: Inputs, read: Targets, found: Found, asked: Request) -> tuple[Split, Split]:
+    both = (
+        Arrays(
+            mapped(x, lambda part, at=at: part[at]),  # type: ignore[misc]
+            read.y[at], asked.title, split, read.classes, read.name, read.scale,
+        )
+        for at, split in ((torch.from_numpy(found.train), "train"), (torch.from_numpy(found.test), "test"))
+    )  # fmt: skip
+    return next(both), next(both)
+
+
+def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Request) -> tuple[Split, Split]:
+    settings = asked.settings
+    if settings.missing != "refuse":
+        raise UserError(
+            f"data.missing {settings.missing} needs the data in memory: set data.max_memory above "
+            f"{found.bytes // 2**20} MiB, or correct the values in the file"
+        )
+    log.info(
+        "data: %.1f MiB of inputs stay on disk and are read batch by batch (data.max_memory is %g)",
+        found.bytes / 2**20, settings.max_memory,
+    )  # fmt: skip
+    first = next(iter(found.x.values()))[0]
+    one = len(found.x) == 1
+    transform: Callable[[Inputs], Inputs] = _as_inputs
+    if one and _are_pixels(first):
+        transform = _pixels
+    elif one and len(first.shape) == 2 and first.dtype.kind == "f":
+        name, parts = next(iter(found.x.items()))
+        transform = standardized_columns(parts, known, name=name, where=found.where)
+    starts = np.cumsum([0, *(len(part) for part in next(iter(found.x.values())))])
+
+    def part_of(rows: NDArray[np.int64], split: str) -> Files:
+        source = int(np.searchsorted(starts, rows[0], side="right")) - 1
+        arrays = {name: each[source] for name, each in found.x.items()}
+        own = torch.arange(starts[source], starts[source + 1])
+        whole: Examples = ArrayExamples(next(iter(arrays.values())) if one else arrays, read.y[own], transform)
+        at = torch.from_numpy(rows)
+        data = whole if torch.equal(at, own) else Part(whole, at - int(starts[source]))
+        shape = shape_of(read_batch(data, torch.tensor([0]), "cpu")[0])
+        return Files(data, read.y[at], shape, asked.title, split, read.classes, read.name, read.scale)
+
+    return part_of(found.train, "train"), part_of(found.test, "test")
+
+
+def _as_inputs(x: Inputs) -> Inputs:
+    return mapped(x, as_input)
+
+
+def _pixels(x: Any) -> Tensor:
+    return as_input(channels_first(x))

@@ -1,0 +1,264 @@
+"""npz, npy, h5 and torch files as data: images, tables and other arrays, in memory and on disk."""
+
+import re
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from examples_conformance import conforms
+
+from ppl_bnn.data import Arrays, Files, Images, Table, first_inputs, load
+from ppl_bnn.errors import FileError, UserError
+
+# Less than any of these arrays has.
+NOTHING = 1e-6
+RNG = np.random.default_rng(5)
+ROWS = RNG.normal(3, 2, (50, 4))
+LABELS = np.arange(50) % 3
+PIXELS = RNG.integers(0, 256, (40, 1, 6, 5), np.uint8)
+
+
+def npz(path, **arrays):
+    np.savez(path.with_suffix(".npz"), **arrays)
+    return path.with_suffix(".npz")
+
+
+def compressed(path, **arrays):
+    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    return path.with_suffix(".npz")
+
+
+def folder(path, **arrays):
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    return path
+
+
+def h5(path, **arrays):
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return path
+
+
+def pt(path, **arrays):
+    torch.save({name: torch.as_tensor(array) for name, array in arrays.items()}, path)
+    return path
+
+
+KINDS = {npz: "npz", compressed: "npz", folder: "npz", h5: "h5", pt: "torch"}
+ON_DISK = [npz, folder, h5]
+
+
+def read(write, path, arrays, **settings):
+    return load(KINDS[write], file=write(path, **arrays), progress=False, **settings)
+
+
+def inputs(split):
+    return first_inputs(split, len(split))
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_rows_of_numbers_are_a_standardized_table(tmp_path, write):
+    constant = ROWS.copy()
+    constant[:, 2] = 7
+    train, test = read(write, tmp_path / "rows", {"x": constant, "y": LABELS})
+    assert isinstance(train, Table)
+    assert (len(train), len(test), train.title, train.classes) == (40, 10, "rows", ("0", "1", "2"))
+    assert train.features == ("x0", "x1", "x3")
+    torch.testing.assert_close(train.x.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.x.std(0, correction=0), torch.ones(3))
+
+
+@pytest.mark.parametrize("write", ON_DISK)
+def test_a_table_on_disk_has_the_numbers_of_one_in_memory(tmp_path, write):
+    constant = ROWS.astype(np.float32)
+    constant[:, 2] = 7
+    arrays = {"x": constant, "y": ROWS[:, 0]}
+    memory = read(write, tmp_path / "a", arrays, holdout=7)
+    disk = read(write, tmp_path / "b", arrays, holdout=7, max_memory=NOTHING)
+    for one, other in zip(memory, disk, strict=True):
+        assert isinstance(other, Files)
+        assert not other.in_memory
+        torch.testing.assert_close(inputs(other), inputs(one), rtol=1e-6, atol=1e-6)
+        assert torch.equal(one.targets, other.targets)
+        assert (one.shape, one.split, one.target) == (other.shape, other.split, other.target)
+        assert one.target_scale == other.target_scale
+        rows = torch.tensor([3, 1])
+        assert torch.equal(other.examples().take(rows)[1], other.targets[rows])
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_memory": NOTHING}])
+@pytest.mark.parametrize(
+    "form", [lambda x: x, lambda x: x[:, 0], lambda x: x.transpose(0, 2, 3, 1)], ids=["NCHW", "NHW", "NHWC"]
+)
+def test_bytes_are_images(tmp_path, form, settings):
+    arrays = {"x": form(PIXELS), "y": LABELS[:40], "x_test": form(PIXELS[:9]), "y_test": LABELS[:9]}
+    train, test = read(npz, tmp_path / "digits", arrays, **settings)
+    assert isinstance(train, Files if settings else Images)
+    assert (train.shape, len(train), len(test), test.split) == ((1, 6, 5), 40, 9, "test")
+    assert torch.equal(inputs(test), torch.from_numpy(PIXELS[:9]) / 255)
+    assert torch.equal(train.targets, torch.from_numpy(LABELS[:40]))
+
+
+def test_images_with_numbers_are_arrays(tmp_path):
+    train, _ = read(npz, tmp_path / "ages", {"x": PIXELS, "y": RNG.normal(size=40)}, targets="numbers")
+    assert isinstance(train, Arrays)
+    assert inputs(train).dtype == torch.float32
+    assert float(inputs(train).max()) <= 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_memory": NOTHING}])
+def test_several_arrays_are_several_inputs(tmp_path, settings):
+    arrays = {"series": RNG.normal(size=(30, 12, 2)), "place": np.arange(30) % 4, "y": RNG.normal(size=30)}
+    train, test = read(h5, tmp_path / "both.h5", arrays, targets="numbers", **settings)
+    assert train.shape == {"series": (12, 2), "place": ()}
+    found = inputs(train)
+    assert (found["series"].dtype, found["place"].dtype) == (torch.float32, torch.int64)
+    assert train.target == "y (training standard deviations)"
+    whole = torch.cat([found["series"], inputs(test)["series"]]).sum((1, 2)).sort().values
+    expected = np.sort(arrays["series"].astype(np.float32).sum((1, 2)))
+    np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_whole_numbers_are_tokens(tmp_path):
+    tokens = RNG.integers(0, 90, (20, 7)).astype(np.int16)
+    train, _ = read(pt, tmp_path / "tokens.pt", {"x": tokens, "y": LABELS[:20]})
+    assert isinstance(train, Arrays)
+    assert train.inputs().dtype == torch.int64
+
+
+def test_names_of_arrays_are_settings(tmp_path):
+    arrays = {"pictures": PIXELS, "names": np.array(["cat", "dog"] * 20), "weight": RNG.normal(size=40)}
+    train, _ = read(npz, tmp_path / "pets", arrays, target="names", features=["pictures"])
+    assert isinstance(train, Images)
+    assert train.classes == ("cat", "dog")
+
+
+def test_texts_of_h5_are_classes(tmp_path):
+    arrays = {"x": ROWS, "y": np.array(["a", "b"] * 25, dtype=object)}
+    assert read(h5, tmp_path / "rows.h5", arrays)[0].classes == ("a", "b")
+
+
+def test_a_test_file_has_the_test_data(tmp_path):
+    path = npz(tmp_path / "other", x=ROWS[:5], y=LABELS[:5])
+    for settings in ({}, {"max_memory": NOTHING}):
+        train, test = load("npz", file=npz(tmp_path / "own", x=ROWS, y=LABELS), test_file=path, **settings)
+        assert (len(train), len(test)) == (50, 5)
+        torch.testing.assert_close(inputs(test), inputs(train)[:5])
+
+
+@pytest.mark.parametrize("write", ON_DISK)
+def test_what_stays_on_disk_conforms_to_examples(tmp_path, write):
+    def make(other=False):
+        path = tmp_path / f"{other}"
+        file = path.with_suffix(".npz") if write is npz else path
+        if not file.exists():
+            write(path, x=ROWS + other, y=LABELS)
+        return load(KINDS[write], file=file, max_memory=NOTHING)[0].examples()
+
+    conforms(make, count=40)
+
+
+def test_data_on_disk_are_known_by_a_fingerprint(tmp_path):
+    train, test = read(npz, tmp_path / "a", {"x": ROWS, "y": LABELS}, max_memory=NOTHING)
+    assert train.fingerprint(whole=False) == train.fingerprint(whole=True) != test.fingerprint(whole=True)
+    assert train.first(3).fingerprint(whole=True) != train.fingerprint(whole=True)
+    with pytest.raises(UserError, match=r"a is read batch by batch: use examples\(\) in place of inputs\(\)"):
+        train.inputs()
+
+
+def holed(array, row):
+    array = np.array(array, np.float64)
+    array[row] = np.nan
+    return array
+
+
+SERIES = RNG.normal(size=(50, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "settings", "message"),
+    [
+        ({"x": ROWS}, {}, "data.target 'y' is no array of the file: there are 'x'"),
+        ({"y": LABELS}, {}, "there is no array to predict 'y' from: the file has 'y' alone"),
+        ({"x": ROWS, "y": LABELS}, {"features": ["z"]}, "data.features 'z' is no array"),
+        ({"x": ROWS, "y": LABELS}, {"features": ["y"]}, "data.features has the target 'y' itself"),
+        ({"x": ROWS, "y": LABELS[:7]}, {}, "the same number of rows, at least 1; got {'x': 50, 'y': 7}"),
+        ({"x": ROWS[:0], "y": LABELS[:0]}, {}, "at least 1; got {'x': 0, 'y': 0}"),
+        ({"x": ROWS, "y": ROWS}, {}, "data.target y must have one value for each row, [N], got [50, 4]"),
+        ({"x": ROWS, "y": LABELS, "y_test": LABELS}, {}, "data.file needs 'x_test' is no array of the file"),
+        ({"x": holed(ROWS, 3), "y": LABELS}, {}, "column 'x0' has 1 missing values, the first in row 4"),
+        ({"x": holed(ROWS, 3), "y": LABELS}, {"max_memory": NOTHING}, "the array 'x' has NaN or infinity in row 4"),
+        ({"x": holed(SERIES, 9), "y": LABELS}, {}, "the array 'x' has NaN or infinity in row 10"),
+        ({"x": SERIES, "y": LABELS}, {"missing": "mean"}, "data.missing mean is for tables"),
+        ({"x": ROWS, "y": LABELS}, {"missing": "mean", "max_memory": NOTHING}, "mean needs the data in memory: set"),
+        ({"x": np.array(["a"] * 50), "y": LABELS}, {}, "the array 'x' must have numbers, got <U1"),
+        (
+            {"x": ROWS, "y": holed(LABELS, 2)},
+            {"targets": "numbers"},
+            "data.target y has 1 missing values, the first in",
+        ),
+        (
+            {"x": SERIES, "y": holed(LABELS, 2)},
+            {"targets": "numbers"},
+            "data.target y must be finite numbers; row 3 is n",
+        ),
+        (
+            {"x": ROWS, "y": ROWS[:, 0]},
+            {"targets": "classes"},
+            "which are no class labels: use --model.likelihood normal",
+        ),
+        (
+            {"x": ROWS * 0, "y": LABELS},
+            {"max_memory": NOTHING},
+            "no column of the array 'x' varies in the training rows",
+        ),
+        (
+            {"x": ROWS, "y": LABELS},
+            {"categorical": ["x"]},
+            "data.categorical is for data.name csv, parquet; it cannot be",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, settings, message):
+    with pytest.raises(UserError, match=re.escape(message)) as refusal:
+        read(npz, tmp_path / "rows", arrays, **settings)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "torch"])
+def test_a_file_of_another_kind_is_refused(tmp_path, kind):
+    path = tmp_path / "rows"
+    with pytest.raises(FileError, match=r"data.file .*rows is not there"):
+        load(kind, file=path)
+    path.write_text("size,price\n1,2\n")
+    with pytest.raises(FileError, match=f"data.file .*rows cannot be read as {kind}: ") as refusal:
+        load(kind, file=path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_could_run_code_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(FileError, match="cannot be read as npz"):
+        load("npz", file=tmp_path)
+    torch.save({"x": print}, tmp_path / "data.pt")
+    with pytest.raises(FileError, match="cannot be read as torch"):
+        load("torch", file=tmp_path / "data.pt")
+
+
+def test_what_holds_no_arrays_is_refused(tmp_path):
+    torch.save([torch.zeros(3)], tmp_path / "data.pt")
+    with pytest.raises(FileError, match="must hold a dict of tensors, such as x and y"):
+        load("torch", file=tmp_path / "data.pt")
+    np.save(tmp_path / "x.npy", ROWS)
+    with pytest.raises(FileError, match=r"is one array: give a folder with x.npy and y.npy"):
+        load("npz", file=tmp_path / "x.npy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError, match="empty has no arrays"):
+        load("npz", file=tmp_path / "empty")
+    path = npz(tmp_path / "own", x=ROWS, y=LABELS, x_test=ROWS, y_test=LABELS)
+    with pytest.raises(UserError, match=r"data.file has test data, y_test, and the settings name others, 0.5: use one"):
+        load("npz", file=path, test_fraction=0.5)
