@@ -1,5 +1,6 @@
 """The exceptions that users meet. A user's mistake is a `UserError`; an error of ours never looks like one."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -27,3 +28,9 @@ def some(names: Iterable[str], most: int = 3) -> str:
     """The first of some names, quoted, and how many more there are, for a message."""
     first, rest = (names := list(names))[:most], len(names) - most
     return ", ".join(map(repr, first)) + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean epochs?)`` for a name close to one of those known, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,8 +1,8 @@
 """A trained posterior's predictive as one ONNX file, for machines without torch.
 
-    python -m ppl_bnn.export runs/mnist-fc/out                            # 32 frozen draws -> out/predictive.onnx
-    python -m ppl_bnn.export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
-    python -m ppl_bnn.export runs/mnist-fc/out --method moments           # no draws: moments through the layers
+    ppl_bnn export runs/mnist-fc/out                            # 32 frozen draws -> out/predictive.onnx
+    ppl_bnn export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
+    ppl_bnn export runs/mnist-fc/out --method moments           # no draws: moments through the layers
 
 The file takes `x` as in training: images [N, channels, height, width] with pixels from 0 to 1, or a table's rows
 [N, D]. It gives what the run's likelihood answers: `probs` [N, C] of classes, `mean` and `std` [N] of numbers.
@@ -33,7 +33,7 @@ def _run(options: Namespace) -> None:
     from ppl_bnn.pruning import prune
 
     out = Path(options.out)
-    run = opened(out, data_dir=options.data_dir)
+    run = opened(out, data_dir=options.data_dir, trusted=options.trust)
     step = run.restored(options.checkpoint).step
     guide = prune(run.guide, fraction=options.fraction).guide if options.fraction else run.guide
     path = Path(options.file) if options.file else out / "predictive.onnx"
@@ -49,7 +49,7 @@ def _run(options: Namespace) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = command_parser("export", __doc__)
+    parser = command_parser("export", __doc__, trust=True)
     parser.add_argument("out", type=str, help="a run's out folder, with config.yaml and checkpoints/")
     parser.add_argument("--file", type=str | None, default=None, help="file to write (default: <out>/predictive.onnx)")
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")

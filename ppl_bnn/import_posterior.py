@@ -1,7 +1,7 @@
 """Make a run out of a mean-field posterior that was trained elsewhere.
 
-    python -m ppl_bnn.import_posterior weights.npz --run runs/mnist-fc --out results/theirs --layout tfp
-    python -m ppl_bnn.run results/theirs --stages predict,prune,report
+    ppl_bnn import weights.npz --run runs/mnist-fc --out results/theirs --layout tfp
+    ppl_bnn run results/theirs --stages predict,prune,report
 
 FILE holds plain arrays named <layer>/<name> or <layer>.<name>, for each layer with weights:
 
@@ -16,7 +16,7 @@ Nothing in the file is run.
     --layout tfp            kernels [in, out] and [height, width, in, out]; images flatten to [height, width, channel]
     --layout torch          kernels [out, in] and [out, in, height, width]; images flatten to [channel, height, width]
 
-The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn.run,
+The run's config.yaml says which network, prior and data set it is; its settings can be overridden as in ppl_bnn run,
 and are kept in the new folder.
 """
 
@@ -82,7 +82,7 @@ def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None
 
 def _parser() -> ArgumentParser:
     parser = command_parser(
-        "import_posterior", __doc__, usage="FILE --run RUN --out FOLDER --layout tfp|torch [--layers A,B,...]"
+        "import", __doc__, trust=True, usage="FILE --run RUN --out FOLDER --layout tfp|torch [--layers A,B,...]"
     )
     parser.add_argument("file", type=str, help="the posterior: .npz, .h5, .safetensors, .pt or .pth")
     parser.add_argument("--run", type=str, required=True, help="run folder whose config.yaml names the network")

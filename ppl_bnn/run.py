@@ -1,17 +1,17 @@
-"""The command line: train, look at, predict with, prune and report a run.
+"""Train, look at, predict with, prune and report a run.
 
-    python -m ppl_bnn.run runs/mnist-fc
-    python -m ppl_bnn.run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
-    python -m ppl_bnn.run runs/mnist-fc --stages summary
-    python -m ppl_bnn.run runs/mnist-fc/out --stages prune                # a run again, by its out folder alone
-    horovodrun -np 2 python -m ppl_bnn.run runs/mnist-fc                  # two ranks train it
-    torchrun --nproc-per-node 2 -m ppl_bnn.run runs/mnist-fc              # the same without Horovod
+    ppl_bnn run runs/mnist-fc                                     # or python -m ppl_bnn.run runs/mnist-fc
+    ppl_bnn run mnist-fc                                          # a recipe, from any folder
+    ppl_bnn run runs/mnist-fc --stages predict,prune --predict.num_samples 1000
+    ppl_bnn run runs/mnist-fc --stages summary
+    ppl_bnn run runs/mnist-fc/out --stages prune                  # a run again, by its out folder alone
+    horovodrun -np 2 python -m ppl_bnn.run runs/mnist-fc          # two ranks train it
+    torchrun --nproc-per-node 2 -m ppl_bnn.run runs/mnist-fc      # the same without Horovod
 
 Exit codes: 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped by a signal with a
 checkpoint saved (run the same command again to resume).
 """
 
-import difflib
 import logging
 import os
 import re
@@ -22,24 +22,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
-# GNU OpenMP, which `import torch` loads, reads this once. Its threads look 300,000 times for each other before they
-# sleep: on a core that other work wants too, that wait takes the time slice the awaited thread would need.
-if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "3000"
+from ppl_bnn.native.openmp import wait_briefly
+
+# Before torch is imported, which reads it.
+if __name__ == "__main__":
+    wait_briefly()
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_bnn.devices import check_precision
 from ppl_bnn.distributed import Alone, Communicator, RankLost, connect, leave, run_elastic
-from ppl_bnn.errors import Interrupted
+from ppl_bnn.errors import Interrupted, did_you_mean
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.recipes import recipes
 from ppl_bnn.experiment.setup import Experiment, check_out, device_of, run_name
 from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
 from ppl_bnn.experiment.summary import summary
+from ppl_bnn.experiment.trust import own_code, told
 from ppl_bnn.files import alone_in
 from ppl_bnn.native.memory import keep_freed_memory
 
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _StopRequest() as stop:
             _run(*parse_run(_parser, arguments), stop)
 
-    return guarded(run, debug="--debug" in arguments, explain=lambda text: text + _did_you_mean(text))
+    return guarded(run, debug="--debug" in arguments, explain=lambda text: text + _close_setting(text))
 
 
 class _StopRequest:
@@ -124,13 +127,18 @@ def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop
 
 
 def _set_up(config: Config, ranks: Communicator) -> None:
-    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others log errors only."""
+    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others log errors only.
+
+    It says which code of its own the run executes.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
     if ranks.is_main:
         set_log()
+        if found := dict(own_code(config)):
+            log.info(told(found))
     else:
         set_log(logging.ERROR, f"rank {ranks.rank}: ")
 
@@ -169,12 +177,15 @@ def _run_stages(names: list[str], parsed: Namespace, config: Config, stop: _Stop
 
 
 def _parser() -> ArgumentParser:
-    parser = command_parser("run", __doc__, usage="RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]")
+    parser = command_parser(
+        "run", __doc__, trust=True, usage="RUN [--stages STAGE,...] [--out FOLDER] [--<setting> VALUE ...]"
+    )
     parser.add_argument(
         "run",
         type=str,
         help="run folder: its config.yaml holds the settings, the options below override it. Or the "
-        "out folder of a run, wherever it lies: its own settings, and results into that same folder",
+        "out folder of a run, wherever it lies: its own settings, and results into that same folder. Or a recipe: "
+        f"{', '.join(name for name in recipes() if not name.startswith('study-'))}",
     )
     parser.add_argument(
         "--stages",
@@ -186,7 +197,7 @@ def _parser() -> ArgumentParser:
         "--out",
         type=str | None,
         default=None,
-        help="where results go (default: <run>/out, or the out folder given as RUN)",
+        help="where results go (default: <run>/out, or the out folder given as RUN; runs/<name>/out of a recipe)",
     )
     parser.add_argument("--config", action="config", help="a YAML file of settings that override the run's own")
     parser.add_argument(
@@ -199,15 +210,14 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _did_you_mean(message: str) -> str:
+def _close_setting(message: str) -> str:
     unknown = re.search(
         r"unrecognized arguments: --([\w.]+)|Group '([\w.]+)' does not accept option '([\w.]+)'", message
     )
     if not unknown:
         return ""
     name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
-    close = difflib.get_close_matches(name, [action.dest for action in _parser()._actions], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return did_you_mean(name, [action.dest for action in _parser()._actions])
 
 
 if __name__ == "__main__":

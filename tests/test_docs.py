@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ppl_bnn.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -23,6 +25,8 @@ def test_a_page_names_runs_scripts_and_commands_that_exist(page):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"-m (ppl_bnn\.\w+)", text):
         assert importlib.util.find_spec(name) is not None, name
+    for name in re.findall(r"^(?:    )?ppl_bnn ([^\s-]+)", text, flags=re.MULTILINE):
+        assert name in COMMANDS, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

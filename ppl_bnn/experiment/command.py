@@ -14,6 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn.errors import Diverged, FileError, Interrupted, UserError, WorkerLost
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.recipes import config_of
+from ppl_bnn.experiment.trust import check_trust
 
 # 0 done; 1 failed while running; 2 bad command, settings or data; 75 stopped, and the same command resumes.
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -94,35 +96,44 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of the description, and jsonargparse's types and defaults."""
 
 
-def command_parser(name: str, description: str | None, *, usage: str | None = None) -> ArgumentParser:
-    """The parser of ``python -m ppl_bnn.<name>``; a bad argument raises ArgumentError."""
+def command_parser(
+    name: str, description: str | None, *, usage: str | None = None, trust: bool = False
+) -> ArgumentParser:
+    """The parser of ``ppl_bnn <name>``, with an option `trust` if asked for; a bad argument raises ArgumentError."""
     parser = ArgumentParser(
-        prog=f"python -m ppl_bnn.{name}",
-        usage=usage and f"python -m ppl_bnn.{name} {usage}",
+        prog=f"ppl_bnn {name}",
+        usage=usage and f"ppl_bnn {name} {usage}",
         description=description,
         formatter_class=_Formatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if trust:
+        parser.add_argument(
+            "--trust",
+            action="store_true",
+            help="run the code that the settings name (import paths), although the run folder is another user's",
+        )
     return parser
 
 
 def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str]) -> tuple[Namespace, Config]:
     """Parse arguments over the settings of the run or out folder that they name; its config.yaml gives the defaults.
 
+    Import paths in the settings can be looked up afterwards (`check_trust`).
+
     Raises:
-        UserError, ArgumentError: a folder without settings, or settings that cannot be read.
+        UserError, ArgumentError: a folder without settings, settings that cannot be read, or another user's code.
     """
     # The folder has to be known before its settings are read.
     printing = [argument for argument in arguments if argument.startswith("--print_config")]
     first = make_parser().parse_args([argument for argument in arguments if argument not in printing])
-    path = Path(first.run) / "config.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(str(found.parent) for found in Path("runs").glob("*/config.yaml"))) or "none in runs/"
-        raise FileError(f"there is no {path}; give a folder with a config.yaml (here: {known})")
+    folder = Path(first.run)
+    path = config_of(folder)
+    overriding = [Path(str(found)) for found in first.get("config") or [] if found is not None]
     # Settings that were given in place of a file have no path.
-    for file in (path, *(Path(str(found)) for found in first.get("config") or [] if found is not None)):
+    for file in (path, *overriding):
         saved_config.check_sections(file)
     parser = make_parser()
     parser.default_config_files = [glob.escape(str(path))]
@@ -136,6 +147,7 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
         raise FileError(f"{path}{version}: {error}") from None
     settings = parser.instantiate(parsed)
     config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
+    check_trust(config, folder, trusted=parsed.trust, files=overriding)
     _locate_files(config, path.parent)
     return parsed, config
 

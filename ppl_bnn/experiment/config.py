@@ -1,7 +1,7 @@
 """A run's settings, each defined once. `config_check` holds the rules between them, `saved_config` stores them."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ppl_bnn.data import DATASETS, DataSettings
 from ppl_bnn.guides.normal import SMALLEST_SCALE
@@ -57,10 +57,13 @@ class ModelConfig:
     """The network, its prior and the likelihood."""
 
     name: Annotated[str, OneOf(NETWORKS)] = setting(
-        "bnn-fc", help="bnn-fc, bnn-conv, lenet, vgg16 or resnet18 for images of ten classes; mlp (two layers of 50 "
-        "units) for any inputs and likelihood; or the import path of a function that takes the shape of one input, "
-        "(channels, height, width) of an image, and returns a network: my_package.nets:build (it gets num_outputs too "
-        "if it has such a parameter)",
+        "bnn-fc", help="bnn-fc or bnn-conv for digits of ten classes; lenet for images of 16 pixels or more, vgg16 or "
+        "resnet18 for images of 28 or 32; mlp (two layers of 50 units) for any inputs; or the import path of a "
+        "function or class of your own that makes a network: my_package.nets:Net. It gets the shape of one input "
+        "first, (channels, height, width) of an image, and num_outputs too if it has such a parameter",
+    )  # fmt: skip
+    options: dict[str, Any] = setting(
+        factory=dict, help="further keyword arguments of that function or class: {width: 64}",
     )  # fmt: skip
     likelihood: str = setting(
         "categorical", help="of the targets: categorical (class labels), bernoulli (0 or 1), normal(scale) or "
@@ -74,7 +77,8 @@ class ModelConfig:
         "scale_mixture(weight, scale1, scale2), or one with parameters of its own: learnt_normal(scale), whose scale "
         "is trained for each layer, hierarchical(hyper_prior), ard(hyper_prior), horseshoe(scale) or "
         "regularized_horseshoe(scale, slab), where a hyper-prior is half_cauchy(scale), half_normal(scale), "
-        "log_normal(loc, scale) or gamma(concentration, rate); or a mapping from site-name patterns to such priors",
+        "log_normal(loc, scale) or gamma(concentration, rate); or the import path of your own, a function of (site, "
+        "shape); or a mapping from site-name patterns to such priors",
     )  # fmt: skip
     prior_from: str | None = setting(
         None, help="out folder of a finished run (or one of its checkpoints) whose posterior is this run's prior, in "

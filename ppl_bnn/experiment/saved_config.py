@@ -10,12 +10,16 @@ import yaml
 
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.recipes import recipe_of
 from ppl_bnn.files import write_text
 from ppl_bnn.inference.manifest import MANIFEST
 from ppl_bnn.settings import decisive, per_host
 
 # What a command writes has every setting of this section, since version 0.1.0; what a person writes has a few.
 _RESOLVED = {"name", "dir", "file", "holdout", "num_train", "num_test"}
+
+# They are mappings of the user's own: two with other keys differ.
+_WHOLE = ("prior", "options")
 
 
 def is_out(folder: Path) -> bool:
@@ -32,7 +36,10 @@ def is_out(folder: Path) -> bool:
 
 
 def out_of(folder: Path) -> Path:
-    """Where results go without ``--out``: into ``out`` of a run folder, and into an out folder itself."""
+    """Where results go without ``--out``: into ``out`` of a run folder, into an out folder itself, and for the name of
+    a recipe into ``runs/<name>/out`` of the working directory."""
+    if recipe_of(folder):
+        return Path("runs") / folder / "out"
     return folder if is_out(folder) else folder / "out"
 
 
@@ -64,7 +71,7 @@ def first_difference(
     """``train.lr: saved 0.001, now 0.01`` for the first setting of `now` that differs in `saved`, or None."""
     for name, value in now.items():
         other = saved.get(name, "absent")
-        if isinstance(value, dict) and isinstance(other, dict) and name != "prior":
+        if isinstance(value, dict) and isinstance(other, dict) and name not in _WHOLE:
             if found := first_difference(value, other, prefix=f"{prefix}{name}.", words=words):
                 return found
         elif value != other:

@@ -14,12 +14,13 @@ from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.experiment.run_data import load_data
+from ppl_bnn.experiment.trust import check_trust
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
@@ -200,12 +201,15 @@ def network(config: Config, shape: Any, num_outputs: int, prior: PriorRun | None
         FileError: `prior` is of another network.
     """
     model = config.model
+    # A network that is Bayesian already has priors: the default one is not laid over them.
+    own = None if model.prior == ModelConfig().prior else parse_prior(model.prior)
     try:
         net = build(
             model.name,
             image_shape=shape,
             num_outputs=num_outputs,
-            prior=parse_prior(model.prior) if prior is None else prior.prior,
+            options=model.options,
+            prior=own if prior is None else prior.prior,
             deterministic=model.deterministic,
             bayesian_bias=model.bayesian_bias,
         )
@@ -219,11 +223,11 @@ def network(config: Config, shape: Any, num_outputs: int, prior: PriorRun | None
     return net
 
 
-def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
+def opened(out: Path, *, data_dir: str | None = None, trusted: bool = False) -> Experiment:
     """Open a run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
 
     Raises:
-        UserError: the folder has no settings, or invalid ones.
+        UserError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`).
     """
     config, path = Config(), out / "config.yaml"
     try:
@@ -231,6 +235,7 @@ def opened(out: Path, *, data_dir: str | None = None) -> Experiment:
             part: Any = getattr(config, name)
             setattr(config, name, replace(part, **value) if is_dataclass(part) else value)  # type: ignore[type-var]
         config.device, config.data.dir = "cpu", data_dir or config.data.dir
+        check_trust(config, out, trusted=trusted)
         check(config)
     except (AttributeError, TypeError, UserError) as error:
         if isinstance(error, FileError):

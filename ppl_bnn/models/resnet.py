@@ -8,10 +8,10 @@ from ppl_bnn.models.vgg import padding_to_32
 BLOCKS = ((64, 1), (128, 2), (256, 2), (512, 2))
 
 
-def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> nn.Sequential:
+def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_outputs: int = 10) -> nn.Sequential:
     """Build ResNet-18 for images [C, 32, 32] or [C, 28, 28]. Images of 28x28 are padded with zeros.
 
-    With 3 channels and 10 classes it has 4,912,458 parameters, and 9,814,026 when Bayesian. As in the study, it has one
+    With 3 channels and 10 outputs it has 4,912,458 parameters, and 9,814,026 when Bayesian. As in the study, it has one
     block for each width; He et al. (2016) have two.
 
     Raises:
@@ -27,7 +27,7 @@ def resnet18(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int =
         channels = width
     layers["pool"] = nn.AvgPool2d(4)
     layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, num_classes)
+    layers["fc"] = nn.Linear(channels, num_outputs)
     return nn.Sequential(layers)
 
 

@@ -9,11 +9,11 @@ from ppl_bnn.errors import UserError
 WIDTHS = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 
 
-def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> nn.Sequential:
+def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_outputs: int = 10) -> nn.Sequential:
     """Build VGG-16 for images [C, 32, 32] or [C, 28, 28]. Images of 28x28 are padded with zeros.
 
     Each stage has two convolutions (3x3, 'same') with batch norm and ReLU, and a 2x2 max pool. A dense layer takes the
-    remaining 512 features. With 3 channels and 10 classes it has 9,421,898 parameters, and 18,829,066 when Bayesian.
+    remaining 512 features. With 3 channels and 10 outputs it has 9,421,898 parameters, and 18,829,066 when Bayesian.
 
     Raises:
         UserError: images of another size.
@@ -28,7 +28,7 @@ def vgg16(image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10
             channels = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, num_classes)
+    layers["fc"] = nn.Linear(channels, num_outputs)
     return nn.Sequential(layers)
 
 

@@ -1,12 +1,12 @@
 """The scaling study: time networks on lists of rank counts and batches, write one table, and predict more ranks.
 
-    python -m ppl_bnn.scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
-    python -m ppl_bnn.scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
-    python -m ppl_bnn.scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000 --latency_ms 0 5        # rehearsed hosts
-    python -m ppl_bnn.scaling RUN ... --estimators flipout groups plain                         # estimators compared
-    python -m ppl_bnn.scaling RUN ... --cycle_ms 1 5 10 --fusion_mb 64                          # Horovod's settings
-    python -m ppl_bnn.scaling RUN ... --epochs 64 --accuracy 0.4 0.6                            # whole trainings
-    python -m ppl_bnn.scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
+    ppl_bnn scaling runs/study-cifar10-vgg16 runs/study-cifar10-vgg16-cnn --ranks 1 2 4 --batches 128 256
+    ppl_bnn scaling RUN ... --launcher "srun -n {ranks} python" --ranks 1 16 64       # a cluster's launcher
+    ppl_bnn scaling RUN ... --ranks 1 2 --mbit 0 100 400 1000 --latency_ms 0 5        # rehearsed hosts
+    ppl_bnn scaling RUN ... --estimators flipout groups plain                         # estimators compared
+    ppl_bnn scaling RUN ... --cycle_ms 1 5 10 --fusion_mb 64                          # Horovod's settings
+    ppl_bnn scaling RUN ... --epochs 64 --accuracy 0.4 0.6                            # whole trainings
+    ppl_bnn scaling RUN ... -- --data.file cifar10.npz --channels_last true           # settings for every run
 
 A point is a run folder, a device, a batch size (of one rank) and a number of ranks. Each point is a training of --steps
 steps, or a whole training with --epochs. horovodrun starts the ranks if Horovod is installed, else torchrun. Results

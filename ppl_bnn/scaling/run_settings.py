@@ -23,7 +23,7 @@ def run_settings(run: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def _parser() -> ArgumentParser:
-    parser = command_parser("run", None)
+    parser = command_parser("run", None, trust=True)
     parser.add_argument("run", type=str)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Config)

@@ -1,9 +1,9 @@
 """The study by Sharma and Jennings (2020), redone on this machine and set beside its numbers on one page.
 
-    python -m ppl_bnn.study --scale small --cifar10 cifar10.npz       # about three hours on 2 cores
-    python -m ppl_bnn.study --scale tiny --parts tables,figure-8      # minutes: to see how it works
-    python -m ppl_bnn.study --scale full --launcher "srun -n {ranks} python" --out /scratch/study
-    python -m ppl_bnn.study --conv results/conv                       # with a BNN-Conv that you trained
+    ppl_bnn study --scale small --cifar10 cifar10.npz       # about three hours on 2 cores
+    ppl_bnn study --scale tiny --parts tables,figure-8      # minutes: to see how it works
+    ppl_bnn study --scale full --launcher "srun -n {ranks} python" --out /scratch/study
+    ppl_bnn study --conv results/conv                       # with a BNN-Conv that you trained
 
 Each part runs the commands of this library that a reader would type, and shows them beside their numbers. The page is
 OUT/study.html and OUT/study.md, written after each part. What is done is not done again: the same command resumes.
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import DONE, FAILED, command_parser, guarded
+from ppl_bnn.experiment.recipes import recipes
 from ppl_bnn.files import alone_in
 from ppl_bnn.scaling.launch import checked_launcher
 from ppl_bnn.study.page import Section, keep_section, write_page
@@ -110,9 +111,9 @@ def _parts(text: str | None) -> list[str]:
 
 
 def _options(parsed: Namespace, scale: Scale) -> Options:
-    runs = Path(parsed.runs)
+    runs = recipes()["study-cifar10-vgg16"].parent.parent if parsed.runs is None else Path(parsed.runs)
     if not (runs / "study-cifar10-vgg16" / "config.yaml").exists():
-        raise UserError(f"--runs {runs} has no study-... run folders: run this in a checkout, or give its runs folder")
+        raise UserError(f"--runs {runs} has no study-... run folders: leave it out for those of the library")
     for name, count in (
         ("cifar_image", scale.test_images), ("cifar_images", scale.test_images), ("digits", scale.test_digits)
     ):  # fmt: skip
@@ -146,7 +147,7 @@ def _parser() -> ArgumentParser:
         "--parts", type=str | None, default=None, help=f"some of {', '.join(PARTS)}, separated by commas (default: all)"
     )
     add("--out", type=str | None, default=None, help="folder of the page and of all runs (default: study-SCALE)")
-    add("--runs", type=str, default="runs", help="folder that holds the run folders study-...")
+    add("--runs", type=str | None, default=None, help="folder of the run folders study-... (default: the recipes)")
     add("--data_dir", type=str, default="data", help="folder of the data sets")
     add("--cifar10", type=str | None, default=None, help="an .npz of CIFAR-10 as JPEGs, to read instead of downloading")
     add("--ranks", type=int, nargs="+", default=None, help="numbers of ranks (default: the scale's)")

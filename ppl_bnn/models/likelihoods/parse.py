@@ -92,7 +92,9 @@ def _own(path: str) -> Likelihood:
     try:
         made = made()
     except TypeError as error:
-        raise UserError(f"model.likelihood {path} must be made without arguments: {error}") from None
+        raise UserError(f"model.likelihood {path} must be made without arguments: {error}") from error
+    except Exception as error:
+        raise UserError(f"model.likelihood {path} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(made, Likelihood):
         raise UserError(f"model.likelihood {path} must give a ppl_bnn.models.likelihoods.Likelihood, got {made!r:.60}")
     return made

@@ -1,0 +1,125 @@
+"""A run's own code: the import paths in its settings, whose files they may come from, and where they are looked for.
+
+A run folder whose settings name an import path, such as ``model.name: nets:build``, executes code when it runs.
+"""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ppl_bnn.data import DATASETS
+from ppl_bnn.errors import FileError
+from ppl_bnn.experiment import saved_config
+from ppl_bnn.experiment.config import Config
+from ppl_bnn.settings import per_host
+
+# They hold names of columns, or keywords of a function that another setting names.
+_NO_CODE = {
+    "data.target", "data.features", "data.categorical", "data.options", "model.options", "shift.column",
+}  # fmt: skip
+# Classes of torch that do nothing but what they are named for. A function such as torch:load could run any code.
+_TORCH = re.compile(r"torch\.(nn|optim|optim\.lr_scheduler):[A-Z]\w*")
+
+# Of the run that was made importable last.
+_run_folders: list[str] = []
+
+
+def check_trust(config: Config, folder: Path, *, trusted: bool = False, files: Iterable[Path] = ()) -> dict[str, str]:
+    """Return the import paths of a run, {setting: path}, and make them importable; refuse those of another user.
+
+    Modules are looked for in the run folder first, then in the working directory, then where Python looks. A run
+    without such paths is not checked.
+
+    Args:
+        folder: the run folder, or the out folder in it; a recipe's name has no folder.
+        trusted: the user trusts the code, whoever owns the files.
+        files: further files of settings.
+
+    Raises:
+        FileError: the folder, its config.yaml or one of `files` belongs to another user, and `trusted` is false.
+    """
+    found = dict(own_code(config))
+    if not found:
+        return {}
+    folders = [folder] if folder.is_dir() else []
+    # Code lies beside the config.yaml that a person wrote.
+    if folders and saved_config.is_out(folder):
+        folders.append(folder.resolve().parent)
+    for path in (*folders, *(one / "config.yaml" for one in folders), *files):
+        if not trusted and not _is_own(path):
+            raise FileError(
+                f"{path} belongs to another user, and the run executes code ({_listed(found)}): look at that code, "
+                "then allow it with --trust (trust=True in Python)"
+            )
+    working = [Path.cwd()] if trusted or _is_own(Path.cwd()) else []
+    _make_importable([str(path.resolve()) for path in folders], [str(path) for path in working])
+    return found
+
+
+def own_code(config: Config) -> Iterator[tuple[str, str]]:
+    """Each setting that holds an import path, and that path; torch's optimizers and layers do not count."""
+    for name, value in _settings(config):
+        for text in _texts(value):
+            # As loose as the look-up itself, which takes any text before and after a colon.
+            if ":" in text and not _TORCH.fullmatch(text) and not _is_file(name, text):
+                yield name, text
+
+
+def told(found: Mapping[str, str]) -> str:
+    """The line that a command says of a run's own code."""
+    return f"this run executes code of its own: {_listed(found)}"
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {path}" for name, path in found.items())
+
+
+def _is_file(name: str, text: str) -> bool:
+    # A source with its file, csv:other.csv; no such module is looked up.
+    return name == "shift.ood" and text.partition(":")[0] in DATASETS
+
+
+def _settings(config: Config) -> Iterator[tuple[str, Any]]:
+    """The settings in which an import path is looked up, by their dotted names."""
+    for section in (known.name for known in fields(config) if is_dataclass(getattr(config, known.name))):
+        part = getattr(config, section)
+        for name in (known.name for known in fields(part) if known.name not in per_host(type(part))):
+            if f"{section}.{name}" not in _NO_CODE:
+                yield f"{section}.{name}", getattr(part, name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+def _is_own(path: Path) -> bool:
+    # Systems without user ids cannot tell.
+    return not hasattr(os, "geteuid") or not path.exists() or path.stat().st_uid == os.geteuid()
+
+
+def _make_importable(run_folders: list[str], working: list[str]) -> None:
+    """Put the folders first on Python's path. Modules of another run's folder are forgotten: this run has its own."""
+    gone = [folder for folder in _run_folders if folder not in run_folders]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or "." in name or name in ("__main__", "ppl_bnn"):
+            continue
+        # A module nets.py, or a package nets/__init__.py.
+        if {str(Path(file).parent), str(Path(file).parent.parent)} & set(gone):
+            for other in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
+                del sys.modules[other]
+    first = list(dict.fromkeys([*run_folders, *working]))
+    sys.path[:] = [*first, *(path for path in sys.path if path not in {*first, *gone})]
+    _run_folders[:] = run_folders
+    importlib.invalidate_caches()
