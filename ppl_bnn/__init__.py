@@ -16,6 +16,7 @@ from ppl_bnn.version import __version__
 if TYPE_CHECKING:
     from ppl_bnn.data import Examples, Images, Table, as_examples, load, normalize
     from ppl_bnn.errors import UserError
+    from ppl_bnn.experiment.open_run import Run, open_run
     from ppl_bnn.guides import (
         Flipout,
         GroupedFlips,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ppl_bnn.inference.checkpoint import load_checkpoint
     from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
+    from ppl_bnn.inference.posterior_file import load_posterior, save_posterior
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
     from ppl_bnn.models import (
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ppl_bnn.data": ("Examples", "Images", "Table", "as_examples", "load", "normalize"),
     "ppl_bnn.errors": ("UserError",),
+    "ppl_bnn.experiment.open_run": ("Run", "open_run"),
     "ppl_bnn.guides": (
         "Flipout",
         "GroupedFlips",
@@ -76,6 +79,7 @@ _HOMES = {
     "ppl_bnn.inference.checkpoint": ("load_checkpoint",),
     "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
+    "ppl_bnn.inference.posterior_file": ("load_posterior", "save_posterior"),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
     "ppl_bnn.models": (
@@ -129,6 +133,7 @@ __all__ = [
     "Poisson",
     "Posterior",
     "Predictive",
+    "Run",
     "StoredPosterior",
     "StudentT",
     "Table",
@@ -149,11 +154,14 @@ __all__ = [
     "learnt_normal",
     "load",
     "load_checkpoint",
+    "load_posterior",
+    "open_run",
     "normalize",
     "predict",
     "predictor",
     "pretrained_prior",
     "prune",
+    "save_posterior",
     "snr",
     "sweep",
     "sweep_to_inference_data",

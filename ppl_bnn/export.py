@@ -2,6 +2,7 @@
 
     ppl_bnn export runs/mnist-fc/out                            # 32 frozen draws -> out/predictive.onnx
     ppl_bnn export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
+    ppl_bnn export runs/mnist-fc/out --pruned                   # of its pruned.safetensors, fine-tuned or not
     ppl_bnn export runs/mnist-fc/out --method moments           # no draws: moments through the layers
 
 The file takes `x` as in training: images [N, channels, height, width] with pixels from 0 to 1, or a table's rows
@@ -12,10 +13,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.command import command_parser, guarded
+
+if TYPE_CHECKING:
+    from ppl_bnn.guides.posterior import Posterior
 
 log = logging.getLogger("ppl_bnn")
 
@@ -28,14 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace) -> None:
     # Not for --help: what they bring along takes seconds to import.
+    from ppl_bnn.experiment.provenance import pruned_path
     from ppl_bnn.experiment.setup import opened
+    from ppl_bnn.inference.posterior_file import load_posterior
     from ppl_bnn.prediction.onnx import export
     from ppl_bnn.pruning import prune
 
     out = Path(options.out)
     run = opened(out, data_dir=options.data_dir, trusted=options.trust)
     step = run.restored(options.checkpoint).step
-    guide = prune(run.guide, fraction=options.fraction).guide if options.fraction else run.guide
+    file = str(pruned_path(out, run.config.pruning)) if options.pruned else options.posterior
+    if sum([bool(options.fraction), options.pruned, options.posterior is not None]) > 1:
+        raise UserError("give one of --fraction, --pruned and --posterior: each says which posterior it is")
+    guide: Posterior = run.guide
+    if file is not None:
+        guide = load_posterior(file, run.model, *run.example())
+    elif options.fraction:
+        guide = prune(run.guide, fraction=options.fraction).guide
     path = Path(options.file) if options.file else out / "predictive.onnx"
     num_samples = options.draws if guide.sites else 1
     export(
@@ -58,6 +73,10 @@ def _parser() -> ArgumentParser:
     each_draw = "add the output of each draw: draw_probs [S, N, C] or draw_mean [S, N]"
     parser.add_argument("--each_draw", action="store_true", help=each_draw)
     parser.add_argument("--fraction", type=float, default=0.0, help="prune this share of the weights first")
+    parser.add_argument("--pruned", action="store_true", help="of <out>/pruned.safetensors")
+    parser.add_argument(
+        "--posterior", type=str | None, default=None, help="of this posterior file, such as a pruned.safetensors"
+    )
     parser.add_argument("--checkpoint", type=str, default="last", help="saved step to use")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")
     parser.add_argument(

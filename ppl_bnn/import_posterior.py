@@ -73,7 +73,12 @@ def _write(layers: Layers, config: Config, parsed: Namespace, out: Path) -> None
         "history": [],
         "steps": 1,
         "settings": {},
-        "origin": {**run.origin, "run": run.name, "imported from": Path(parsed.file).name},
+        "origin": {
+            **run.origin,
+            "run": run.name,
+            "described": run.described(),
+            "imported from": Path(parsed.file).name,
+        },
     }
     written = checkpoint.save(out / "checkpoints", 1, model=run.model, guide=run.guide, meta=meta)
     weights = sum(run.guide.loc_scale(site)[0].numel() for site in run.guide.sites)

@@ -167,6 +167,11 @@ class PredictConfig:
         "running averages)",
     )  # fmt: skip
     checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into predictive-step-00006000.nc")
+    posterior: str | None = setting(
+        None, help="predict with this posterior file in place of the checkpoint's posterior, such as the out folder's "
+        "pruned.safetensors; the result goes into predictive-pruned.nc, after the file's name",
+        per_host=True,
+    )  # fmt: skip
     seed: Natural = setting(0, help="seed of the draws")
     train_log_likelihood: bool = setting(
         False, help="write train_log_likelihood.nc too: each draw's log likelihood of every training example, and its "

@@ -79,6 +79,8 @@ def _check_predict(predict: PredictConfig, likelihood: Likelihood) -> None:
             "predict.norm_images needs predict.method draws and independent or antithetic sampling, got "
             f"method {predict.method} and sampling {predict.sampling}"
         )
+    if predict.posterior is not None and predict.train_log_likelihood:
+        raise UserError("predict.train_log_likelihood is of a checkpoint's posterior: leave out predict.posterior")
     whole = predict.method in ("auto", "draws") and predict.sampling != "sobol" and not predict.norm_images
     if predict.compact == "yes" and not whole:
         raise UserError("predict.compact yes needs predict.method draws, and no predict.norm_images")

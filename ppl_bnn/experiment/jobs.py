@@ -2,6 +2,8 @@
 
     python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1,2,3 --workers 2
     python -m ppl_bnn.jobs runs/mnist-fc --vary predict.checkpoint=step-00006000,last --stages predict
+    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1 --executor slurm --slurm.partition gpu --slurm.time 60
+    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1 --executor my_package.cluster:make
     python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1,2,3 --shard $SLURM_ARRAY_TASK_ID/4
 
 A job is one combination of the varied settings, a process of its own, and a folder under OUT. Jobs that differ in
@@ -9,38 +11,54 @@ predict and pruning settings only share one training. When all are done, trainin
 merged into one InferenceData, with a chain each. Finished work is skipped, and a job that fails does not stop the
 others.
 
+Jobs run on this host (local), through Slurm (slurm; every --slurm.NAME VALUE is submitit's), as Slurm jobs would but on
+this host (submitit-local), or where a function of your own sends them: it returns an object with submit(function,
+*arguments), such as a concurrent.futures.Executor or Dask's client. All hosts must see the same folders.
+
+A signal stops all jobs with a checkpoint each. If this command is killed at once, the jobs on this host end too. The
+same command resumes. Jobs that Slurm has stay there.
+
 Exit codes: 0 done; 1 a job failed; 2 bad command, or jobs failed for bad settings only; 75 stopped by a signal.
 """
 
 import argparse
-import itertools
-import json
 import logging
-import os
-import re
+import math
+import secrets
 import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import yaml
-
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
+from ppl_bnn.experiment.executors import EXECUTORS, Engine, Future, opened_executor
+from ppl_bnn.experiment.job_plan import (
+    Job,
+    Settings,
+    check_folders,
+    folder_of,
+    link_checkpoints,
+    name_of,
+    shard,
+    training_folder,
+    training_of,
+    vary,
+    without_seed,
+)
+from ppl_bnn.experiment.job_process import run_job
 from ppl_bnn.experiment.stage_check import stage_names
 
-# What a training does not depend on.
-_AFTER_TRAINING = ("predict.", "pruning.")
+# Seconds between two looks at the jobs, and for jobs to end by themselves after a signal.
+_PAUSE, _PATIENCE = 0.1, 10.0
+_RESULTS = {"predictive": "predict", "pruning": "prune"}
 
 log = logging.getLogger("ppl_bnn")
-
-Settings = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,14 +79,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ppl_bnn.jobs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Every other option is passed on to python -m ppl_bnn.run.",
+        epilog="Every --slurm.NAME VALUE is an option of submitit's Slurm executor: partition, time in minutes, "
+        "cpus_per_task, gpus_per_node, mem, account, ... Every other option is passed on to python -m ppl_bnn.run.",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="run folder, or a run's out folder")
     parser.add_argument("--vary", action="append", required=True, metavar="SETTING=VALUE,...", help="may be repeated")
     parser.add_argument("--stages", default="train,predict,prune", help="stages of each job (default: %(default)s)")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="run only every N-th job, from job I on (from 0)")
-    parser.add_argument("--workers", type=int, default=1, help="jobs run at a time; they share the cores (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, help="jobs run at a time; on this host they share the cores (default: 1 on this host, "
+        "and as many as the executor takes elsewhere)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", default="local", help=f"where jobs run: {', '.join(EXECUTORS)}, or an import path of your own "
+        "(default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--out", help="where results go (default: <run>/out, or the out folder itself)")
     return parser
 
@@ -76,106 +102,116 @@ def _parser() -> argparse.ArgumentParser:
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
-    if parsed.workers < 1:
+    if parsed.workers is not None and parsed.workers < 1:
         raise UserError(f"--workers must be at least 1, got {parsed.workers}")
-    with _Processes(parsed.workers, [parsed.run, "--quiet", *rest]) as processes:
-        return _run(processes, combinations, stages, _shard(parsed.shard), out)
+    part = shard(parsed.shard)
+    check_folders(combinations)
+    options, rest = _slurm_options(rest)
+    with (
+        opened_executor(parsed.executor, workers=parsed.workers, options=options, folder=out.resolve()) as engine,
+        # Inside: an executor that is closed waits for its jobs, which a signal must still reach.
+        _Jobs(engine, [parsed.run, "--quiet", *rest], out) as jobs,
+    ):
+        _run(jobs, combinations, stages, part, out)
+    # Outside: files are read in another way while one of Dask's clients is open.
+    if not jobs.stopping:
+        _merge(combinations, out, [name for name, stage in _RESULTS.items() if stage in stages])
+    return jobs.exit_code()
 
 
-def vary(options: Iterable[str]) -> list[dict[str, Any]]:
-    """All combinations of ``setting=value,value`` (a YAML list without its brackets), the last setting fastest.
-
-    Raises:
-        UserError: not of that form, or the same value or setting twice.
-    """
-    choices: dict[str, list[Any]] = {}
-    for option in options:
-        name, equals, text = option.partition("=")
-        try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
-            values = []
-        if not equals or not values or name in choices or len({_text(value) for value in values}) < len(values):
-            raise UserError(f"--vary takes SETTING=VALUE,VALUE,... with each value and setting once; got {option!r}")
-        choices[name] = values
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+def _slurm_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options ``--slurm.NAME VALUE``, numbers as such, and the other words."""
+    options: dict[str, Any] = {}
+    others, left = [], iter(words)
+    for word in left:
+        if not word.startswith("--slurm."):
+            others.append(word)
+            continue
+        name, equals, value = word.removeprefix("--slurm.").partition("=")
+        value = value if equals else next(left, "")
+        if not name or not value:
+            raise UserError(f"an option for Slurm is --slurm.NAME VALUE, got {word} without a value")
+        options[name] = int(value) if value.isdecimal() else value
+    return options, others
 
 
-def _shard(text: str) -> slice:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
-        raise UserError(f"--shard takes I/N with I from 0 to N - 1, got {text!r}")
-    return slice(int(match[1]), None, int(match[2]))
-
-
-def _run(
-    processes: "_Processes", combinations: Sequence[Settings], stages: Sequence[str], shard: slice, out: Path
-) -> int:
-    folders = {_name(job): _folder(out, job) for job in combinations}
-    if len(folders) < len(combinations):
-        raise UserError("two jobs would have the same folder: choose values that differ in letters and digits")
+def _run(jobs: "_Jobs", combinations: Sequence[Settings], stages: Sequence[str], part: slice, out: Path) -> None:
     after = [stage for stage in stages if stage != "train"]
     if "train" in stages:
-        trainings = list({_name(_training(job)): _training(job) for job in combinations}.values())[shard]
-        done = processes.run([(_training_folder(out, job), ["train"], job) for job in trainings])
-        mine = [job for job in combinations if _training_folder(out, job) in done]
+        trainings = list({name_of(training_of(job)): training_of(job) for job in combinations}.values())[part]
+        done = jobs.run([Job(training_folder(out, job), ["train"], job) for job in trainings])
+        mine = [job for job in combinations if training_folder(out, job) in done]
     else:
-        mine = list(combinations[shard])
-    if after:
+        mine = list(combinations[part])
+    if after and not jobs.stopping:
         for job in mine:
-            _link_checkpoints(_folder(out, job), _training_folder(out, job))
-        processes.run([(_folder(out, job), after, job) for job in mine])
-        if not processes.stopping:
-            _merge(combinations, out, [name for name, stage in _RESULTS.items() if stage in after])
-    return processes.exit_code()
-
-
-_RESULTS = {"predictive": "predict", "pruning": "prune"}
+            link_checkpoints(folder_of(out, job), training_folder(out, job))
+        jobs.run([Job(folder_of(out, job), after, job) for job in mine])
 
 
 @dataclass
-class _Processes:
-    """Runs `workers` jobs at a time. A signal is passed on to them, and no more are started."""
+class _Jobs:
+    """Runs jobs through an engine. After a signal no more are started, and those that run are told to stop."""
 
-    workers: int
+    engine: Engine
     command: Sequence[str]
+    out: Path
     stopping: bool = False
     codes: list[int] = field(default_factory=list)
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    # When the executor is to cancel what is left.
+    _cancelled: float | None = None
 
-    def run(self, jobs: Sequence[tuple[Path, Sequence[str], Settings]]) -> set[Path]:
+    def run(self, jobs: Sequence[Job]) -> set[Path]:
         """Run all jobs. Return the folders of those that succeeded."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            codes = list(pool.map(lambda job: self._run_one(*job), jobs))
-        self.codes += codes
-        return {folder for (folder, _, _), code in zip(jobs, codes, strict=True) if code == DONE}
+        waiting, running = list(jobs), list[tuple[Future, Job]]()
+        done = set()
+        while running or (waiting and not self.stopping):
+            if not self.stopping:
+                free = len(waiting) if self.engine.limit is None else self.engine.limit - len(running)
+                now, waiting = waiting[:free], waiting[free:]
+                running += zip(self._submitted(now), now, strict=True)
+            ended = [(future, job) for future, job in running if future.done()]
+            running = [pair for pair in running if pair not in ended]
+            for future, job in ended:
+                self.codes.append(self._ended(future, job))
+                if self.codes[-1] == DONE:
+                    done.add(job.folder)
+            if not ended:
+                time.sleep(_PAUSE)
+            if self.stopping and self._cancelled is None:
+                self._cancelled = time.monotonic() + _PATIENCE
+            elif self._cancelled is not None and time.monotonic() > self._cancelled:
+                # They wait in the executor's queue, or do not stop by themselves.
+                for future, _ in running:
+                    future.cancel()
+                self._cancelled = math.inf
+        return done
 
-    def _run_one(self, folder: Path, stages: Sequence[str], settings: Settings) -> int:
-        if self.stopping:
-            return STOPPED
-        folder.mkdir(parents=True, exist_ok=True)
-        varied = [word for name, value in settings.items() for word in (f"--{name}", _text(value))]
-        # The command's own options last: they count.
-        arguments = [*self.command, *varied, "--out", str(folder), "--stages", ",".join(stages)]
-        path = folder / "job.log"
-        # Not as a setting, which the out folder would keep for commands that have all cores. MKL has a variable of its
-        # own, which comes first.
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self.workers))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with path.open("ab") as file:
-            # In a session of its own, so that Ctrl-C comes once and through here.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ppl_bnn.run", *arguments], env=environment, stdout=file, stderr=file,
-                start_new_session=True,
-            )  # fmt: skip
-            self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
-        last = (path.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+    def _submitted(self, jobs: Sequence[Job]) -> list[Future]:
+        if not jobs:
+            return []
+        here, per_host = str(Path.cwd()), self.engine.jobs_per_host
+        # Absolute: an executor's processes may work in another folder.
+        calls = [
+            (
+                [*self.command, *job.arguments()], str((job.folder / "job.log").absolute()), str(self._stop_file), here,
+                per_host,
+            )
+            for job in jobs
+        ]  # fmt: skip
+        return self.engine.submit_all(run_job, calls)
+
+    def _ended(self, future: Future, job: Job) -> int:
+        try:
+            code, last = future.result()
+        except Exception as error:  # noqa: BLE001 -- an executor has errors of its own, of lost hosts and the like
+            code, last = FAILED, f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
+            code = STOPPED if self.stopping else code
         if code < 0 and self.stopping:
             code = STOPPED
-        done = {DONE: "done", STOPPED: "stopped"}.get(code, f"failed with exit code {code}: {last}; see {path}")
-        log.info("%s, %s: %s", folder, ",".join(stages), done)
+        path = job.folder / "job.log"
+        said = {DONE: "done", STOPPED: "stopped"}.get(code, f"failed with exit code {code}: {last}; see {path}")
+        log.info("%s, %s: %s", job.folder, ",".join(job.stages), said)
         return code
 
     def exit_code(self) -> int:
@@ -186,18 +222,23 @@ class _Processes:
             return STOPPED
         return DONE if not failed else BAD_INPUT if failed == {BAD_INPUT} else FAILED
 
-    def __enter__(self) -> "_Processes":
+    def __enter__(self) -> "_Jobs":
+        # Of this command alone: others may work in the same folder.
+        self._stop_file = self.out.absolute() / f".stop-{secrets.token_hex(4)}"
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._stop_file.unlink(missing_ok=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
+        self.out.mkdir(parents=True, exist_ok=True)
+        # One byte a signal: the jobs get as many.
+        with self._stop_file.open("ab") as file:
+            file.write(b".")
 
 
 def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) -> None:
@@ -210,9 +251,9 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
     for name in names:
         groups: dict[str, list[Settings]] = {}
         for job in combinations:
-            groups.setdefault(_name(_without_seed(job)), []).append(job)
+            groups.setdefault(name_of(without_seed(job)), []).append(job)
         for group, jobs in groups.items():
-            paths = [result_path(_folder(out, job), name) for job in jobs]
+            paths = [result_path(folder_of(out, job), name) for job in jobs]
             file, there = paths[0].name, sum(path.exists() for path in paths)
             if len(paths) > 1 and there == len(paths):
                 attributes = [netcdf.read_attrs(path) for path in paths]
@@ -232,36 +273,3 @@ def _merge(combinations: Sequence[Settings], out: Path, names: Sequence[str]) ->
                 log.info("%s: %d chains", merged, len(paths))
             elif there < len(paths):
                 log.info("%s of %s: %d of %d are done; merged once all are", file, group or "all", there, len(paths))
-
-
-def _without_seed(job: Settings) -> dict[str, Any]:
-    return {name: value for name, value in job.items() if name != "train.seed"}
-
-
-def _training(job: Settings) -> dict[str, Any]:
-    return {name: value for name, value in job.items() if not name.startswith(_AFTER_TRAINING)}
-
-
-def _training_folder(out: Path, job: Settings) -> Path:
-    return out / "jobs" / _name(_training(job)) if _training(job) else out
-
-
-def _folder(out: Path, job: Settings) -> Path:
-    after = {name: value for name, value in job.items() if name.startswith(_AFTER_TRAINING)}
-    folder = _training_folder(out, job)
-    return (folder / _name(after) if _training(job) else out / "jobs" / _name(after)) if after else folder
-
-
-def _link_checkpoints(folder: Path, training: Path) -> None:
-    link = folder / "checkpoints"
-    if folder != training and not link.is_symlink():
-        folder.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(training / "checkpoints", folder))
-
-
-def _name(settings: Settings) -> str:
-    return ",".join(f"{name}={re.sub(r'[^A-Za-z0-9._+-]+', '_', _text(value))}" for name, value in settings.items())
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def inputs_of(
     if isinstance(settings, PredictConfig):
         # It has a file of its own.
         del inputs["settings"]["train_log_likelihood"]
+        # What is in the file counts, not where it lies.
+        if (file := inputs["settings"].pop("posterior")) is not None:
+            inputs["posterior"] = f"{zlib.crc32(Path(file).read_bytes()):08x}"
     else:
         inputs["predict.norm_images"] = run.config.predict.norm_images
     if isinstance(settings, PruningConfig):
@@ -50,7 +54,10 @@ def inputs_of(
 
 
 def predictive_path(out: Path, settings: PredictConfig) -> Path:
-    """``predictive.nc``, or ``predictive-step-00006000.nc`` of another saved step than the last."""
+    """``predictive.nc``, ``predictive-step-00006000.nc`` of another saved step than the last, or
+    ``predictive-pruned.nc`` of the posterior file ``pruned.safetensors``."""
+    if settings.posterior is not None:
+        return out / f"predictive-{Path(settings.posterior).stem}.nc"
     return out / f"predictive{_of_step(settings.checkpoint)}.nc"
 
 
@@ -70,6 +77,12 @@ def pruning_path(out: Path, settings: PruningConfig) -> Path:
     if there.get("seed", settings.seed) != settings.seed:
         name += f"-seed{settings.seed}"
     return first.with_stem(name)
+
+
+def pruned_path(out: Path, settings: PruningConfig) -> Path:
+    """The file of the pruned posterior that is saved beside a sweep, ``pruned.safetensors`` beside ``pruning.nc``."""
+    path = pruning_path(out, settings)
+    return path.with_name(path.name.replace("pruning", "pruned", 1)).with_suffix(".safetensors")
 
 
 def result_path(out: Path, name: str) -> Path:

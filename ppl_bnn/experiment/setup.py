@@ -16,6 +16,7 @@ from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.described import described
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
@@ -93,6 +94,10 @@ class Experiment:
         """One input [1, ...] and its target [1], on the run's device."""
         target = self._read_targets(self.train_data.targets[:1])
         return first_inputs(self.train_data, 1, self.device), target.to(self.device)
+
+    def described(self) -> dict[str, Any]:
+        """What model and guide can be built from without the data; each checkpoint has it (`ppl_bnn.open_run`)."""
+        return described(self.train_data, self.example()[0])
 
     def saved(self, name: str = "last") -> checkpoint.Checkpoint:
         """A saved step by name, if it is of this run.
@@ -224,7 +229,13 @@ def network(config: Config, shape: Any, num_outputs: int, prior: PriorRun | None
 
 
 def opened(out: Path, *, data_dir: str | None = None, trusted: bool = False) -> Experiment:
-    """Open a run by its out folder alone, on the CPU, with the settings saved there; `data_dir` if the data moved.
+    """Open a run by its out folder alone, on the CPU; arguments and errors are those of `saved_settings`."""
+    config = saved_settings(out, data_dir=data_dir, trusted=trusted)
+    return Experiment(run_name(out), config, out, lambda: False, progress=False)
+
+
+def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = None, trusted: bool = False) -> Config:
+    """The settings saved in an out folder, for another device, and with another `data_dir` if the data moved.
 
     Raises:
         UserError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`).
@@ -234,14 +245,14 @@ def opened(out: Path, *, data_dir: str | None = None, trusted: bool = False) -> 
         for name, value in saved_config.read(path).items():
             part: Any = getattr(config, name)
             setattr(config, name, replace(part, **value) if is_dataclass(part) else value)  # type: ignore[type-var]
-        config.device, config.data.dir = "cpu", data_dir or config.data.dir
+        config.device, config.data.dir = device, data_dir or config.data.dir
         check_trust(config, out, trusted=trusted)
         check(config)
     except (AttributeError, TypeError, UserError) as error:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
-    return Experiment(run_name(out), config, out, lambda: False, progress=False)
+    return config
 
 
 def run_name(folder: Path) -> str:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.experiment.identity import for_results
-from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruning_path, up_to_date
+from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruned_path, pruning_path, up_to_date
 from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.guides import median_latents
+from ppl_bnn.inference.posterior_file import save_posterior
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.models import Model, site_priors
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.pruning import Pruned, finetune, prune
-from ppl_bnn.pruning.storage import save_pruned
 from ppl_bnn.pruning.sweep import sweep
 from ppl_bnn.results import netcdf
 
@@ -41,7 +41,7 @@ def pruning_study(run: Experiment) -> None:
         return
     state = run.restored(settings.checkpoint)
     path = pruning_path(run.out, settings)
-    saved = path.with_name(path.name.replace("pruning", "pruned", 1)).with_suffix(".safetensors")
+    saved = pruned_path(run.out, settings)
     how: dict[str, Any] = {"scope": settings.scope, "criterion": settings.criterion, "structure": settings.structure}
     example = run.example()
     how["priors"] = site_priors(run.model, *example, given=median_latents(run.model, run.guide, *example))
@@ -99,7 +99,7 @@ def pruning_study(run: Experiment) -> None:
 
 
 def _save_pruned(model: nn.Module, pruned: Pruned, path: Path) -> None:
-    save_pruned(path, model=model, guide=pruned.guide)
+    save_posterior(path, model, pruned.guide)
     count = sum(pruned.nonzero.values())
     log.info("prune: wrote %s with %d weights, %d bytes", path.name, count, path.stat().st_size)
 

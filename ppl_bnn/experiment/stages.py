@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, read_inputs, up_to_date
@@ -21,10 +24,12 @@ from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.stage_prune import pruning_study
 from ppl_bnn.experiment.stage_shift import shift
 from ppl_bnn.files import write_text
+from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.data_parallel import share_state
 from ppl_bnn.inference.diagnosis import layer_posteriors, render_diagnosis, verdict
 from ppl_bnn.inference.elbo import kl_by_site
+from ppl_bnn.inference.posterior_file import load_posterior
 from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
@@ -61,7 +66,7 @@ def train(run: Experiment) -> None:
         ),
         progress=run.progress,
         folder=run.out,
-        origin=run.origin | {"run": run.name},
+        origin=run.origin | {"run": run.name, "described": run.described()},
         should_stop=run.should_stop,
         communicator=ranks,
     )
@@ -121,9 +126,11 @@ def predict(run: Experiment) -> None:
     path = predictive_path(run.out, settings) if ranks.is_main else run.out / "predictive.nc"
     partial = path.with_suffix(".partial.nc")
     inputs: dict[str, Any] = {}
-    state, before, done = None, None, False
+    state, before, done, guide = None, None, False, run.guide
     if ranks.is_main:
         state = run.restored(settings.checkpoint)
+        if settings.posterior is not None:
+            guide = _of_file(run, settings.posterior)
         inputs = inputs_of(run, state, settings)
         before = _draws_so_far((partial, path), inputs, run.model.likelihood)
         done = up_to_date(path, inputs, "predict")
@@ -131,7 +138,10 @@ def predict(run: Experiment) -> None:
             _predict_training(run, state)
     if ranks.any(done):
         return
-    share_state(ranks, None, run.model, run.guide, {})
+    if ranks.any(guide.is_masked) and not guide.is_masked:
+        # Where to receive the masks that rank 0 has read.
+        guide = guide.pruned({site: torch.ones_like(guide.loc_scale(site)[0]) for site in guide.sites})
+    share_state(ranks, None, run.model, guide, {})
     x, y = run.test_tensors()
 
     def save(predictive: Predictive, to: Path = partial) -> None:
@@ -149,18 +159,18 @@ def predict(run: Experiment) -> None:
         }
         images, named = for_results(run.test_data, attrs)
         idata = to_inference_data(
-            predictive, images, **named, guide=run.guide,
-            kl=kl_by_site(run.model, run.guide, *run.example()), history=state.meta["history"],
+            predictive, images, **named, guide=guide,
+            kl=kl_by_site(run.model, guide, *run.example()), history=state.meta["history"],
             # They take all draws of the weights once more: once is enough.
             norms=to != partial,
         )  # fmt: skip
         netcdf.save(idata, to)
 
     predictive = draw_predictive(
-        run.model, run.guide, x, y,
-        num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
-        method=settings.method, sampling=settings.sampling if run.guide.sites else "independent",
-        tolerance=settings.tolerance, compact=settings.compact if run.guide.sites else "no",
+        run.model, guide, x, y,
+        num_samples=settings.num_samples if guide.sites else 1, seed=settings.seed,
+        method=settings.method, sampling=settings.sampling if guide.sites else "independent",
+        tolerance=settings.tolerance, compact=settings.compact if guide.sites else "no",
         norm_inputs=run.norm_inputs(), progress=run.progress, should_stop=run.should_stop, communicator=ranks,
         so_far=before, save=save,
     )  # fmt: skip
@@ -185,6 +195,13 @@ def predict(run: Experiment) -> None:
             100 * (used < settings.num_samples).double().mean(), run.examples,
             100 * (1 - used.mean() / settings.num_samples), settings.num_samples, predictive.mc_error.amax(),
         )  # fmt: skip
+
+
+def _of_file(run: Experiment, file: str) -> MeanFieldNormal:
+    posterior = load_posterior(file, run.model, *run.example())
+    if not isinstance(posterior, MeanFieldNormal):
+        raise UserError(f"predict.posterior takes a mean-field posterior, and {file} holds stored draws; use Python")
+    return posterior
 
 
 def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any], likelihood: Likelihood) -> Predictive | None:

@@ -14,7 +14,8 @@ import yaml
 from run_folders import written
 
 from ppl_bnn import metrics, run
-from ppl_bnn.experiment.jobs import _shard, main, vary
+from ppl_bnn.experiment.job_plan import shard, vary
+from ppl_bnn.experiment.jobs import main
 from ppl_bnn.experiment.merging import merge
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.results import idata as inference_data
@@ -43,11 +44,11 @@ def test_varied_settings_that_say_nothing_are_refused(options):
 @pytest.mark.parametrize("size", [1, 3, 10])
 def test_shards_are_disjoint_and_complete(size):
     jobs = list(range(7))
-    parts = [jobs[_shard(f"{index}/{size}")] for index in range(size)]
+    parts = [jobs[shard(f"{index}/{size}")] for index in range(size)]
     assert sorted(job for part in parts for job in part) == jobs
     for wrong in ("3/3", "1", "-1/2", "0/0"):
         with pytest.raises(ValueError, match="--shard takes I/N"):
-            _shard(wrong)
+            shard(wrong)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from ppl_bnn import predict
 from ppl_bnn.experiment import stage_prune
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.posterior_file import load_posterior
 from ppl_bnn.pruning import finetune
-from ppl_bnn.pruning.storage import load_pruned
 from ppl_bnn.results import netcdf
 
 pytestmark = pytest.mark.any_python
@@ -104,7 +104,7 @@ def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run
     run = opened(out)
     run.restored("last")
     untouched = {name: value.clone() for name, value in run.model.state_dict().items()}
-    guide = load_pruned(out / "pruned.safetensors", model=run.model, guide=run.guide)
+    guide = load_posterior(out / "pruned.safetensors", run.model, *run.example())
     assert any(not torch.equal(value, untouched[name]) for name, value in run.model.state_dict().items())
     x, y = run.test_tensors()
     found = predict(run.model.net, guide, x, y, num_samples=3, method="draws", progress=False)

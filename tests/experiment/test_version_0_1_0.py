@@ -14,8 +14,8 @@ import yaml
 from ppl_bnn import export, metrics, predict
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.inference import checkpoint
+from ppl_bnn.inference.posterior_file import load_posterior
 from ppl_bnn.models.networks import NETWORKS
-from ppl_bnn.pruning.storage import load_pruned
 from ppl_bnn.results import idata, netcdf
 from ppl_bnn.results.saved_draws import read_predictive
 from ppl_bnn.run import main
@@ -105,7 +105,7 @@ def test_every_result_is_read():
 def test_the_pruned_posterior_is_read():
     run = opened(FOLDER / "run" / "out")
     file = FOLDER / "run" / "out" / "pruned.safetensors"
-    net, guide = run.model.net, load_pruned(file, model=run.model, guide=run.guide)
+    net, guide = run.model.net, load_posterior(file, run.model, *run.example())
     left = sum(int((guide.loc_scale(site)[0] != 0).sum()) for site in guide.sites)
     assert left == 974
     assert predict(net, guide, *run.test_tensors(), num_samples=100, progress=False).summary()["accuracy"] > 0.85
