@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> None:
     # Not for --help: what they bring along takes seconds to import.
     from ppl_bnn.experiment.provenance import pruned_path
+    from ppl_bnn.data import first_inputs
     from ppl_bnn.experiment.setup import opened
     from ppl_bnn.inference.posterior_file import load_posterior
     from ppl_bnn.prediction.onnx import export
@@ -54,7 +55,7 @@ def _run(options: Namespace) -> None:
     path = Path(options.file) if options.file else out / "predictive.onnx"
     num_samples = options.draws if guide.sites else 1
     export(
-        path, run.model, guide, run.test_tensors()[0][:8],
+        path, run.model, guide, first_inputs(run.test_data, 8),
         method=options.method, num_samples=num_samples, seed=options.seed,
         each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
         opset=options.opset,

@@ -47,11 +47,13 @@ class Encoded:
         x: float32 [N, D]: numbers standardized by the known rows, categories and booleans as 0 and 1.
         features: the name of each column of x: ``age``, ``port=Cherbourg``.
         columns: {column of the frame: its columns of x}.
+        scales: {feature: mean and standard deviation by which it was standardized}; not of categories and booleans.
     """
 
     x: NDArray[np.float32]
     features: tuple[str, ...]
     columns: dict[str, tuple[int, ...]]
+    scales: dict[str, tuple[float, float]]
 
 
 def encode(rows: Rows, features: Sequence[str], settings: DataSettings) -> Encoded:
@@ -64,7 +66,7 @@ def encode(rows: Rows, features: Sequence[str], settings: DataSettings) -> Encod
     kinds = {name: _kind(rows, name, settings) for name in features}
     numbers = [name for name in features if kinds[name] != "categories"]
     standardized = [kinds[name] == "numbers" for name in numbers]
-    parts = dict(zip(numbers, _numbers(rows, numbers, standardized, settings), strict=True)) if numbers else {}
+    parts, scales = _numbers(rows, numbers, standardized, settings) if numbers else ({}, {})
     columns: list[NDArray[np.float32]] = []
     names: list[str] = []
     places: dict[str, tuple[int, ...]] = {}
@@ -84,7 +86,7 @@ def encode(rows: Rows, features: Sequence[str], settings: DataSettings) -> Encod
         log.info("data: left out, the same in all training rows: %s", some(constant))
     if not columns:
         raise UserError(f"no column varies in the training rows: {some(features)} have one value each")
-    return Encoded(np.column_stack(columns), tuple(names), places)
+    return Encoded(np.column_stack(columns), tuple(names), places, scales)
 
 
 def _kind(rows: Rows, name: str, settings: DataSettings) -> str:
@@ -149,8 +151,8 @@ def _check_categories(rows: Rows, name: str, texts: pd.Series) -> None:
 
 def _numbers(
     rows: Rows, names: list[str], standardized: list[bool], settings: DataSettings
-) -> list[NDArray[np.float32] | None]:
-    """Each column as float32 [N], imputed and standardized; None for one that is constant in the known rows."""
+) -> tuple[dict[str, NDArray[np.float32] | None], dict[str, tuple[float, float]]]:
+    """{column: float32 [N], imputed and standardized, or None if constant in the known rows}, {column: its scale}."""
     values = rows.frame[names].to_numpy(dtype=np.float64, na_value=np.nan)
     if np.isinf(values).any():
         at, column = (int(place) for place in np.argwhere(np.isinf(values))[0])
@@ -167,10 +169,16 @@ def _numbers(
     known = values[rows.known]
     loc, scale = known.mean(0), known.std(0)
     scaled = ((values - loc) / np.where(scale > 0, scale, 1)).astype(np.float32)
-    return [
-        None if np.ptp(known[:, at]) == 0 else (scaled[:, at] if own else values[:, at].astype(np.float32))
-        for at, own in enumerate(standardized)
-    ]
+    found = {
+        name: None if np.ptp(known[:, at]) == 0 else (scaled[:, at] if own else values[:, at].astype(np.float32))
+        for at, (name, own) in enumerate(zip(names, standardized, strict=True))
+    }
+    scales = {
+        name: (float(loc[at]), float(scale[at]))
+        for at, (name, own) in enumerate(zip(names, standardized, strict=True))
+        if own and found[name] is not None
+    }
+    return found, scales
 
 
 def _one_hot(rows: Rows, name: str, settings: DataSettings) -> dict[str, NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """Tables of the user's own, of CSV and Parquet files: which columns and rows are used, and for what."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,47 @@ def read_table(asked: Request) -> tuple[Table, Table]:
     if settings.test_file is not None:
         test = read_frame(Path(settings.test_file), settings.name, settings.options, setting="data.test_file")
     target, features = _columns(frame, settings)
-    if test is not None and (absent := [name for name in (target, *features) if name not in test]):
-        raise missing_column(absent[0], test.columns, setting="data.test_file needs")
+    if test is not None:
+        _check_columns(test, [target, *features], "data.test_file")
     return tables_of(frame, test, target, features, asked)
 
 
+def read_more(asked: Request, file: Path) -> Table:
+    """The rows of another file, encoded as the test rows of a data set: with statistics of its training rows.
+
+    Its target is not read, and a category that no training row has is 0 in all its columns.
+
+    Raises:
+        UserError: files, columns or values that cannot be used.
+    """
+    settings = replace(asked.settings, unknown_categories="ignore")
+    frame = read_frame(asked.file, settings.name, settings.options, setting="data.file")
+    more = read_frame(file, settings.name, settings.options, setting="shift.ood")
+    target, features = _columns(frame, settings)
+    _check_columns(more, features, "shift.ood")
+    # Any value of the target's kind.
+    more = more.assign(**{target: frame[target].dropna().iloc[0]})
+    divided = settings.test_file is None
+    asked = replace(asked, settings=settings)
+    _, found = tables_of(frame, more, target, features, asked, divided=divided)
+    return replace(found, title=file.name.partition(".")[0] or file.name)
+
+
 def tables_of(
-    frame: pd.DataFrame, test: pd.DataFrame | None, target: str, features: list[str], asked: Request
+    frame: pd.DataFrame,
+    test: pd.DataFrame | None,
+    target: str,
+    features: list[str],
+    asked: Request,
+    *,
+    divided: bool = False,
 ) -> tuple[Table, Table]:
-    """Return (train, test) of some columns of one data frame, or of two."""
-    rows = _rows(frame, test, [*features, target], asked)
+    """Return (train, test) of some columns of one data frame, or of two.
+
+    Args:
+        divided: train on a share of the first frame's rows although there is a second frame.
+    """
+    rows = _rows(frame, test, [*features, target], asked, divided or test is None)
     read = _target(rows, target, asked)
     if test is not None:
         _check_classes(rows, read, category_names(rows.frame[target]))
@@ -61,6 +93,7 @@ def tables_of(
             classes=read.classes,
             columns=found.columns,
             target_scale=read.scale,
+            feature_scale=found.scales,
         )
         for at, split in ((torch.from_numpy(rows.train), "train"), (torch.from_numpy(rows.test), "test"))
     )
@@ -97,7 +130,12 @@ def _counts_rows(values: pd.Series) -> bool:
     return pd.api.types.is_integer_dtype(values) and bool((values.diff().iloc[1:] == 1).all())
 
 
-def _rows(frame: pd.DataFrame, test: pd.DataFrame | None, used: list[str], asked: Request) -> Rows:
+def _check_columns(frame: pd.DataFrame, used: list[str], setting: str) -> None:
+    if absent := [name for name in used if name not in frame]:
+        raise missing_column(absent[0], frame.columns, setting=f"{setting} needs")
+
+
+def _rows(frame: pd.DataFrame, test: pd.DataFrame | None, used: list[str], asked: Request, divided: bool) -> Rows:
     """The rows that are used, as training and test rows."""
     settings = asked.settings
     parts = [frame[used]] if test is None else [frame[used], test[used]]
@@ -109,10 +147,10 @@ def _rows(frame: pd.DataFrame, test: pd.DataFrame | None, used: list[str], asked
         if not kept.all():
             log.info("data: dropped %d of %d rows, which have missing values", (~kept).sum(), len(kept))
         whole, sources, numbers = whole[kept].reset_index(drop=True), sources[kept], numbers[kept]
-    if test is None:
-        train_rows, test_rows = split_rows(len(whole), settings.test_fraction)
-    else:
-        train_rows, test_rows = np.flatnonzero(sources == 0), np.flatnonzero(sources == 1)
+    train_rows, test_rows = np.flatnonzero(sources == 0), np.flatnonzero(sources == 1)
+    if divided:
+        train_rows, others = split_rows(len(train_rows), settings.test_fraction)
+        test_rows = others if test is None else test_rows
     for count, name in ((len(train_rows), "data.file"), (len(test_rows), "data.test_file")):
         if not count:
             raise UserError(f"{name} has no row without missing values: choose data.missing mean or median")

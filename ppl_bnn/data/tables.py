@@ -25,6 +25,7 @@ class Table(InMemory):
         classes: the name of each label, where y are class labels; else empty.
         columns: {column of the file: the columns of x that were made of it}; each feature by itself unless given.
         target_scale: mean and standard deviation by which y was standardized.
+        feature_scale: {feature: mean and standard deviation by which it was standardized}; not of categories.
 
     Raises:
         UserError: parts of other shapes or dtypes, or values of x that are not finite.
@@ -39,6 +40,7 @@ class Table(InMemory):
     classes: tuple[str, ...] = ()
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     target_scale: tuple[float, float] | None = None
+    feature_scale: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from ppl_bnn.data import DATASETS, DataSettings
+from ppl_bnn.experiment.shift_config import CHECKPOINT, ShiftConfig
 from ppl_bnn.guides.normal import SMALLEST_SCALE
 from ppl_bnn.inference.settings import OptimizerName, TrainSettings
 from ppl_bnn.models import NETWORKS
@@ -13,7 +14,6 @@ from ppl_bnn.pruning.criteria import CRITERIA, STRUCTURES
 from ppl_bnn.pruning.masks import SCOPES, Threshold
 from ppl_bnn.settings import (
     Count,
-    Finite,
     Fraction,
     Natural,
     NotNegative,
@@ -25,8 +25,6 @@ from ppl_bnn.settings import (
     setting,
     with_default,
 )
-
-_CHECKPOINT = "saved step to use: last, or a name such as step-00006000"
 
 
 @documented
@@ -166,7 +164,7 @@ class PredictConfig:
         "of the running averages; each draw, of shift and prune too, then costs that many images more (default: 0, the "
         "running averages)",
     )  # fmt: skip
-    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into predictive-step-00006000.nc")
+    checkpoint: str = setting("last", help=f"{CHECKPOINT}, which goes into predictive-step-00006000.nc")
     posterior: str | None = setting(
         None, help="predict with this posterior file in place of the checkpoint's posterior, such as the out folder's "
         "pruned.safetensors; the result goes into predictive-pruned.nc, after the file's name",
@@ -177,44 +175,6 @@ class PredictConfig:
         False, help="write train_log_likelihood.nc too: each draw's log likelihood of every training example, and its "
         "log prior and log posterior density, for leave-one-out cross-validation",
     )  # fmt: skip
-
-
-@documented
-@dataclass
-class ShiftConfig:
-    """Shifted and out-of-distribution images."""
-
-    num_samples: Count = setting(100, help="number of weight draws for each set of images")
-    rotation: list[Finite] = setting(
-        factory=lambda: [15.0, 30.0, 45.0, 60.0, 75.0], help="degrees to turn the test images by"
-    )
-    noise: list[Positive] = setting(
-        factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5],
-        help="standard deviations of Gaussian noise added to the test images, whose pixels are in [0, 1]",
-    )
-    blur: list[Positive] = setting(
-        factory=lambda: [0.5, 1.0, 1.5, 2.0, 3.0], help="standard deviations of a Gaussian blur, in pixels"
-    )
-    ood: list[str] | None = setting(
-        None, help="out-of-distribution data: names of data sets, or noise for the test images under the "
-        "strongest noise (default: fashion-mnist and digits100k for mnist, mnist for fashion-mnist and digits100k, "
-        "noise for cifar10)",
-    )  # fmt: skip
-    temperature_on: Natural = setting(
-        0, help="fit a temperature on the first test images, this number of them, and evaluate it on the others "
-        "(default: none)",
-    )  # fmt: skip
-    checkpoint: str = setting("last", help=_CHECKPOINT)
-    seed: Natural = setting(0, help="seed of the draws")
-
-    def severities(self) -> dict[str, list[float]]:
-        """{kind of shift: its severities}."""
-        return {"rotation": self.rotation, "noise": self.noise, "blur": self.blur}
-
-    def sets(self, name: str) -> list[str]:
-        """The out-of-distribution data of the data set `name`."""
-        usual = {"mnist": ["fashion-mnist", "digits100k"], "cifar10": ["noise"]}
-        return usual.get(name, ["mnist"]) if self.ood is None else self.ood
 
 
 @documented
@@ -244,7 +204,7 @@ class PruningConfig:
         200, help="number of weight draws at each level; other draws than those in pruning.nc go beside it: "
         "pruning-100draws.nc, pruning-seed1.nc",
     )  # fmt: skip
-    checkpoint: str = setting("last", help=f"{_CHECKPOINT}, which goes into pruning-step-00006000.nc")
+    checkpoint: str = setting("last", help=f"{CHECKPOINT}, which goes into pruning-step-00006000.nc")
     seed: Natural = setting(0, help="seed of the draws")
     save_fraction: Share | None = setting(
         None, help="write pruned.safetensors with this share of the weights pruned (default: no such file), "
@@ -254,7 +214,7 @@ class PruningConfig:
     keep_images: list[Natural] | None = setting(
         None, help="numbers of the test examples, from 0, whose single draws pruning.nc keeps (default: of each class "
         "the first and, where predictive.nc is there, the ten most uncertain; of numbers 100 from the smallest target "
-        "to the largest)",
+        "to the largest; of several labels an example 100 evenly and the ten most uncertain)",
     )  # fmt: skip
     save_snr: bool = setting(False, help="write each weight's signal-to-noise ratio into pruning.nc too")
 

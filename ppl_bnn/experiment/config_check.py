@@ -3,7 +3,7 @@
 import math
 from dataclasses import fields, is_dataclass
 
-from ppl_bnn.data import IMAGE_SETS
+from ppl_bnn.data import DATASETS, IMAGE_SETS
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import Config, ModelConfig, PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.models import parse_prior
@@ -11,7 +11,11 @@ from ppl_bnn.models.evaluating import forked_random
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
 from ppl_bnn.pruning.masks import check_threshold
+from ppl_bnn.registry import lookup
 from ppl_bnn.settings import check as check_ranges
+
+# Out-of-distribution data that are made of the test examples.
+MADE_OF_TEST = ("noise", "shuffled")
 
 
 def check(config: Config) -> None:
@@ -46,13 +50,22 @@ def _check_prior(model: ModelConfig) -> None:
 
 def _check_shift(shift: ShiftConfig, data: str) -> None:
     for name in shift.ood or []:
-        if name not in (*IMAGE_SETS, "noise") or name == data:
+        source, _, file = name.partition(":")
+        if name in (*IMAGE_SETS, *MADE_OF_TEST) and name != data:
+            continue
+        if not file or name == data:
             raise UserError(
-                f"shift.ood must name other data than data.name, or noise: some of {', '.join(IMAGE_SETS)}, noise; "
-                f"got {name!r}"
+                f"shift.ood must name other data than data.name: some of {', '.join(IMAGE_SETS)}, "
+                f"{', '.join(MADE_OF_TEST)}, a source with its file (csv:other.csv) or an import path; got {name!r}"
             )
-    if "noise" in shift.sets(data) and not shift.noise:
-        raise UserError("shift.ood has noise, but shift.noise has no severity")
+        if source not in DATASETS:
+            lookup({}, name, what="shift.ood")
+    for name, levels in shift.own.items():
+        if ":" not in name:
+            raise UserError(f"shift.own must map import paths, my_package.shifts:fog, to severities; got {name!r}")
+        lookup({}, name, what="shift.own")
+        if not levels or not all(math.isfinite(level) for level in levels):
+            raise UserError(f"shift.own must give {name} one finite severity or more, got {levels}")
 
 
 def _check_latents(model: ModelConfig, likelihood: Likelihood) -> None:

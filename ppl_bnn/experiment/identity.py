@@ -11,6 +11,8 @@ from ppl_bnn.data import Arrays, Images, Split, Table
 # Version 0.1.0 wrote a sentence: "10000 test images of MNIST", "8 images of CIFAR-10 (JPEG) (CRC-32 0123abcd)".
 _SENTENCE = re.compile(r"(\d+) (?:(\w+) )?images of (.+?)(?: \(CRC-32 ([0-9a-f]{8})\))?")
 
+_ROWS = 2
+
 Identity = dict[str, Any]
 
 
@@ -32,7 +34,8 @@ def for_results(data: Split, attrs: Mapping[str, Any]) -> tuple[Any, dict[str, A
     named = {"classes": data.classes or None, "attrs": {"title": data.title, "y_label": data.target, **attrs}}
     if isinstance(data, Table):
         return None, {"x": data.x, "feature_names": data.features, **named}
-    if isinstance(data, Arrays) and isinstance(data.x, Tensor):
+    # Rows of numbers; sequences and the like would make the file as large as the data.
+    if isinstance(data, Arrays) and isinstance(data.x, Tensor) and data.x.dim() <= _ROWS:
         return None, {"x": data.x, **named}
     return None, named
 

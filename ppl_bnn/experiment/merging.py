@@ -38,14 +38,15 @@ def merge(parts: Sequence[Any], *, attrs: Mapping[str, Any] | None = None) -> An
     if len(generators(part.attrs for part in parts)) > 1:
         raise UserError("draws of two generators are not merged; predict the older results again")
     groups = [{name: data.drop_encoding() for name, data in groups_of(part).items()} for part in parts]
-    for name in _SAME:
-        if not all(one[name].equals(groups[0][name]) for one in groups):
+    shared = [name for name in _SAME if name in groups[0]]
+    for name in shared:
+        if not all(name in one and one[name].equals(groups[0][name]) for one in groups):
             raise UserError(f"only results of the same images can be merged: their {name} differ")
     if "uncertainty" in groups[0] and "mean_probs" not in groups[0]["uncertainty"]:
         raise UserError("only predictives of classes are merged; join draws of numbers by az.concat(..., dim='chain')")
     if "pruning" in groups[0]:
         groups = _levels_in_one_order(groups)
-    merged = {name: groups[0][name] for name in _SAME}
+    merged = {name: groups[0][name] for name in shared}
     merged |= {name: _chains(name, [one[name] for one in groups]) for name in groups[0] if name not in _SAME}
     own = [{name: value for name, value in part.attrs.items() if name != "inputs"} for part in parts]
     same = {name: value for name, value in own[0].items() if all(one.get(name) == value for one in own)}

@@ -11,6 +11,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
 from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.experiment.shift_kinds import without_effect
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
@@ -43,6 +44,11 @@ def inputs_of(
             inputs["posterior"] = f"{zlib.crc32(Path(file).read_bytes()):08x}"
     else:
         inputs["predict.norm_images"] = run.config.predict.norm_images
+    if isinstance(settings, ShiftConfig):
+        for name in without_effect(run):
+            del inputs["settings"][name]
+        # A mapping would be compared by the names that are still there.
+        inputs["settings"]["own"] = [[name, levels] for name, levels in settings.own.items()]
     if isinstance(settings, PruningConfig):
         inputs["predict.compact"] = run.config.predict.compact
         if not settings.finetune_epochs:
@@ -127,6 +133,6 @@ def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
     if _OLD_RANKED in inputs:
         inputs[RANKED] = inputs.pop(_OLD_RANKED)
     # Earlier versions had no such settings.
-    younger = {"compact": "auto", "keep_images": None, "save_snr": False}
+    younger: dict[str, Any] = {"compact": "auto", "keep_images": None, "save_snr": False, "own": [], "column": None}
     defaults = {"predict.compact": "auto", "model.likelihood": "categorical"}
     return {**defaults, **inputs, "settings": {**younger, **inputs.get("settings", {})}}

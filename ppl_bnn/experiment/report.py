@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def report(run: Experiment) -> None:
-    """Write metrics.json, every figure and the gallery from predictive.nc, shift.nc and pruning.nc.
+    """Write metrics.json, every figure and a page of the least certain examples from the results.
 
     Nothing is written if neither the results nor the files of the last report have changed.
 
@@ -61,7 +61,7 @@ def report(run: Experiment) -> None:
     if _is_of(record, run.out, made_of):
         log.info("report: %s and the figures are up to date", metrics)
         return
-    rows = _convergence(predictive) if run.of_classes else []
+    rows = _convergence(predictive) if run.of_classes and run.test_data.targets.dim() == 1 else []
     content = {**what, **_metrics(run, predictive, shifted, pruning), "convergence": [_finite(row) for row in rows]}
     if posterior is not None:
         content["posterior"] = posterior
@@ -70,8 +70,8 @@ def report(run: Experiment) -> None:
     written = _checksums(run.out, [metrics, *figures])
     write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
     drawn = [path for path in figures if path.suffix == ".png"]
-    gallery = " and gallery.html" if len(drawn) < len(figures) else ""
-    log.info("report: %s, %d figures%s in %s", metrics, len(drawn), gallery, run.out / "figures")
+    pages = "".join(f" and {path.name}" for path in figures if path.suffix == ".html")
+    log.info("report: %s, %d figures%s in %s", metrics, len(drawn), pages, run.out / "figures")
 
 
 def is_posterior_of(path: Path, state: Checkpoint) -> bool:
@@ -123,7 +123,7 @@ def _metrics(run: Experiment, predictive: Path, shifted: Path, pruning: Path) ->
     metrics["test"] = _finite({name: attrs[name] for name in ("num_samples", "seconds", *score_names(attrs))})
     metrics["test"] |= _finite({name: attrs[name] for name in how if name in attrs})
     uncertainty, observed = (netcdf.read_group(predictive, name) for name in ("uncertainty", "observed_data"))
-    if run.of_classes and uncertainty is not None and observed is not None:
+    if run.of_classes and uncertainty is not None and observed is not None and observed["y"].ndim == 1:
         probs, labels = (torch.from_numpy(found.values) for found in (uncertainty["mean_probs"], observed["y"]))
         metrics["test"] |= reliance(probs, labels)
     if shifted.exists():
@@ -216,9 +216,11 @@ def _convergence(path: Path) -> list[dict[str, float]]:
         netcdf.read_group(path, name) for name in ("posterior_predictive", "log_likelihood", "observed_data")
     )
     assert drawn is not None
-    assert likelihood is not None
     assert labels is not None
     kept = drawn["obs_id"].values
+    if likelihood is None or not len(kept):
+        # Of many examples that are not in memory, single draws may not have been kept.
+        return []
     return convergence(
         torch.from_numpy(drawn["probs"].values[0]),
         torch.from_numpy(likelihood["y"].values[0][:, kept]),

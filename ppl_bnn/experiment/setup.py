@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.data import DATASETS, Images, Split, Table, first_inputs
+from ppl_bnn.data import DATASETS, Images, Split, first_inputs
 from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
@@ -19,6 +20,7 @@ from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.described import described
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
+from ppl_bnn.experiment.kinds import kind_of
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.experiment.run_data import load_data
 from ppl_bnn.experiment.trust import check_trust
@@ -73,11 +75,10 @@ class Experiment:
         if prior is not None:
             self.origin["model.prior_from"] = prior.origin
 
-    @property
+    @cached_property
     def examples(self) -> str:
-        """What the log calls the examples."""
-        names = {Images: "images", Table: "rows"}
-        return next((name for kind, name in names.items() if isinstance(self.train_data, kind)), "examples")
+        """What the log calls the examples: images, rows, sequences or examples."""
+        return kind_of(self.train_data)
 
     @property
     def of_classes(self) -> bool:
@@ -125,7 +126,7 @@ class Experiment:
         if "trained on" in origin:
             there = read_identity(origin["trained on"])
             # Trained before files of the user's own were told apart by more than their number of images.
-            checksum = there.get("checksum") or self.origin["trained on"]["checksum"]
+            checksum = there.get("checksum") or self.origin["trained on"].get("checksum")
             origin["trained on"] = {**there, "checksum": checksum}
         return origin
 

@@ -1,11 +1,10 @@
 """A run's stages: their names, and the check that needs its data and network, before any work."""
 
-import math
 from collections.abc import Collection, Mapping
 
-from ppl_bnn.data import Images
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.experiment.shift_kinds import check_shift
 from ppl_bnn.pruning.masks import check_patterns
 
 STAGES = ("summary", "train", "diagnose", "predict", "shift", "prune", "report")
@@ -23,25 +22,9 @@ def stage_names(text: str) -> list[str]:
 
 
 def check_stages(run: Experiment, names: Collection[str]) -> None:
-    """Raise UserError for the first setting that does not fit the images or the layers of the stages `names`."""
+    """Raise UserError for the first setting that does not fit the data or the layers of the stages `names`."""
     if "shift" in names:
-        settings, images = run.config.shift, run.test_data
-        if not isinstance(images, Images) or not run.of_classes:
-            raise UserError(
-                "the stage shift is for images and their classes, got data.name "
-                f"{run.config.data.name} and model.likelihood {run.config.model.likelihood}: leave it out of --stages"
-            )
-        side = min(images.shape[1:])
-        # Three standard deviations each way are mirrored at the edge.
-        if too_wide := [scale for scale in settings.blur if math.ceil(3 * scale) >= side]:
-            raise UserError(
-                f"shift.blur must be at most {(side - 1) // 3} for images of {side} pixels, got {too_wide[0]:g}"
-            )
-        if settings.temperature_on >= len(images):
-            raise UserError(
-                f"shift.temperature_on must leave test images to measure on: below {len(images)}, got "
-                f"{settings.temperature_on}"
-            )
+        check_shift(run)
     if "prune" in names:
         count = len(run.test_data)
         if outside := [image for image in run.config.pruning.keep_images or [] if image >= count]:

@@ -29,6 +29,8 @@ from ppl_bnn.results import netcdf
 _FINETUNING = "finetuning"
 # Of numbers, single draws are kept of at most this number of examples.
 _KEPT_NUMBERS = 100
+# Of each class, those of this number of the most uncertain examples.
+_KEPT_UNCERTAIN = 10
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def pruning_study(run: Experiment) -> None:
     # Here, for what it imports takes seconds: see `experiment.stages`.
     from ppl_bnn.results.pruning import sweep_to_inference_data
 
-    x, y = run.test_tensors()
+    x, y = run.examples_of(run.test_data)
     levels = sweep(
         run.model, run.guide, x, y, **how,
         thresholds=settings.thresholds(),
@@ -106,7 +108,7 @@ def _save_pruned(model: nn.Module, pruned: Pruned, path: Path) -> None:
 
 def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[Model, Pruned]]:
     train, settings = run.config.train, run.config.pruning
-    x, y = run.train_tensors()
+    x, y = run.examples_of(run.train_data)
     how: dict[str, Any] = {known.name: getattr(train, known.name) for known in fields(TrainSettings)}
     how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
@@ -132,21 +134,28 @@ def _name_of(pruned: Pruned, how: dict[str, Any]) -> str:
 def _images_to_keep(run: Experiment) -> Tensor:
     if (asked := run.config.pruning.keep_images) is not None:
         return torch.tensor(sorted(set(asked)))
-    labels = run.test_data.targets
-    if not run.of_classes:
+    targets = run.test_data.targets
+    evenly = torch.linspace(0, len(targets) - 1, min(len(targets), _KEPT_NUMBERS)).round().long()
+    if not run.of_classes and targets.dim() == 1:
         # From the smallest target to the largest.
-        at = torch.linspace(0, len(labels) - 1, min(len(labels), _KEPT_NUMBERS)).round().long()
-        return labels.argsort(stable=True)[at].sort().values
-    # Of each class the first image and, where the predictive is there, the ten with the most epistemic uncertainty.
-    order = torch.arange(len(labels))
-    path = predictive_path(run.out, run.config.predict)
-    if path.exists():
-        uncertainty = netcdf.read_group(path, "uncertainty")
-        if uncertainty is not None and uncertainty.sizes["obs_id"] == len(labels):
-            epistemic = uncertainty["epistemic"].values
-            order = torch.from_numpy(epistemic).argsort(descending=True, stable=True)
+        return targets.argsort(stable=True)[evenly].sort().values
+    order = _most_uncertain(run)
+    if targets.dim() > 1 or targets.is_floating_point():
+        # Several targets an example, or soft labels.
+        return torch.cat([evenly, order[:_KEPT_UNCERTAIN]]).unique()
+    # Of each class the first example and, where the predictive is there, those with the most epistemic uncertainty.
     kept = set()
-    for label in labels.unique().tolist():
-        kept.add(int((labels == label).nonzero()[0]))
-        kept.update(order[labels[order] == label][:10].tolist())
+    for label in targets.unique().tolist():
+        kept.add(int((targets == label).nonzero()[0]))
+        kept.update(order[targets[order] == label][:_KEPT_UNCERTAIN].tolist())
     return torch.tensor(sorted(kept))
+
+
+def _most_uncertain(run: Experiment) -> Tensor:
+    """Positions of the test examples, the most epistemic uncertainty first where the predictive is there."""
+    path, count = predictive_path(run.out, run.config.predict), len(run.test_data)
+    uncertainty = netcdf.read_group(path, "uncertainty") if path.exists() else None
+    if uncertainty is None or uncertainty.sizes["obs_id"] != count:
+        return torch.arange(count)
+    epistemic = torch.from_numpy(uncertainty["epistemic"].values)
+    return epistemic.reshape(count, -1).mean(1).argsort(descending=True, stable=True)

@@ -1,23 +1,27 @@
-"""The shift stage: the test images under graded shifts, and other data sets."""
+"""The shift stage: the test set under graded shifts, and out-of-distribution data."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ppl_bnn.data import Images, load
 from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.report import read_shift
+from ppl_bnn.experiment.scores import told
 from ppl_bnn.experiment.setup import Experiment
+from ppl_bnn.experiment.shift_kinds import noise_of, ood_names, other_data, severities_for, shifts_for, tilt_column
 from ppl_bnn.native.normals import GENERATOR
-from ppl_bnn.prediction.shift import SHIFTS, predict_shifted, temperature_metrics
+from ppl_bnn.prediction.changed import changed
+from ppl_bnn.prediction.shift import predict_shifted, temperature_metrics
+from ppl_bnn.prediction.shifts import Shift
 from ppl_bnn.results import netcdf
 
 log = logging.getLogger(__name__)
 
 
 def shift(run: Experiment) -> None:
-    """Predict the test set under graded shifts, and out-of-distribution data sets; write shift.nc."""
+    """Predict the test set under graded shifts, and out-of-distribution data; write shift.nc."""
     settings, path = run.config.shift, run.out / "shift.nc"
     state = run.restored(settings.checkpoint)
     inputs = inputs_of(run, state, settings)
@@ -25,41 +29,45 @@ def shift(run: Experiment) -> None:
         return
     from ppl_bnn.results.shift import shift_to_inference_data
 
-    x, y = run.test_tensors()
+    shifts, column = shifts_for(run), tilt_column(run)
+    x, y = run.examples_of(run.test_data)
     shifted, outside = predict_shifted(
         run.model, run.guide, x, y,
-        severities=settings.severities(), outside=_outside(run, x),
+        severities=severities_for(run, shifts), outside=_outside(run, x, shifts), shifts=shifts,
+        tilt_by=None if column is None else column[1],
         num_samples=settings.num_samples if run.guide.sites else 1, seed=settings.seed,
-        norm_inputs=run.norm_inputs(), keep=torch.arange(len(x)) if settings.temperature_on else None,
-        progress=run.progress, should_stop=run.should_stop,
+        norm_inputs=run.norm_inputs(), keep=torch.arange(len(run.test_data)) if settings.temperature_on else None,
+        metrics_alone=True, progress=run.progress, should_stop=run.should_stop,
     )  # fmt: skip
     clean, temperature = shifted[0].predictive, None
-    # `stage_check` refuses others.
-    assert isinstance(run.test_data, Images)
-    assert clean.log_likelihood is not None
     if settings.temperature_on:
+        assert clean is not None
+        assert clean.log_likelihood is not None
         temperature = temperature_metrics(
             clean.probs, clean.log_likelihood, clean.labels, num_held_out=settings.temperature_on
         )
-    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR}
+    attrs = {"run": run.name, "inputs": inputs, "step": state.step, "generator": GENERATOR, "examples": run.examples}
+    if column is not None:
+        attrs["column"] = column[0]
     idata = shift_to_inference_data(shifted, outside, run.test_data, temperature=temperature, attrs=attrs)
     netcdf.save(idata, path)
     found = read_shift(path)
     for row in found["shift"]:
-        log.info("shift: %(kind)s %(severity)g: accuracy %(accuracy).4f, nll %(nll).4f, ece %(ece).4f", row)
+        log.info("shift: %s %g: %s", row["kind"], row["severity"], told(row, but=("brier",)))
     for row in found["ood"]:
         log.info("shift: %(set)s by %(score)s uncertainty: auroc %(auroc).4f, fpr95 %(fpr95).4f", row)
 
 
-def _outside(run: Experiment, x: Tensor) -> dict[str, Tensor]:
-    sets, settings, data = {}, run.config.shift, run.config.data
-    for name in settings.sets(data.name):
+def _outside(run: Experiment, x: Any, shifts: Mapping[str, Shift]) -> dict[str, Any]:
+    """{title: inputs or examples} of each out-of-distribution data set."""
+    sets, title = {}, run.test_data.title
+    for name in ood_names(run, shifts):
         if name == "noise":
-            strongest = max(settings.noise)
-            sets[f"{run.test_data.title} with noise of {strongest:g}"] = SHIFTS["noise"](x, strongest)
-            continue
-        train, test = load(name, data.dir, progress=run.progress)
-        # The test set of the transformed digits is MNIST's own.
-        images = (train if name == "digits100k" else test).first(len(x))
-        sets[images.title] = run.inputs(images)
+            noise, strongest = noise_of(run.config.shift, shifts)
+            sets[f"{title} with noise of {strongest:g}"] = changed(x, noise, strongest)
+        elif name == "shuffled":
+            sets[f"{title}, shuffled"] = changed(x, shifts["shuffled"], 1.0)
+        else:
+            data = other_data(run, name).first(len(run.test_data))
+            sets[data.title] = run.inputs(data) if data.in_memory else data.examples()
     return sets

@@ -54,7 +54,7 @@ def train(run: Experiment) -> None:
     # Rank 0 looks, since it alone writes there.
     if ranks.any(ranks.is_main and _is_trained(run)):
         return
-    x, y = run.train_tensors()
+    x, y = run.examples_of(run.train_data)
     history = fit(
         run.model,
         run.guide,
@@ -142,7 +142,7 @@ def predict(run: Experiment) -> None:
         # Where to receive the masks that rank 0 has read.
         guide = guide.pruned({site: torch.ones_like(guide.loc_scale(site)[0]) for site in guide.sites})
     share_state(ranks, None, run.model, guide, {})
-    x, y = run.test_tensors()
+    x, y = run.examples_of(run.test_data)
 
     def save(predictive: Predictive, to: Path = partial) -> None:
         from ppl_bnn.results.predictive import to_inference_data
@@ -183,8 +183,8 @@ def predict(run: Experiment) -> None:
     how += f"{predictive.draws.double().mean():.0f})"
     log.info(
         "predict: %s of %d %s in %.1f s; %s",
-        "moments, no draws," if predictive.method == "moments" else how, len(x), run.examples, found["seconds"],
-        told(found),
+        "moments, no draws," if predictive.method == "moments" else how,
+        len(run.test_data), run.examples, found["seconds"], told(found),
     )  # fmt: skip
     if settings.tolerance is not None and predictive.method != "moments":
         used = predictive.draws.double()
@@ -237,7 +237,7 @@ def _predict_training(run: Experiment, state: checkpoint.Checkpoint) -> None:
     from ppl_bnn.results.training import train_to_inference_data
 
     found = train_log_likelihood(
-        run.model, run.guide, *run.train_tensors(),
+        run.model, run.guide, *run.examples_of(run.train_data),
         num_samples=settings.num_samples, seed=settings.seed, norm_inputs=run.norm_inputs(), progress=run.progress,
         should_stop=run.should_stop,
     )  # fmt: skip

@@ -1,117 +1,148 @@
 """How a posterior predictive fares where its data have shifted, and whether it notices what is none of its data."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
+from ppl_bnn.data import Examples, TensorExamples, as_examples
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
+from ppl_bnn.inputs import Inputs, count, lead, rows, shape_of
+from ppl_bnn.models.likelihoods import Categorical
+from ppl_bnn.prediction.changed import IN_MEMORY, Changed, changed
 from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.prediction.result import Predictive
+from ppl_bnn.prediction.shifts import SHIFTS, Shift, shifts_of, tilted
+
+__all__ = [
+    "SHIFTS", "Shifted", "predict_shifted", "reliance", "shift_metrics", "shifts_of", "temperature_metrics",
+]  # fmt: skip
+# Of numbers, single draws are kept of so many examples that their values are no more than this: for the CRPS.
+_KEPT_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """The predictive of a test set after one shift (kind ``none``: before any)."""
+    """A test set after one shift (kind ``none``: before any).
+
+    Attributes:
+        metrics: `shift_metrics` of its predictive.
+        predictive: None where `predict_shifted` was asked for metrics alone; never of the test set as it is.
+    """
 
     kind: str
     severity: float
-    predictive: Predictive
-
-
-def rotation(x: Tensor, degrees: float) -> Tensor:
-    """Images [N, channels, height, width] turned counter-clockwise; the corners that come in are 0."""
-    # Imported here: torchvision takes 3 seconds that training should not wait for.
-    from torchvision.transforms.v2 import functional as transforms
-
-    return transforms.rotate(x, degrees, interpolation=transforms.InterpolationMode.BILINEAR)
-
-
-def noise(x: Tensor, scale: float) -> Tensor:
-    """Images in [0, 1] with Gaussian noise of this standard deviation, the same noise for every call, clamped."""
-    generator = torch.Generator().manual_seed(0)
-    return (x + scale * torch.randn(x.shape, generator=generator).to(x.device)).clamp(0, 1)
-
-
-def blur(x: Tensor, scale: float) -> Tensor:
-    """Images blurred by a Gaussian whose standard deviation is `scale` pixels."""
-    from torchvision.transforms.v2 import functional as transforms
-
-    return transforms.gaussian_blur(x, [2 * math.ceil(3 * scale) + 1] * 2, [scale] * 2)
-
-
-SHIFTS: dict[str, Callable[[Tensor, float], Tensor]] = {"rotation": rotation, "noise": noise, "blur": blur}
+    metrics: dict[str, float]
+    predictive: Predictive | None
 
 
 def predict_shifted(
     net: nn.Module,
     guide: Posterior,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Tensor | None = None,
     *,
     severities: Mapping[str, Sequence[float]],
-    outside: Mapping[str, Tensor],
+    outside: Mapping[str, Any],
+    shifts: Mapping[str, Shift] | None = None,
+    tilt_by: Tensor | None = None,
     num_samples: int = 100,
     seed: int = 0,
     norm_inputs: Tensor | None = None,
     keep: Tensor | None = None,
+    metrics_alone: bool = False,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Shifted], dict[str, Predictive]]:
     """Predict a test set as it is, under every shift at every severity, and other data, with the same draws each time.
 
     Args:
-        x, y: images [N, channels, height, width] in [0, 1] and labels [N].
-        severities: {kind of shift in `SHIFTS`: its severities}.
-        outside: {name of a set: its images [M, channels, height, width]}. It has no labels among the classes; those in
-            its predictive mean nothing.
+        net: a `Model` of any likelihood, or a network of class logits (as in `ppl_bnn.predict`).
+        x, y: inputs [N, ...] and observed values [N, ...]; or anything that `as_examples` takes, labels included.
+        severities: {name of a shift: its severities}. ``covariate`` tilts the distribution of the test examples instead
+            (`ppl_bnn.prediction.shifts.tilted`) and needs `tilt_by`.
+        outside: {name of a set: its inputs [M, ...], or what `as_examples` takes}. Its labels are not used.
+        shifts: {name: shift} (default: for images [N, channels, height, width] `SHIFTS`, with pixels in [0, 1]; for
+            other inputs `shifts_of` these. Pass ``shifts_of(train_x)`` for units of the training inputs). One of your
+            own takes (inputs, severity) and returns inputs of the same shape.
+        tilt_by: the column, in training standard deviations, by which ``covariate`` tilts, [N].
         norm_inputs: as in `predict`.
-        keep: positions of the examples of the test set as it is whose single draws are kept (default: none).
+        keep: positions of the examples of the test set as it is whose single draws are kept (default: none; of numbers,
+            evenly spread ones for the CRPS).
+        metrics_alone: keep only metrics under shifts, not the predictives: of large test sets they fill the memory.
 
     Raises:
-        UserError: an unknown shift, images of another shape, or pixels that are not finite and in [0, 1]; before any
-            prediction is made.
+        UserError: an unknown shift, inputs of another shape, or, with the shifts of images, pixels that are not finite
+            and in [0, 1]; before any prediction is made.
         Interrupted: `should_stop` said so.
     """
-    if unknown := severities.keys() - SHIFTS.keys():
-        raise UserError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(SHIFTS)}")
-    for name, images in {"the test set": x, **outside}.items():
-        if images.shape[1:] != x.shape[1:]:
-            raise UserError(f"{name} has images {list(images.shape[1:])}, the network takes {list(x.shape[1:])}")
-        check_images(images, name)
+    x, y = _given(x, y)
+    outside = {name: of if isinstance(of, IN_MEMORY) else as_examples(of) for name, of in outside.items()}
+    if shifts is None:
+        shifts = SHIFTS if _is_images(x) else shifts_of(_first(x))
+    known = {**shifts, **({} if tilt_by is None else {"covariate": tilt_by})}
+    if unknown := severities.keys() - known.keys():
+        raise UserError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(known)}")
+    for name, inputs in {"the test set": x, **outside}.items():
+        given, taken = shape_of(_first(inputs)), shape_of(_first(x))
+        if given != taken:
+            raise UserError(f"{name} has {_noun(x)} {_text(given)}, the network takes {_text(taken)}")
+        if isinstance(inputs, Tensor) and any(shifts.get(kind) is shift for kind, shift in SHIFTS.items()):
+            check_images(inputs, name)
+    drawn = getattr(getattr(net, "likelihood", None), "drawn", False)
 
-    def predictive(images: Tensor, labels: Tensor, kept: Tensor | None = None) -> Predictive:
-        # The single draws of so many sets would fill the memory.
-        kept = torch.arange(0) if kept is None else kept
+    def predictive(inputs: Inputs | Examples, labels: Tensor | None, kept: Tensor | None = None) -> Predictive:
+        here, asked = isinstance(inputs, IN_MEMORY), kept is not None
+        if kept is None and drawn and here:
+            number = count(inputs)
+            kept = torch.linspace(0, number - 1, min(number, max(1, _KEPT_VALUES // num_samples))).round().long()
+        elif kept is None and not drawn:
+            # The single draws of so many sets would fill the memory.
+            kept = torch.arange(0)
         return predict(
-            net, guide, images, labels,
-            num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=kept, progress=progress,
-            should_stop=should_stop,
+            net, guide, inputs, labels,
+            num_samples=num_samples, seed=seed, norm_inputs=norm_inputs, keep=kept, log_likelihood=here or asked,
+            progress=progress, should_stop=should_stop,
         )  # fmt: skip
 
-    shifted = [Shifted("none", 0.0, predictive(x, y, keep))]
+    clean = predictive(x, y, keep)
+    shifted = [Shifted("none", 0.0, shift_metrics(clean), clean)]
     for kind, levels in severities.items():
-        shifted += [Shifted(kind, level, predictive(SHIFTS[kind](x, level), y)) for level in levels]
-    unlabelled = {
-        name: torch.zeros(len(images), dtype=torch.int64, device=images.device) for name, images in outside.items()
-    }
-    return shifted, {name: predictive(images, unlabelled[name]) for name, images in outside.items()}
+        for level in levels:
+            if kind == "covariate":
+                assert tilt_by is not None
+                each = _chosen(x, y, tilted(tilt_by, level))
+            else:
+                each = changed(x, shifts[kind], level), y
+            found = predictive(*each)
+            shifted.append(Shifted(kind, level, shift_metrics(found), None if metrics_alone else found))
+    return shifted, {name: predictive(_unlabelled(inputs), None) for name, inputs in outside.items()}
 
 
 def shift_metrics(predictive: Predictive) -> dict[str, float]:
-    """Accuracy, nll, ece, adaptive_ece, brier and aurc, and the three uncertainties' means over the images (nats)."""
+    """The likelihood's scores, and the three uncertainties' means over the examples, in its units.
+
+    Of class labels, one an example: accuracy, nll, ece, brier, adaptive_ece and aurc, and uncertainties in nats.
+    """
     found = predictive.summary()
     del found["num_samples"], found["seconds"]
     parts = dict(zip(("total", "aleatoric", "epistemic"), predictive.uncertainties(), strict=True))
     return {
         **found,
-        **reliance(predictive.mean_probs, predictive.labels),
+        **(reliance(predictive.mean_probs, predictive.labels) if has_one_label(predictive) else {}),
         **{name: float(values.mean()) for name, values in parts.items()},
     }
+
+
+def has_one_label(predictive: Predictive) -> bool:
+    """Whether each example has one observed class label."""
+    y = predictive.y
+    known = y is not None and y.dim() == 1 and not y.is_floating_point()
+    return known and isinstance(predictive.likelihood, Categorical) and predictive.likelihood.ignore_index is None
 
 
 def reliance(mean_probs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -163,3 +194,43 @@ def check_images(x: Tensor, name: str) -> None:
             f"pixels must be finite and in [0, 1]: {int(bad.sum())} of {len(x)} images of {name} have others, "
             f"the first is image {first} ({float(x[first].min()):.4g} to {float(x[first].max()):.4g})"
         )
+
+
+def _given(x: Any, y: Any) -> tuple[Inputs | Examples, Tensor | None]:
+    """Inputs and labels in memory, or examples that have both."""
+    if isinstance(x, Tensor) or (isinstance(x, IN_MEMORY) and y is not None):
+        return x, y
+    found = as_examples(x, y)
+    if isinstance(found, TensorExamples) and found.batch_transform is None:
+        return found.x, found.y
+    return found, None
+
+
+def _is_images(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()
+
+
+def _noun(x: object) -> str:
+    return "images" if _is_images(x) else "inputs"
+
+
+def _text(shape: object) -> str:
+    return str(list(shape)) if isinstance(shape, tuple) and all(isinstance(n, int) for n in shape) else str(shape)
+
+
+def _first(x: Inputs | Examples) -> Inputs:
+    """Inputs of known shape: tensors as they are, or the first of examples."""
+    if isinstance(x, IN_MEMORY):
+        lead(x)
+        return x
+    return Changed(x).take(torch.arange(min(2, len(x))))[0]
+
+
+def _chosen(x: Inputs | Examples, y: Tensor | None, positions: Tensor) -> tuple[Inputs | Examples, Tensor | None]:
+    if isinstance(x, IN_MEMORY):
+        return rows(x, positions), None if y is None else rows(y, positions)
+    return Changed(x, positions=positions), None
+
+
+def _unlabelled(x: Inputs | Examples) -> Inputs | Examples:
+    return x if isinstance(x, IN_MEMORY) else Changed(x, labelled=False)

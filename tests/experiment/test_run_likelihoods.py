@@ -181,7 +181,7 @@ def test_a_table_may_have_classes(call, diabetes):
         ),
         (["--model.name", "bnn-fc"], ["bnn-fc takes images of shape [1, 28, 28], got [10]; mlp takes inputs of any"]),
         (["--model.name", "vgg16"], ["vgg16 takes images of shape", "got [10]; mlp takes inputs of any shape"]),
-        (["--stages", "train,shift"], ["the stage shift is for images and their classes, got data.name diabetes"]),
+        (["--stages", "train,shift", "--shift.blur", "[1]"], ["shift.blur does not fit the rows of data.name"]),
         (["--channels_last", "true"], ["channels_last is for images, and data.name diabetes is a table"]),
         (["--train.augment", "crop_flip"], ["train.augment is for images, and data.name diabetes is a table"]),
         (["--pruning.keep_images", "[24]"], ["pruning.keep_images must be numbers of test rows, from 0 to 23; got 24"]),

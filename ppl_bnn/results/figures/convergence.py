@@ -9,8 +9,11 @@ from matplotlib.figure import Figure
 from ppl_bnn.results.figures.layout import save
 
 
-def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path, *, word: str = "images") -> None:
     """Draw the error against the number of draws, and NLL with its Monte Carlo error, from `convergence`'s rows.
+
+    Args:
+        word: for the examples.
 
     Raises:
         OSError: the figure cannot be written.
@@ -22,7 +25,7 @@ def draw_convergence(rows: Sequence[Mapping[str, float]], title: str, path: Path
     left, right = figure.subplots(1, 2)
     left.plot(draws, columns["error"], "o-", label="measured: groups of draws")
     left.plot(draws, columns["standard_error"], "--", label="standard error of one group")
-    left.plot(draws, columns["worst"], ":", label="its largest over images")
+    left.plot(draws, columns["worst"], ":", label=f"its largest over {word}")
     left.set(xscale="log", yscale="log", xlabel="draws", ylabel="error of the top class's mean probability")
     left.legend(frameon=False)
     right.errorbar(draws, columns["nll"], yerr=2 * np.nan_to_num(columns["nll_error"]), fmt="o-", capsize=3)

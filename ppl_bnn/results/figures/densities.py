@@ -11,7 +11,7 @@ from ppl_bnn import metrics
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.draw_counts import density_by_draws
-from ppl_bnn.results.figures.layout import Groups, new_figure, probability_axis, save, show_image, wrapped
+from ppl_bnn.results.figures.layout import Groups, new_figure, noun, probability_axis, save, show_image, wrapped
 from ppl_bnn.results.figures.side_by_side import check_images, check_same_images, load_runs
 
 
@@ -123,12 +123,13 @@ def density_by_class(
 
 
 def risk_coverage(groups: Groups, title: str) -> Figure:
-    """Error rate among the images kept against the share kept, when the most uncertain are refused first."""
+    """Error rate among the examples kept against the share kept, when the most uncertain are refused first."""
     probs = torch.from_numpy(groups["uncertainty"]["mean_probs"].values)
     labels = torch.from_numpy(groups["observed_data"]["y"].values)
     top, choice = probs.max(1)
     correct = choice == labels
-    figure, axis = new_figure(f"Risk against coverage on {title}: refuse the least certain images first", 7, 5, 1, 1)
+    word = noun(groups)
+    figure, axis = new_figure(f"Risk against coverage on {title}: refuse the least certain {word} first", 7, 5, 1, 1)
     scores = [("top probability", top)]
     scores += [
         (f"{name} uncertainty", -torch.from_numpy(groups["uncertainty"][name].values))
@@ -141,7 +142,9 @@ def risk_coverage(groups: Groups, title: str) -> Figure:
     axis.axhline(
         100 * float((~correct).double().mean()), color="0.7", linewidth=1, linestyle="--", label="none refused"
     )
-    axis.set(xlabel="coverage: images kept (%)", ylabel="risk: errors among them (%)", xlim=(0, 100))
+    if bool(correct.all()):
+        axis.text(50, 0.5, "no errors", ha="center", transform=axis.get_xaxis_transform())
+    axis.set(xlabel=f"coverage: {word} kept (%)", ylabel="risk: errors among them (%)", xlim=(0, 100))
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=8, loc="center left")
     return figure

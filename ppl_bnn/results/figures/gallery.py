@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,24 @@ from ppl_bnn.results.figures.layout import Groups
 
 _TRUE, _WRONG, _OTHER = "#2a7f3f", "#c0392b", "#8a8a8a"
 _WIDTH, _ROW, _LABEL = 260, 34, 74
+# Pixels of a card's image, which is shown at 72.
+_LARGEST = 144
 _PAGE = (Path(__file__).parent / "gallery.html").read_text(encoding="utf-8")
 
 
-def write_gallery(predictive: Path, path: Path, *, most: int = 300, spread: int = 60) -> Path:
+def write_gallery(
+    predictive: Path,
+    path: Path,
+    *,
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None,
+    most: int = 300,
+    spread: int = 60,
+) -> Path:
     """Write the gallery of a ``predictive.nc`` as HTML that needs no network; return its path.
 
     Args:
+        pixels: gives the images of some positions [M], uint8 [M, channels, height, width], where the result does not
+            hold them. It is called once, with those that are shown.
         most: how many of the most epistemically uncertain images it shows.
         spread: how many of the others, evenly over their ranks, so that the certain ones are seen too.
 
@@ -36,7 +48,9 @@ def write_gallery(predictive: Path, path: Path, *, most: int = 300, spread: int 
     order = kept[np.argsort(-epistemic[kept], kind="stable")]
     rest = np.arange(min(most, len(order)), len(order))
     chosen = [*range(min(most, len(order))), *rest[np.linspace(0, len(rest) - 1, min(spread, len(rest))).astype(int)]]
-    cards = [_card(groups, int(order[rank]), rank + 1) for rank in chosen]
+    shown = order[chosen]
+    images = groups["constant_data"]["image"].values[shown] if pixels is None else pixels(shown)
+    cards = [_card(groups, int(at), rank + 1, image) for at, rank, image in zip(shown, chosen, images, strict=True)]
     classes = [str(name) for name in groups["posterior_predictive"]["class"].values]
     title = html.escape(str(idata.attrs["title"]))
     run = html.escape(str(idata.attrs.get("run", "")))
@@ -54,7 +68,7 @@ def write_gallery(predictive: Path, path: Path, *, most: int = 300, spread: int 
     return path
 
 
-def _card(groups: Groups, image: int, rank: int) -> str:
+def _card(groups: Groups, image: int, rank: int, pixels: np.ndarray) -> str:
     classes = [str(name) for name in groups["posterior_predictive"]["class"].values]
     values = inference_data.draws_of(groups, image)
     found = {name: float(groups["uncertainty"][name].values[image]) for name in ("total", "aleatoric", "epistemic")}
@@ -72,7 +86,7 @@ def _card(groups: Groups, image: int, rank: int) -> str:
     return (
         f'<article class="{verdict}" data-label="{html.escape(classes[label])}" '
         f'data-choice="{html.escape(classes[choice])}" data-image="{image}" {data}>'
-        f'<img alt="test image {image}" src="{_png(groups["constant_data"]["image"].values[image])}">'
+        f'<img alt="test image {image}" src="{_png(pixels)}">'
         f"<div><h2>#{image}: <b>{html.escape(classes[label])}</b></h2><p>{said}</p>"
         f'<p class="small">rank {rank:,} · {uncertainties}</p></div>'
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="predictive densities">{rows}{ticks}</svg>'
@@ -111,5 +125,8 @@ def _colour(at: int, label: int, choice: int) -> str:
 def _png(image: np.ndarray) -> str:
     pixels = 255 - image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8))).save(stream, "PNG", optimize=True)
+    shown = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+    # A page of large photographs would take a hundred megabytes.
+    shown.thumbnail((_LARGEST, _LARGEST))
+    shown.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -34,6 +34,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def noun(groups: Groups) -> str:
+    """What a figure calls the examples of a result."""
+    return "images" if "image" in groups.get("constant_data", {}) else "examples"
+
+
 def wrapped(text: str, inches: float, points: float) -> str:
     """Text in lines that fit a width in inches at a font size in points."""
     # A letter of matplotlib's font is 0.6 of its size wide on average; 72 points are an inch.

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ppl_bnn import metrics
 from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.layout import Groups, new_figure, save, show_image
+from ppl_bnn.results.figures.layout import Groups, new_figure, noun, save, show_image
 from ppl_bnn.results.figures.pruning_densities import density_under_pruning
 
 
@@ -70,7 +70,7 @@ def training_curves(groups: Groups, title: str) -> Figure:
 
 
 def reliability_diagram(groups: Groups, title: str) -> Figure:
-    """Accuracy against confidence of the averaged predictive in 15 equal bins, with the share of images in each.
+    """Accuracy against confidence of the averaged predictive in 15 equal bins, with the share of examples in each.
 
     Of several labels an example (pixels) all are pooled, without those that are no class: ignored ones.
     """
@@ -100,7 +100,7 @@ def reliability_diagram(groups: Groups, title: str) -> Figure:
     above.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     above.legend(frameon=False, loc="upper left")
     below.bar(left, count / count.sum(), 1 / bins, align="edge", color="0.6", edgecolor="white")
-    below.set(xlabel="confidence (top probability)", ylabel="share of images", yscale="log")
+    below.set(xlabel="confidence (top probability)", ylabel=f"share of {noun(groups)}", yscale="log")
     return figure
 
 

@@ -23,7 +23,9 @@ _PANELS = (
 
 
 def draw_pruning(results: Sequence[Path] | Mapping[str, Sequence[Path]], folder: Path) -> list[Path]:
-    """Draw ``pruning.png`` of ``pruning.nc`` files, a curve for each network, and ``pruning_answers.png`` of the first.
+    """Draw ``pruning.png`` of ``pruning.nc`` files, a curve for each network, and of images ``pruning_answers.png``.
+
+    The answers are those of the first network.
 
     Args:
         results: the files, grouped into networks as `read_networks` says, or {name: the files of its trainings}.
@@ -35,10 +37,10 @@ def draw_pruning(results: Sequence[Path] | Mapping[str, Sequence[Path]], folder:
     title, networks = read_networks(results)
     name, trainings = next(iter(networks.items()))
     of_first = f"{name}, {title}" if len(networks) > 1 else title
-    return [
-        save(pruning_curves(networks, title), folder / "pruning.png"),
-        save(changing_answers(trainings[0], of_first), folder / "pruning_answers.png"),
-    ]
+    paths = [save(pruning_curves(networks, title), folder / "pruning.png")]
+    if "image" in trainings[0].get("constant_data", {}):
+        paths.append(save(changing_answers(trainings[0], of_first), folder / "pruning_answers.png"))
+    return paths
 
 
 def pruning_accuracy(results: Mapping[str, Sequence[Path]], path: Path) -> Path:
@@ -191,8 +193,8 @@ def _values(groups: Groups) -> dict[str, np.ndarray]:
     return {
         "pruned": 100 * levels["pruned_fraction"].values,
         **{name: levels[name].values for name in ("accuracy", "nll", "ece")},
-        "epistemic": levels["epistemic"].values.mean(1),
-        "changed": 100 * (answers != answers[0]).mean(1),
+        "epistemic": levels["epistemic"].values.reshape(len(answers), -1).mean(1),
+        "changed": 100 * (answers != answers[0]).reshape(len(answers), -1).mean(1),
         "seconds": levels["seconds"].values / levels["num_samples"].values,
     }
 
