@@ -75,6 +75,13 @@ def shape_of(x: Any) -> Any:
     return mapped(x, lambda part: tuple(part.shape[1:]))
 
 
+def split(x: I, size: int) -> list[I]:
+    """The examples in order, in parts of `size` examples, the last one shorter."""
+    if isinstance(x, Tensor):
+        return list(x.split(size))
+    return [rows(x, slice(first, first + size)) for first in range(0, len(lead(x)), size)]
+
+
 def call(net: nn.Module, x: Any) -> Any:
     """``net(x)``, for inputs of any kind.
 
@@ -83,16 +90,38 @@ def call(net: nn.Module, x: Any) -> Any:
     """
     if isinstance(x, Tensor):
         return net(x)
-    if isinstance(x, Mapping):
-        names = _signature(net).parameters
-        return net(**x) if x.keys() <= names.keys() else net(x)
+    args, keywords = arguments(net, x)
+    return net(*args, **keywords)
+
+
+def arguments(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments with which `call` calls a network."""
+    if isinstance(x, Mapping) and x.keys() <= _signature(net).parameters.keys():
+        return (), dict(x)
     if isinstance(x, tuple):
         try:
             _signature(net).bind(*x)
         except TypeError:
-            return net(x)
-        return net(*x)
-    return net(x)
+            return (x,), {}
+        return x, {}
+    return (x,), {}
+
+
+def positional(net: nn.Module, x: Any) -> list[Any]:
+    """The same arguments in the order of the forward pass's parameters, defaults filled in."""
+    args, keywords = arguments(net, x)
+    bound = _signature(net).bind(*args, **keywords)
+    bound.apply_defaults()
+    return list(bound.arguments.values())
+
+
+def names_given(net: nn.Module, x: Any) -> set[str]:
+    """The names of the forward pass's parameters that such inputs fill; of None, the first one's."""
+    args, keywords = ((None,), {}) if x is None else arguments(net, x)
+    try:
+        return set(_signature(net).bind_partial(*args, **keywords).arguments)
+    except TypeError:
+        return set()
 
 
 def _signature(net: nn.Module) -> inspect.Signature:

@@ -31,6 +31,11 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
             ["any_network.py", "--networks", "lstm,branch", "--batch", "4", "--images", "5", "--rounds", "2"],
             ["lstm: step ", "lstm: draw, its graph", "branch: draw, the network as it is"],
         ),
+        (["predict_large.py", "mapped", "--rows", "3000", "--draws", "2"], ["predict of 3000 rows: "]),
+        (
+            ["predict_large.py", "vgg16", "--images", "3", "--draws", "1", "--rounds", "2"],
+            ["tensors ", "chunks "],
+        ),
         (
             ["train_step.py", "--network", "tabular", "--operations"],
             ["deterministic ", "plain ", "groups ", "flipout "],

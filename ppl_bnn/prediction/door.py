@@ -1,6 +1,6 @@
 """What `predict` and `predictor` check before the first draw: the posterior is the network's, inputs and labels fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, cast
 
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError, some
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
+from ppl_bnn.inputs import Inputs, count, lead, mapped, parts, rows
 from ppl_bnn.models.labels import not_finite, refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.model import Model, one_tensor
 from ppl_bnn.prediction.observed_site import observed_site
-from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, run_with
+from ppl_bnn.prediction.running import ADVICE, GivenSites, Target, arguments, given_latents, required, run_with
 
 
 def check_prediction(
-    model: Callable[..., Any], posterior: Posterior, x: Tensor, y: object = None, *, seed: int = 0,
+    model: Callable[..., Any], posterior: Posterior, x: Inputs, y: object = None, *, seed: int = 0,
     site: str | None = None, own_model: str | None = None,
 ) -> Target:  # fmt: skip
     """Refuse by name what would fail or predict nonsense; return what is predicted.
@@ -29,10 +30,10 @@ def check_prediction(
         own_model: what cannot take a user's own Pyro model, if so, for the message.
 
     Raises:
-        UserError: `x` is no tensor [N, ...] of finite numbers or has no examples; a parameter is on the meta device
-            or not finite; the posterior lacks a random site of the model, has another, or has one of another
-            shape; a dtype of `x` that the forward pass does not take; outputs that the likelihood cannot take; an
-            observed site that is missing.
+        UserError: `x` is no tensor [N, ...] of finite numbers (or tuple or dict of such), or has no examples; a
+            parameter is on the meta device or not finite; the posterior lacks a random site of the model, has another,
+            or has one of another shape; inputs, or a dtype of them, that the forward pass does not take; outputs that
+            the likelihood cannot take; an observed site that is missing.
     """
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 and below 2^63, got {seed!r}")
@@ -41,10 +42,10 @@ def check_prediction(
         _check_parameters("the network", dict([*model.named_parameters(), *model.named_buffers()]))
     _check_parameters("the posterior", parameters_of(posterior))
     # A copy, for a network that changes its input in place.
-    few = x[:2].clone()
+    few = mapped(rows(x, slice(2)), torch.clone)
     draw = dict(posterior.draw(0, seed=seed))
     _check_parameters("draw 0 of the posterior", draw)
-    if isinstance(posterior, WithLocalLatents):
+    if isinstance(posterior, WithLocalLatents) and isinstance(few, Tensor):
         draw |= posterior.draw_local(0, few, seed=seed)
     outputs, sites = _run(model, draw, few, y)
     if isinstance(model, Model):
@@ -60,9 +61,9 @@ def check_prediction(
     if site is not None:
         raise UserError(f"site {site!r} is for a Pyro model of your own; a Model has one observed site: leave it out")
     outputs = one_tensor(outputs)
-    if outputs.dim() == 0 or len(outputs) != len(few):
+    if outputs.dim() == 0 or len(outputs) != count(few):
         raise UserError(
-            f"the network must return one row an example, got {list(outputs.shape)} for {len(few)} examples"
+            f"the network must return one row an example, got {list(outputs.shape)} for {count(few)} examples"
         )
     likelihood.check(outputs, **latents)
     target = Target(net, likelihood, outputs.to(torch.promote_types(outputs.dtype, torch.float32)), latents)
@@ -70,7 +71,15 @@ def check_prediction(
     return target
 
 
-def checked_y(y: object, x: Tensor, target: Target) -> Tensor | None:
+def _refuse_one_input(model: Callable[..., Any]) -> None:
+    """Raise UserError if a network has several inputs, and got one tensor."""
+    needed = required(model.net if isinstance(model, Model) else model)
+    if isinstance(model, nn.Module) and len(needed) > 1:
+        names = ", ".join(repr(one) for one in needed)
+        raise UserError(f"x is one tensor, and the network takes {names}: give a dict of these, or a tuple beside y")
+
+
+def checked_y(y: object, x: Inputs, target: Target) -> Tensor | None:
     """The observed y [N, ...] as the likelihood takes it; None for None.
 
     Raises:
@@ -79,22 +88,33 @@ def checked_y(y: object, x: Tensor, target: Target) -> Tensor | None:
     if y is None:
         return None
     found = target.likelihood.observed(y, target.outputs, **target.latents)
-    if len(found) != len(x):
-        raise UserError(f"x and y need the same number of examples, at least 1; got {len(x)} and {len(found)}")
+    if len(found) != count(x):
+        raise UserError(f"x and y need the same number of examples, at least 1; got {count(x)} and {len(found)}")
     return found
 
 
 def check_inputs(x: object) -> None:
-    """Raise UserError unless x is a tensor [N, ...] of N >= 1 examples, all finite."""
-    if not isinstance(x, Tensor):
+    """Raise UserError unless x is a tensor [N, ...], or a tuple or dict of such, of N >= 1 examples, all finite."""
+    if not isinstance(x, Tensor | tuple | dict):
         kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}".removeprefix("builtins.")
         hint = {"numpy": "pass torch.as_tensor(x)", "pandas": "pass torch.as_tensor(x.to_numpy())"}
-        advice = hint.get(kind.partition(".")[0], "networks of one input tensor can be predicted with")
+        advice = hint.get(kind.partition(".")[0], "or a tuple or dict of tensors")
         raise UserError(f"x must be one tensor [N, ...], got a {kind}: {advice}")
-    if x.dim() == 0 or len(x) == 0:
+    if isinstance(x, Tensor) and x.dim() == 0:
         raise UserError(f"x must be a tensor of at least 1 example [N, ...], got shape {list(x.shape)}")
-    if bad := not_finite(x):
-        raise UserError(f"x must be finite; {bad}")
+    if count(x) == 0:
+        raise UserError(f"x must be a tensor of at least 1 example [N, ...], got shape {list(lead(x).shape)}")
+    for name, part in _named(x, "x"):
+        if bad := not_finite(part):
+            raise UserError(f"{name} must be finite; {bad}")
+
+
+def _named(x: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(x, Tensor):
+        yield name, x
+    else:
+        for key, part in x.items() if isinstance(x, Mapping) else enumerate(x):
+            yield from _named(part, f"{name}[{key!r}]")
 
 
 def positions(keep: Any, count: int) -> Tensor:
@@ -144,15 +164,31 @@ def _check_moments(target: Target) -> None:
         )
 
 
-def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, y: object) -> tuple[Any, GivenSites]:
+def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Inputs, y: object) -> tuple[Any, GivenSites]:
     """Run the model on a few examples with a draw's values; refuse a draw that does not fit its random sites."""
     given = arguments(model, x, y)
+
+    def in_dtype(other: Tensor) -> None:
+        whole = isinstance(x, Tensor)
+        inputs = other if whole else mapped(x, lambda part: part.to(other) if part.is_floating_point() else part)
+        run_with(model, draw, inputs, (inputs, *given[1:]))
+
     try:
         outputs, sites = run_with(model, draw, x, given)
     except RuntimeError:
-        parameters = model.parameters() if isinstance(model, nn.Module) else ()
-        refuse_dtype(x, (*parameters, *draw.values()), lambda other: run_with(model, draw, other, (other, *given[1:])))
+        parameters = [*model.parameters()] if isinstance(model, nn.Module) else []
+        for part in [x] if isinstance(x, Tensor) else [part for part in parts(x) if part.is_floating_point()]:
+            refuse_dtype(part, (*parameters, *draw.values()), in_dtype)
         raise
+    except (TypeError, KeyError) as error:
+        if isinstance(x, Tensor):
+            _refuse_one_input(model)
+            raise
+        kind = f"a tuple of {len(x)}" if isinstance(x, tuple) else f"a dict of {some(x)}"
+        raise UserError(
+            f"{type(model).__name__} fails on x, {kind} ({type(error).__name__}: {error}): give it the inputs that its "
+            "forward pass takes"
+        ) from error
     if sites.lacking:
         raise UserError(f"the posterior has no draws for the network's random sites {some(sites.lacking)}; {ADVICE}")
     if others := sorted(draw.keys() - sites.given):

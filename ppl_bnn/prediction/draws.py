@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, is_pruned, signed_draw
+from ppl_bnn.inputs import I, Inputs, call, lead, mapped, parts, positional, rows, split
 from ppl_bnn.models.evaluating import evaluating, forked_random
 from ppl_bnn.models.model import one_tensor
 from ppl_bnn.models.param_store import own_parameters
@@ -40,7 +41,7 @@ class Blocks(NamedTuple):
 def coherent(
     net: nn.Module,
     guide: Posterior,
-    x: Tensor,
+    x: Inputs,
     *,
     seed: int = 0,
     batch_size: int | None = None,
@@ -59,11 +60,10 @@ def coherent(
         small: what `compact_network` returned; each draw is then computed in it.
     """
     try:
-        network = network or plain(net)
+        network = network or plain(net, x)
     except NotTraceable as error:
         log.info("draws run the network as it is: %s", error)
-        draw = _by_pyro if _samples_more(net, guide, x[:1], seed) else _as_it_is
-        return Blocks(1, draw(net, guide, x, seed, batch_size or 200))
+        return as_it_is(net, guide, x, seed, batch_size, by_pyro=samples_more(net, guide, x))
     x = laid_out(network, x)
     limit = batch_size or default_batch(network, x)
     set_draw = _setter(network, guide, seed)
@@ -79,7 +79,7 @@ def coherent(
 
 
 def compact_network(
-    network: PlainNetwork | None, guide: Posterior, x: Tensor, batch_size: int | None, setting: str
+    network: PlainNetwork | None, guide: Posterior, x: Inputs, batch_size: int | None, setting: str
 ) -> CompactNetwork | None:
     """The compact network in which draws of these inputs are computed, or None for the plain network.
 
@@ -94,49 +94,51 @@ def compact_network(
     if setting == "no" or (setting == "auto" and not is_pruned(guide)):
         return None
     if (
-        network is None or network.normalize or not x.is_cpu or not isinstance(guide, Factorized) or not guide.sites
-        or not can_be_compact(network, guide)
+        network is None or network.normalize or not isinstance(x, Tensor) or not x.is_cpu
+        or not isinstance(guide, Factorized) or not guide.sites or not can_be_compact(network, guide)
     ):  # fmt: skip
         if setting == "auto":
             return None
         raise UserError(
             "compact 'yes' needs a posterior with loc_scale, of a network that torch.fx traces and whose random "
-            "parameters are of Linear and Conv2d layers, on a CPU, without norm_inputs; leave it at 'auto'"
+            "parameters are of Linear and Conv2d layers, with one input tensor on a CPU, without norm_inputs; leave it "
+            "at 'auto'"
         )
     x = laid_out(network, x)
-    rows = min(len(x), batch_size or default_batch(network, x))
+    limit = min(len(x), batch_size or default_batch(network, x))
     small = compact(network, guide)
-    chosen = choose_layers(small, rows)
+    chosen = choose_layers(small, limit)
     if setting == "yes":
         return small
     dense = {layer.path: network.parameter(f"{layer.path}.weight").numel() for layer in small.layers}
-    return small if compact_pays(small, chosen, uses_of(network.net, dense, x[:1]), dense, len(x), rows) else None
+    return small if compact_pays(small, chosen, uses_of(network.net, dense, x[:1]), dense, len(x), limit) else None
 
 
-def normalized(net: nn.Module, norm_inputs: Tensor) -> PlainNetwork:
+def normalized(net: nn.Module, norm_inputs: Inputs) -> PlainNetwork:
     """A plain network in which each draw has batch norm by its own statistics of `norm_inputs` [K, ...].
 
     Raises:
         UserError: `net` has no fixed graph of layers, or no batch norm with running statistics; K < 2.
     """
-    network = plain(net, fold=False)
+    network = plain(net, norm_inputs, fold=False)
     return replace(network, normalize=own_statistics(network.net, laid_out(network, norm_inputs)))
 
 
-def passes(module: fx.GraphModule, sites: Sequence[str], x: Tensor, limit: int) -> Callable[[], Tensor]:
+def passes(module: fx.GraphModule, sites: Sequence[str], x: Inputs, limit: int) -> Callable[[], Tensor]:
     """A function to the logits [N, C] of `module` with the weights it has when called, `limit` examples a pass."""
     layers = {site.rpartition(".")[0] for site in sites}
-    parts = [constants(module, layers, part) for part in x.split(limit)]
+    starts = [constants(module, layers, part) for part in split(x, limit)]
 
     def run() -> Tensor:
         with torch.inference_mode():
-            return torch.cat([fx.Interpreter(module).run(initial_env=dict(part)) for part in parts])
+            return torch.cat([fx.Interpreter(module).run(initial_env=dict(start)) for start in starts])
 
     return run
 
 
-def compact_passes(network: PlainNetwork, small: CompactNetwork, x: Tensor, limit: int) -> Callable[[], Tensor]:
+def compact_passes(network: PlainNetwork, small: CompactNetwork, x: Inputs, limit: int) -> Callable[[], Tensor]:
     """What `passes` gives of the plain network, up to rounding, by its compact network."""
+    assert isinstance(x, Tensor)
     run_small = passes(small.net, [f"{layer.path}.weight" for layer in small.layers], small.select(x), limit)
 
     def run() -> Tensor:
@@ -182,14 +184,14 @@ def placed(network: PlainNetwork, guide: Factorized, sites: Iterable[str]) -> Ca
     return with_noise
 
 
-def constants(module: fx.GraphModule, random: set[str], x: Tensor) -> dict[fx.Node, Tensor | None]:
+def constants(module: fx.GraphModule, random: set[str], x: Inputs) -> dict[fx.Node, Tensor | None]:
     """The values of a graph that do not depend on its `random` layers, for inputs x: an ``fx.Interpreter``'s start.
 
     What nothing that depends on them reads is None.
     """
     depends = depending(module.graph, random) | set(module.graph.find_nodes(op="output"))
     runner = fx.Interpreter(module, garbage_collect_values=False)
-    runner.args_iter = iter([x])
+    runner.args_iter = iter(positional(module, x))
     with torch.inference_mode():
         for node in module.graph.nodes:
             if node not in depends:
@@ -197,50 +199,52 @@ def constants(module: fx.GraphModule, random: set[str], x: Tensor) -> dict[fx.No
     return {node: value if depends.intersection(node.users) else None for node, value in runner.env.items()}
 
 
-def laid_out(network: PlainNetwork, x: Tensor) -> Tensor:
+def laid_out(network: PlainNetwork, x: I) -> I:
     """The inputs, and the network with them, in the faster memory layout: channels_last for convolutions on a CPU."""
-    if _convolutions(network) and x.dim() == 4 and x.is_cpu:
+    if _convolutions(network) and lead(x).is_cpu and any(part.dim() == 4 for part in parts(x)):
         network.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return x.contiguous(memory_format=torch.channels_last)
+        return mapped(x, lambda part: part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part)
     return x
 
 
-def default_batch(network: PlainNetwork, x: Tensor) -> int:
+def default_batch(network: PlainNetwork, x: Inputs) -> int:
     """Examples a forward pass: on a CPU as many as keep activations in reach of the caches, else as keep it busy."""
-    return 200 if _convolutions(network) and x.is_cpu else 2000
+    return 200 if _convolutions(network) and lead(x).is_cpu else 2000
 
 
 def _convolutions(network: PlainNetwork) -> bool:
     return any(isinstance(layer, nn.Conv2d) for layer in network.net.modules())
 
 
-def _samples_more(net: nn.Module, guide: Posterior, x: Tensor, seed: int) -> bool:
+def samples_more(net: nn.Module, guide: Posterior, x: Inputs) -> bool:
     """Whether a network has sites beside its random parameters, so that Pyro must hand it their values."""
-    draw = guide.draw(0, seed=seed)
+    draw = guide.draw(0)
     if not draw.keys() >= random_sites(net).keys():
         return True
-    with evaluating(net), forked_random(x), poutine.block(), own_parameters(), given(net, draw), poutine.trace() as run:
-        net(x.clone())
+    with (
+        evaluating(net),
+        forked_random(lead(x)),
+        poutine.block(),
+        own_parameters(),
+        given(net, draw),
+        poutine.trace() as run,
+    ):
+        call(net, mapped(rows(x, slice(1)), torch.clone))
     if more := [name for name, site in run.trace.nodes.items() if site["type"] == "sample"]:
         log.warning("draws go through Pyro, several times slower: the network samples %r in its forward pass", more[0])
     return bool(more)
 
 
-def _as_it_is(
-    net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int
-) -> Callable[[int, float], Tensor]:
+def as_it_is(
+    net: nn.Module, guide: Posterior, x: Inputs, seed: int, batch_size: int | None, *, by_pyro: bool
+) -> Blocks:
+    """Blocks of one draw of a network that torch.fx cannot trace, with the drawn weights in place."""
+
     def logits(index: int, sign: float) -> Tensor:
-        with evaluating(net), own_parameters(), given(net, signed_draw(guide, index, seed=seed, sign=sign)):
+        draw = signed_draw(guide, index, seed=seed, sign=sign)
+        with evaluating(net), own_parameters(), poutine.condition(data=draw) if by_pyro else given(net, draw):
             # Copies, for a network that changes its input in place.
-            return torch.cat([one_tensor(net(part.clone())) for part in x.split(batch_size)]).unsqueeze(0)
+            found = [one_tensor(call(net, mapped(part, torch.clone))) for part in split(x, batch_size or 200)]
+            return torch.cat(found).unsqueeze(0)
 
-    return logits
-
-
-def _by_pyro(net: nn.Module, guide: Posterior, x: Tensor, seed: int, batch_size: int) -> Callable[[int, float], Tensor]:
-    def logits(index: int, sign: float) -> Tensor:
-        with evaluating(net), own_parameters():
-            conditioned = poutine.condition(net, data=signed_draw(guide, index, seed=seed, sign=sign))
-            return torch.cat([one_tensor(conditioned(part.clone())) for part in x.split(batch_size)]).unsqueeze(0)
-
-    return logits
+    return Blocks(1, logits)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, offered
+from ppl_bnn.inputs import Inputs, call, count, joined, rows, split
 from ppl_bnn.native.normals import draw_seed, normals
 from ppl_bnn.prediction.draws import Blocks, constants, default_batch, laid_out, placed
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
@@ -32,7 +33,7 @@ Numbers = Callable[[int], dict[str, Tensor]]
 def layerwise(
     net: nn.Module,
     guide: Posterior,
-    x: Tensor,
+    x: Inputs,
     *,
     seed: int = 0,
     batch_size: int | None = None,
@@ -66,12 +67,12 @@ class Layerwise:
     """
 
     def __init__(
-        self, net: nn.Module, guide: Posterior, like: Tensor, *, network: PlainNetwork | None = None,
+        self, net: nn.Module, guide: Posterior, like: Inputs, *, network: PlainNetwork | None = None,
         sobol: bool = False,
     ) -> None:  # fmt: skip
         factorized = offered(guide, Factorized, "method layerwise", "use method draws")
         try:
-            self.traced = network or plain(net)
+            self.traced = network or plain(net, like)
         except NotTraceable as error:
             raise UserError(f"the method layerwise needs a traced network: {error}; use the method draws") from None
         self.dense = dense_layers(self.traced, guide, like)
@@ -83,18 +84,20 @@ class Layerwise:
         self.layers = {site.rpartition(".")[0] for site in guide.sites}
         self.sobol = sobol
 
-    def numbers(self, x: Tensor, seed: int) -> Numbers:
+    def numbers(self, x: Inputs, seed: int) -> Numbers:
         """The noise of the blocks of so many examples as x [N, ...] has: the same whatever they are."""
         size = self._size(x)
         shapes = {site: self.traced.parameter(site).shape for site in self.shared}
-        shapes |= {path: torch.Size((size, len(x), len(of.loc))) for path, of in self.posteriors.items()}
-        return (_sobol if self.sobol else _independent)(shapes, seed, len(self.shared), x)
+        shapes |= {path: torch.Size((size, count(x), len(of.loc))) for path, of in self.posteriors.items()}
+        return (_sobol if self.sobol else _independent)(
+            shapes, seed, len(self.shared), count(x), next(iter(self.posteriors.values())).loc
+        )
 
-    def blocks(self, x: Tensor, numbers: Numbers, batch_size: int | None = None) -> Blocks:
+    def blocks(self, x: Inputs, numbers: Numbers, batch_size: int | None = None) -> Blocks:
         """Blocks of draws of x [N, ...] from `numbers` made for as many examples."""
         x, size = laid_out(self.traced, x), self._size(x)
         limit = batch_size or (default_batch(self.traced, x) if self.shared else _ROWS)
-        parts = [_start(self.traced.net, self.layers, self.posteriors, part, size) for part in x.split(limit)]
+        starts = [_start(self.traced.net, self.layers, self.posteriors, part, size) for part in split(x, limit)]
 
         def logits(block: int, sign: float) -> Tensor:
             noise = numbers(block)
@@ -103,7 +106,7 @@ class Layerwise:
             self.with_noise((site, noise[site]) for site in self.shared)
             with torch.inference_mode():
                 found = []
-                for first, (env, moments) in zip(range(0, len(x), limit), parts, strict=True):
+                for first, (env, moments) in zip(range(0, count(x), limit), starts, strict=True):
                     own = {path: noise[path][:, first : first + limit] for path in self.dense}
                     rows = _Sampling(self.traced.net, self.posteriors, moments, own).run(initial_env=dict(env))
                     found.append(rows.unflatten(0, (size, -1)))
@@ -111,21 +114,21 @@ class Layerwise:
 
         return Blocks(size, logits)
 
-    def _size(self, x: Tensor) -> int:
-        return 1 if self.shared else max(1, min(_DRAWS, _ROWS // len(x)))
+    def _size(self, x: Inputs) -> int:
+        return 1 if self.shared else max(1, min(_DRAWS, _ROWS // count(x)))
 
 
-def fewer_numbers(network: PlainNetwork, guide: Posterior, x: Tensor) -> bool:
+def fewer_numbers(network: PlainNetwork, guide: Posterior, x: Inputs) -> bool:
     """Whether `layerwise` needs fewer random numbers a draw than `coherent`: units * examples < weights."""
     dense = dense_layers(network, guide, x)
     weights = sum(network.parameter(site).numel() for site in guide.sites if site.rpartition(".")[0] in dense)
-    return len(x) * sum(network.net.get_submodule(path).out_features for path in dense) < weights  # type: ignore[misc]
+    return count(x) * sum(network.net.get_submodule(path).out_features for path in dense) < weights  # type: ignore[misc]
 
 
-def dense_layers(network: PlainNetwork, guide: Posterior, x: Tensor) -> list[str]:
+def dense_layers(network: PlainNetwork, guide: Posterior, x: Inputs) -> list[str]:
     """Paths of the random dense layers that see each example once, as one vector."""
     # With two examples: a layer whose input has other rows shares its weights among parts of an example.
-    two = torch.cat([x[:1], x[:1]])
+    two = joined([rows(x, slice(1))] * 2)
     random = {site.rpartition(".")[0] for site in guide.sites}
     shapes: dict[str, list[torch.Size]] = {}
 
@@ -138,35 +141,35 @@ def dense_layers(network: PlainNetwork, guide: Posterior, x: Tensor) -> list[str
         if path in random and isinstance(layer, nn.Linear)
     ]
     with torch.inference_mode():
-        network.net(two)
+        call(network.net, two)
     for hook in hooks:
         hook.remove()
     return [path for path, found in shapes.items() if len(found) == 1 and len(found[0]) == 2 and found[0][0] == 2]
 
 
-def _independent(shapes: dict[str, torch.Size], seed: int, shared: int, x: Tensor) -> Numbers:
+def _independent(shapes: dict[str, torch.Size], seed: int, shared: int, examples: int, like: Tensor) -> Numbers:
     sizes = [math.prod(shape) for shape in shapes.values()]
 
     def numbers(block: int) -> dict[str, Tensor]:
-        flat = normals(draw_seed(seed, block), sum(sizes), x)
+        flat = normals(draw_seed(seed, block), sum(sizes), like)
         return {name: part.view(shapes[name]) for name, part in zip(shapes, flat.split(sizes), strict=True)}
 
     return numbers
 
 
-def _sobol(shapes: dict[str, torch.Size], seed: int, shared: int, x: Tensor) -> Numbers:
+def _sobol(shapes: dict[str, torch.Size], seed: int, shared: int, examples: int, like: Tensor) -> Numbers:
     by_draw = {name: math.prod(shape) for name, shape in list(shapes.items())[:shared]}
     by_image = {name: shape[2] for name, shape in list(shapes.items())[shared:]}
     size = next(reversed(shapes.values()))[0]
     points = sobol_normals_by_image(
-        sum(by_draw.values()), sum(by_image.values()), len(x), seed=seed, what="weights and units"
+        sum(by_draw.values()), sum(by_image.values()), examples, seed=seed, what="weights and units"
     )
 
     def numbers(block: int) -> dict[str, Tensor]:
         both = points(block * size, size)
         found: dict[str, Tensor] = {}
         for part, sizes in zip(both, (by_draw, by_image), strict=True):
-            found |= dict(zip(sizes, part.to(x).split(list(sizes.values()), -1), strict=True))
+            found |= dict(zip(sizes, part.to(like).split(list(sizes.values()), -1), strict=True))
         return {name: values.reshape(shapes[name]) for name, values in found.items()}
 
     return numbers
@@ -202,7 +205,7 @@ def _normal(network: PlainNetwork, guide: Factorized, path: str) -> _Normal:
 
 
 def _start(
-    module: fx.GraphModule, random: set[str], posteriors: dict[str, _Normal], x: Tensor, size: int
+    module: fx.GraphModule, random: set[str], posteriors: dict[str, _Normal], x: Inputs, size: int
 ) -> tuple[dict[fx.Node, Tensor | None], dict[str, tuple[Tensor, Tensor]]]:
     """What does not depend on the draw: values, once for each of a block's draws, and moments [1, N, out]."""
     values, moments = constants(module, random, x), {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +10,13 @@ from tqdm import tqdm
 
 from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.guides.posterior import Posterior, WithDensity, check_num_draws, offered
+from ppl_bnn.inputs import Inputs, rows
 from ppl_bnn.models import Model
 from ppl_bnn.models.sites import log_prior as density_of_prior
+from ppl_bnn.prediction.chunks import Chunk, chunks_of, whole_or_examples
 from ppl_bnn.prediction.door import check_prediction, checked_y
 from ppl_bnn.prediction.predictive import draw_outputs
-from ppl_bnn.prediction.running import latents_of_draw
+from ppl_bnn.prediction.running import latents_of_draw, parameter_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class TrainLogLikelihood:
 def train_log_likelihood(
     model: Model,
     guide: Posterior,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Tensor | None = None,
     *,
     num_samples: int = 400,
     seed: int = 0,
     batch_size: int | None = None,
-    norm_inputs: Tensor | None = None,
+    norm_inputs: Inputs | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainLogLikelihood:
@@ -51,7 +54,7 @@ def train_log_likelihood(
     ratio of draw s is p(w_s) p(y | x, w_s) / q(w_s) (Magnusson et al. 2019, eq. 8).
 
     Args:
-        x, y: the training inputs [N, ...] and labels [N], without augmentation.
+        x, y: the training inputs [N, ...] and labels [N], or whatever `fit` takes; without augmentation.
         norm_inputs: as in `predict`.
 
     Raises:
@@ -64,23 +67,31 @@ def train_log_likelihood(
         raise UserError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
     q = offered(guide, WithDensity, "the training log likelihood", "importance sampling needs the density of its draws")
     check_num_draws(guide, num_samples)
-    target = check_prediction(model, guide, x, seed=seed, own_model="the training log likelihood")
-    labels = checked_y(y, x, target)
-    if labels is None:
-        raise UserError("the training log likelihood needs the observed y of the training data")
-    log_likelihood = torch.empty(num_samples, len(x), dtype=torch.float32)
+    data = whole_or_examples(x, y, parameter_of(model, guide))
+    total = data.end if isinstance(data, Chunk) else len(data)
+    log_likelihood = torch.empty(num_samples, total, dtype=torch.float32)
     log_prior, log_q = torch.empty(2, num_samples, dtype=torch.double)
-    draws = draw_outputs(
-        model.net, guide, x, num_samples=num_samples, seed=seed, batch_size=batch_size, norm_inputs=norm_inputs
-    )
-    for s, outputs in enumerate(tqdm(draws, total=num_samples, disable=not progress, unit="draw", dynamic_ncols=True)):
-        latents = latents_of_draw(model.likelihood, guide, s, seed=seed) if target.latents else {}
-        found = model.likelihood.statistics(outputs.float().unsqueeze(0), labels.cpu(), **latents).log_likelihood
-        assert found is not None
-        log_likelihood[s] = found[0]
-        draw = guide.draw(s, seed=seed)
-        log_prior[s] = density_of_prior(model, draw, x[:1], labels[:1])
-        log_q[s] = q.log_prob(draw)
-        if should_stop() and s + 1 < num_samples:
-            raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")
+    bar = tqdm(total=total * num_samples, disable=not progress, unit="example", unit_scale=True, dynamic_ncols=True)
+    with chunks_of(data, parameter_of(model, guide), batch_size=batch_size) as chunks, bar:
+        for chunk in chunks:
+            target = check_prediction(model, guide, chunk.x, seed=seed, own_model="the training log likelihood")
+            labels = checked_y(chunk.y, chunk.x, target)
+            if labels is None:
+                raise UserError("the training log likelihood needs the observed y of the training data")
+            draws = draw_outputs(
+                model.net, guide, chunk.x, num_samples=num_samples, seed=seed, batch_size=batch_size,
+                norm_inputs=norm_inputs,
+            )  # fmt: skip
+            for s, outputs in enumerate(draws):
+                latents = latents_of_draw(model.likelihood, guide, s, seed=seed) if target.latents else {}
+                found = model.likelihood.statistics(outputs.float().unsqueeze(0), labels.cpu(), **latents)
+                assert found.log_likelihood is not None
+                log_likelihood[s, chunk.first : chunk.end] = found.log_likelihood[0]
+                if not chunk.first:
+                    draw = guide.draw(s, seed=seed)
+                    log_prior[s] = density_of_prior(model, draw, rows(chunk.x, slice(1)), labels[:1])
+                    log_q[s] = q.log_prob(draw)
+                bar.update(chunk.end - chunk.first)
+                if should_stop() and (s + 1 < num_samples or chunk.end < total):
+                    raise Interrupted(f"stopped after draw {s + 1} of {num_samples}")
     return TrainLogLikelihood(log_likelihood, log_prior, log_q)

@@ -1,8 +1,8 @@
 """How draws are made: method, sampling and network, decided before the first draw."""
 
+import logging
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, Symmetric, check_num_draws, offered
+from ppl_bnn.inputs import Inputs, count, lead
 from ppl_bnn.prediction.compact.network import CompactNetwork
 from ppl_bnn.prediction.door import check_inputs
-from ppl_bnn.prediction.draws import COMPACT, Blocks, coherent, compact_network, normalized
+from ppl_bnn.prediction.draws import COMPACT, Blocks, as_it_is, coherent, compact_network, normalized, samples_more
 from ppl_bnn.prediction.layerwise import fewer_numbers, layerwise
 from ppl_bnn.prediction.plain import NotTraceable, PlainNetwork, plain
 
 DRAWN: dict[str, Callable[..., Blocks]] = {"draws": coherent, "layerwise": layerwise}
 METHODS = ("auto", *DRAWN, "moments")
 SAMPLINGS = ("independent", "antithetic", "sobol")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,25 @@ class Prepared:
         network: the plain network, None where torch.fx cannot trace it.
         method: ``draws``, ``layerwise`` or ``moments``: what ``auto`` became.
         small: the compact network that draws are computed in, if they are.
+        by_pyro: whether a network that is not traced gets its draws through Pyro.
     """
 
     network: PlainNetwork | None
     method: str
     small: CompactNetwork | None = None
+    by_pyro: bool = False
 
-    def with_compact(self, guide: Posterior, x: Tensor, batch_size: int | None, setting: str) -> "Prepared":
+    def with_compact(self, guide: Posterior, x: Inputs, batch_size: int | None, setting: str) -> "Prepared":
         """The same with the compact network, where the setting (`predict`'s compact) says so."""
         if self.method == "draws":
-            return Prepared(self.network, self.method, compact_network(self.network, guide, x, batch_size, setting))
+            return replace(self, small=compact_network(self.network, guide, x, batch_size, setting))
         if setting == "yes":
             raise UserError(f"compact 'yes' is for the method draws, not {self.method}; leave it at 'auto'")
         return self
 
 
 def prepared_network(
-    net: nn.Module, guide: Posterior, x: Tensor, method: str, sampling: str, norm_inputs: Tensor | None
+    net: nn.Module, guide: Posterior, x: Inputs, method: str, sampling: str, norm_inputs: Inputs | None
 ) -> Prepared:
     """The plain network that draws of such inputs take, and the method that `auto` is.
 
@@ -64,28 +70,40 @@ def prepared_network(
         check_inputs(norm_inputs)
         network: PlainNetwork | None = normalized(net, norm_inputs)
     else:
-        network = None
-        with suppress(NotTraceable):
-            network = plain(net)
+        network, reason = _traced(net, x)
         if method == "auto":
             method = "layerwise" if sampling == "sobol" else cheapest(network, guide, x)
     if sampling == "antithetic" and method == "draws":
         offered(guide, Symmetric, "sampling antithetic", "use sampling independent")
+    if network is None and method == "draws":
+        log.info("draws run the network as it is: %s", reason)
+        return Prepared(None, method, by_pyro=samples_more(net, guide, x))
     return Prepared(network, method)
 
 
-def cheapest(network: PlainNetwork | None, guide: Posterior, x: Tensor) -> str:
+def _traced(net: nn.Module, x: Inputs) -> tuple[PlainNetwork | None, str]:
+    """The plain network, or None and why torch.fx cannot trace it."""
+    try:
+        return plain(net, x), ""
+    except NotTraceable as error:
+        return None, str(error)
+
+
+def cheapest(network: PlainNetwork | None, guide: Posterior, x: Inputs) -> str:
     """What the method ``auto`` is for these examples."""
     able = network is not None and guide.sites and isinstance(guide, Factorized)
     return "layerwise" if able and network and fewer_numbers(network, guide, x) else "draws"
 
 
 def drawn_blocks(
-    net: nn.Module, guide: Posterior, x: Tensor, seed: int, prepared: Prepared, sampling: str, batch_size: int | None
+    net: nn.Module, guide: Posterior, x: Inputs, seed: int, prepared: Prepared, sampling: str, batch_size: int | None
 ) -> Blocks:
     """Blocks of draws by a method and a sampling; of no examples, empty ones."""
-    if not len(x):
-        return Blocks(1, lambda block, sign: x)
+    if not count(x):
+        return Blocks(1, lambda block, sign: lead(x))
+    if prepared.network is None and prepared.method == "draws":
+        made = as_it_is(net, guide, x, seed, batch_size, by_pyro=prepared.by_pyro)
+        return mirrored(made) if sampling == "antithetic" else made
     how: dict[str, Any] = {"sobol": True} if sampling == "sobol" else {}
     if prepared.small is not None:
         how["small"] = prepared.small

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, offered
+from ppl_bnn.inputs import Inputs, call, split
 from ppl_bnn.prediction.plain import PlainNetwork, plain
 
 POINTS = 32  # of the logits' Normals, to average the softmax over
@@ -24,7 +25,7 @@ POINTS = 32  # of the logits' Normals, to average the softmax over
 Moments = tuple[Tensor, Tensor | None]
 
 
-def moment_predictive(net: nn.Module, guide: Posterior, x: Tensor, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
+def moment_predictive(net: nn.Module, guide: Posterior, x: Inputs, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
     """The predictive's probabilities [N, C] and the draws' expected entropy [N], nats, without a draw.
 
     The two are what `metrics.uncertainties` takes. Accuracy, cost and where it is off: docs/moments.md.
@@ -35,8 +36,8 @@ def moment_predictive(net: nn.Module, guide: Posterior, x: Tensor, *, batch_size
     network, found = moment_network(net, guide), []
     points: Tensor | None = None
     with torch.no_grad():
-        for batch in x.split(batch_size):
-            mean, variance = network(batch)
+        for batch in split(x, batch_size):
+            mean, variance = call(network, batch)
             points = standard_normals(mean.shape[1]).to(mean) if points is None else points
             found.append(softmax_moments(mean, variance, points))
     probs, mean_entropy = zip(*found, strict=True)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.inputs import Inputs, call, count
 
 
-def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
+def own_statistics(module: nn.Module, x: Inputs) -> Callable[..., None]:
     """A function that sets `module`'s batch norm to the statistics of x [K, ...] under the weights it has when called.
 
     Called again with the same arguments, whatever names the weights, it sets those of the first time without a look at
@@ -22,8 +23,8 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
         UserError: the module has no batch norm with running statistics, or x has fewer than 2 examples.
     """
     norms = batch_norms(module)
-    if len(x) < 2:
-        raise UserError(f"batch norm's statistics need at least 2 examples, got {len(x)}")
+    if count(x) < 2:
+        raise UserError(f"batch norm's statistics need at least 2 examples, got {count(x)}")
     for layer in norms:
         # The running statistics become those of the last pass.
         layer.momentum = 1.0
@@ -34,7 +35,7 @@ def own_statistics(module: nn.Module, x: Tensor) -> Callable[..., None]:
         for layer in norms:
             layer.train()
         with torch.inference_mode():
-            module(x)
+            call(module, x)
         for layer in norms:
             layer.eval()
 

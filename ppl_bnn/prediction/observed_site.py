@@ -16,13 +16,14 @@ from torch.distributions import constraints
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, signed_draw
+from ppl_bnn.inputs import Inputs, count, rows
 from ppl_bnn.models.evaluating import forked_random, seed_random
 from ppl_bnn.models.likelihoods import Bernoulli, Categorical, DrawStatistics, Likelihood
 from ppl_bnn.models.likelihoods.base import numbers
 from ppl_bnn.models.priors import elementwise
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.draws import Blocks
-from ppl_bnn.prediction.running import Target, arguments, run_with, takes_y
+from ppl_bnn.prediction.running import Function, Target, arguments, run_with, takes_y
 from ppl_bnn.prediction.taken_apart import check_alike, taken_apart
 
 
@@ -84,7 +85,7 @@ class BernoulliSite(Bernoulli):
 
 
 def observed_site(
-    model: Callable[..., Any], sites: Mapping[str, Mapping[str, Any]], site: str | None, few: Tensor
+    model: Callable[..., Any], sites: Mapping[str, Mapping[str, Any]], site: str | None, few: Inputs
 ) -> Target:
     """What is predicted of a user's own Pyro model.
 
@@ -103,51 +104,63 @@ def observed_site(
     name = site or next(iter(sites))
     if name not in sites:
         raise UserError(f"the model has no observed site {name!r}; it has {names}")
-    fn = _by_example(sites[name], name, len(few))
+    fn = _by_example(sites[name], name, count(few))
     likelihood, outputs = _likelihood(fn, name), _outputs(fn, name)
     with forked_random(outputs):
         seed_random(0, outputs)
         check_alike(lambda: likelihood.distribution(outputs), fn, name)
     likelihood.check(outputs)
-    module = model if isinstance(model, nn.Module) else _Function(model)
+    module = model if isinstance(model, nn.Module) else Function(model)
     return Target(module, likelihood, outputs, {}, name)
 
 
 def site_blocks(
-    target: Target, posterior: Posterior, x: Tensor, y: object, *, seed: int, batch_size: int | None
-) -> Blocks:
-    """Blocks of one draw: the parameters [1, N, K] of the observed site, the model run with the posterior's values."""
+    target: Target, posterior: Posterior, x: Inputs, y: object, *, seed: int, batch_size: int | None,
+    own_seed: int | None = None,
+) -> Blocks:  # fmt: skip
+    """Blocks of one draw: the parameters [1, N, K] of the observed site, the model run with the posterior's values.
+
+    Args:
+        own_seed: of what is drawn for each example; `seed` unless given.
+    """
+    own_seed = seed if own_seed is None else own_seed
     model, limit = target.net, batch_size or 200
     assert target.site is not None
 
     def parameters(index: int, sign: float) -> Tensor:
         weights = signed_draw(posterior, index, seed=seed, sign=sign)
-        local = posterior.draw_local(index, x, seed=seed) if isinstance(posterior, WithLocalLatents) else {}
+        local = _local(posterior, index, x, own_seed)
         found = []
-        for first in range(0, len(x), limit):
-            rows = slice(first, first + limit)
-            own = {name: value[rows] for name, value in local.items()}
-            site = _run(model, {**weights, **own}, x[rows], y, rows, str(target.site), draw_seed(seed, index))
-            found.append(_outputs(_by_example(site, str(target.site), len(x[rows])), str(target.site)))
+        for first in range(0, count(x), limit):
+            part = slice(first, first + limit)
+            own, some = {name: value[part] for name, value in local.items()}, rows(x, part)
+            site = _run(model, {**weights, **own}, some, y, part, str(target.site), draw_seed(own_seed, index))
+            found.append(_outputs(_by_example(site, str(target.site), count(some)), str(target.site)))
         return torch.cat(found).unsqueeze(0)
 
     return Blocks(1, parameters)
 
 
-def observed_values(target: Target, posterior: Posterior, x: Tensor, y: object, *, seed: int) -> object:
+def observed_values(target: Target, posterior: Posterior, x: Inputs, y: object, *, seed: int) -> object:
     """What the model observes at the site when it is given y: a part of y, say, or a function of it."""
     weights = dict(posterior.draw(0, seed=seed))
-    if isinstance(posterior, WithLocalLatents):
-        weights |= posterior.draw_local(0, x, seed=seed)
+    weights |= _local(posterior, 0, x, seed)
     site = _run(target.net, weights, x, y, slice(None), str(target.site), seed, with_y=True)
     return site["value"] if site["is_observed"] else y
 
 
+def _local(posterior: Posterior, index: int, x: Inputs, seed: int) -> Mapping[str, Tensor]:
+    """Latents of single examples; of several inputs there are none."""
+    if isinstance(posterior, WithLocalLatents) and isinstance(x, Tensor):
+        return posterior.draw_local(index, x, seed=seed)
+    return {}
+
+
 def _run(
-    model: nn.Module, values: Mapping[str, Tensor], x: Tensor, y: object, rows: slice, name: str, seed: int,
+    model: nn.Module, values: Mapping[str, Tensor], x: Inputs, y: object, part: slice, name: str, seed: int,
     *, with_y: bool = False,
 ) -> Mapping[str, Any]:  # fmt: skip
-    some = None if y is None else torch.as_tensor(y)[rows]
+    some = None if y is None else torch.as_tensor(y)[part]
     given = (x, some) if with_y and takes_y(model) else arguments(model, x, some)
     _, sites = run_with(model, values, x, given, seed=seed)
     if name not in sites.observable:
@@ -197,14 +210,3 @@ def _outputs(fn: TorchDistribution, name: str) -> Tensor:
         dtype = torch.promote_types(dtype, tensor.dtype)
     flat = [tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1) for tensor in tensors]
     return torch.cat(flat, 1).to(dtype)
-
-
-class _Function(nn.Module):
-    """A Pyro function as a module without parameters of its own."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: object) -> Any:
-        return self.function(*args)

@@ -71,6 +71,8 @@ def export(
             f"ONNX operator set {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}: "
             f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be written"
         )
+    if not isinstance(x, Tensor):
+        raise UserError(f"export takes networks of one input tensor, got a {type(x).__name__} of inputs")
     check_num_draws(guide, num_samples if method == "draws" else 0)
     target = check_prediction(model, guide, x, seed=seed, own_model="export")
     likelihood = target.likelihood

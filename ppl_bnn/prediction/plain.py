@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.inputs import Inputs, names_given
 from ppl_bnn.models.evaluating import evaluating
 from ppl_bnn.models.param_store import own_parameters
 from ppl_bnn.models.random_network import random_networks, random_sites
@@ -59,10 +61,14 @@ class PlainNetwork:
         return self.net.get_parameter(site)
 
 
-def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
+def plain(net: nn.Module, x: Inputs | None = None, *, fold: bool = True) -> PlainNetwork:
     """Return a copy of a network, Bayesian or not, as plain torch layers, batch norm folded in (running statistics).
 
     Weights of random sites are zero until they are set. `net` is not changed. Without `fold` batch norm is left.
+
+    Args:
+        x: inputs like those to come, for a forward pass with several. Optional parameters of the forward pass that
+            inputs do not fill keep their defaults.
 
     Raises:
         NotTraceable: torch.fx cannot write its forward pass down as a graph, or a module has a forward hook. An error
@@ -76,7 +82,7 @@ def plain(net: nn.Module, *, fold: bool = True) -> PlainNetwork:
         traced = copy.deepcopy(net, {id(value): value for value in (*net.parameters(), *net.buffers())})
         # A graph has the mode it was traced in written into it where a forward pass asks for `self.training`.
         with evaluating(traced), own_parameters():
-            graph = _LayersAsLeaves().trace(traced)
+            graph = _LayersAsLeaves(names_given(net, x)).trace(traced)
     except _TRACING_ERRORS as error:
         raise NotTraceable(f"{type(net).__name__} has no fixed graph of layers: {error}") from error
     if not isinstance(next(reversed(graph.nodes)).args[0], fx.Node):
@@ -118,6 +124,19 @@ def _random_layers(net: nn.Module) -> set[str]:
 
 
 class _LayersAsLeaves(fx.Tracer):
+    def __init__(self, given: set[str]) -> None:
+        super().__init__()
+        self._filled = given
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        """The arguments of the forward pass: its inputs, and the defaults of the others (``mask is not None``)."""
+        function, found = super().create_args_for_root(*args, **kwargs)
+        for at, value in enumerate(found):
+            if isinstance(value, fx.Proxy) and value.node.args and value.node.target not in self._filled:
+                found[at] = value.node.args[0]
+                self.graph.erase_node(value.node)
+        return function, found
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         bases = [base for base in type(m).__mro__ if base not in (nn.Module, object)]
         return next(m.children(), None) is None and any(base.__module__.startswith("torch.nn") for base in bases)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned, offered
+from ppl_bnn.inputs import Inputs, count, shape_of
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.prediction.compact.layerwise import NotDense, compact_draws
 from ppl_bnn.prediction.compact.network import can_be_compact
@@ -28,15 +29,15 @@ _KEPT_ROWS = 4000
 def predictor(
     model: nn.Module,
     posterior: Posterior,
-    x: Tensor,
+    x: Inputs,
     *,
     num_samples: int = 400,
     seed: int = 0,
     sampling: str = "independent",
     compact: str = "auto",
-    norm_inputs: Tensor | None = None,
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function of x [N, ...] to the predictive in two tensors.
+    norm_inputs: Inputs | None = None,
+) -> Callable[[Inputs], tuple[Tensor, Tensor]]:
+    """Return a function of x [N, ...], or a tuple or dict of such, to the predictive in two tensors.
 
     For classes they are the probabilities [N, C] and the draws' mean entropy [N] in nats, which
     `metrics.uncertainties` takes; for numbers the mean and the standard deviation of y, [N, ...] each. The function
@@ -70,19 +71,20 @@ def predictor(
     if drawn is None:
         prepared = prepared.with_compact(guide, x, None, compact)
     known: dict[int, Numbers] = {}
-    shape = x.shape[1:]
+    shape = shape_of(x)
     one_at_a_time = threading.Lock()
 
-    def numbers(of: Layerwise, x: Tensor) -> Numbers:
-        if len(x) * num_samples > _KEPT_ROWS:
+    def numbers(of: Layerwise, x: Inputs) -> Numbers:
+        examples = count(x)
+        if examples * num_samples > _KEPT_ROWS:
             return of.numbers(x, seed)
-        if len(x) not in known:
+        if examples not in known:
             known.clear()
-            known[len(x)] = cache(of.numbers(x, seed))
-        return known[len(x)]
+            known[examples] = cache(of.numbers(x, seed))
+        return known[examples]
 
-    def outputs(x: Tensor) -> Iterator[Tensor]:
-        if drawn:
+    def outputs(x: Inputs) -> Iterator[Tensor]:
+        if drawn and isinstance(x, Tensor):
             yield drawn(x)
             return
         if layerwise:
@@ -96,11 +98,11 @@ def predictor(
     def latents(draw: int) -> dict[str, Tensor]:
         return latents_of_draw(likelihood, guide, draw, seed=seed, sampling=sampling) if target.latents else {}
 
-    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
+    def answer(x: Inputs) -> tuple[Tensor, Tensor]:
         check_inputs(x)
         # A compact network picks its pixels by their place: of another shape it would pick others.
-        if (drawn or prepared.small is not None) and x.shape[1:] != shape:
-            raise UserError(f"the predictor was made for inputs {list(shape)}, got {list(x.shape[1:])}")
+        if (drawn or prepared.small is not None) and shape_of(x) != shape:
+            raise UserError(f"the predictor was made for inputs {list(shape)}, got {list(shape_of(x))}")
         # A draw's weights are written into the network.
         with one_at_a_time, torch.no_grad():
             return likelihood.answer(_averages(likelihood, outputs(x), latents))
@@ -139,10 +141,10 @@ def _averages(
 
 
 def _of_compact(
-    network: PlainNetwork, guide: Posterior, x: Tensor, num_samples: int, seed: int
+    network: PlainNetwork, guide: Posterior, x: Inputs, num_samples: int, seed: int
 ) -> Callable[[Tensor], Tensor] | None:
     """Draws of logits by the compact network of a pruned guide; None where it is not pruned, or not dense alone."""
-    if not x.is_cpu or not is_pruned(guide):
+    if not isinstance(x, Tensor) or not x.is_cpu or not is_pruned(guide):
         return None
     factorized = offered(guide, Factorized, "a compact network", "set compact to 'no'")
     if not can_be_compact(network, factorized):

@@ -37,7 +37,7 @@ class Predictive:
         seconds: time spent on drawing weights and on forward passes.
         samples: a draw of y from each draw of the network, for the examples kept, [S, K, ...]; None where the means
             tell everything about y, as class probabilities do.
-        sketch: of the draws of y of every example, where not all examples were kept.
+        sketch: of the draws of y of every example, where not all examples were kept; None of large data too.
         log_sum: log sum_s p(y_i | draw s), float64 [N], where `log_likelihood` was not kept.
         method: ``draws``: draw s is one network, the same for every example; ``layerwise``: examples are drawn
             independently of each other; ``moments``: no draws.
@@ -113,7 +113,7 @@ class Predictive:
         """Quantiles of y, or of E[y | draw], at levels in (0, 1), [Q, N, ...].
 
         They are read off the kept draws, where all draws of all examples are kept. Otherwise those of y come from a
-        sketch (`QuantileSketch.rank_error`), and those of the means are NaN for the examples that were not kept.
+        sketch (`QuantileSketch.rank_error`), if there is one. All others are NaN for the examples that were not kept.
 
         Args:
             of: ``y``: future observations, noise included (the default for numbers); ``mean``: E[y | draw], the
@@ -136,11 +136,7 @@ class Predictive:
         drawn = self.samples if kind == "y" else self.means
         assert drawn is not None
         found = torch.full((len(levels), len(self.draws), *drawn.shape[2:]), math.nan, dtype=drawn.dtype)
-        # In parts: the quantiles sort a copy of the draws, and torch takes at most 2^24 numbers.
-        size = max(1, 10_000_000 // max(1, drawn[:, :1].numel()))
-        for at in range(0, len(self.kept), size):
-            part = slice(at, at + size)
-            found[:, self.kept[part]] = drawn[:, part].nanquantile(levels.to(drawn.dtype), 0)
+        found[:, self.kept] = _quantiles(drawn, levels)
         return found
 
     def interval(self, level: float, *, of: str | None = None) -> tuple[Tensor, Tensor]:
@@ -171,12 +167,18 @@ class Predictive:
             averages=self.averages,
             y=self.y,
             nll=self.nll,
-            quantiles=self.quantiles,
+            quantiles=self._quantiles_for_scores,
             samples=self.samples,
             kept=self.kept,
             pit=self.pit,
         )
         return self.likelihood.scores(found)
+
+    def _quantiles_for_scores(self, levels: Tensor) -> Tensor:
+        """Quantiles of y of all examples, or, where neither draws nor a sketch tell them, of those that were kept."""
+        if self.samples is not None and self.sketch is None and len(self.kept) < len(self.draws):
+            return _quantiles(self.samples, checked_levels(levels))
+        return self.quantiles(levels)
 
     @property
     def pit(self) -> tuple[Tensor, Tensor] | None:
@@ -233,6 +235,16 @@ class Predictive:
         if self.draw_scores is None:
             raise UserError("accuracies need the labels: predict(model, posterior, x, y)")
         return self.draw_scores
+
+
+def _quantiles(drawn: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles [Q, K, ...] over draws [S, K, ...]."""
+    found = torch.empty((len(levels), *drawn.shape[1:]), dtype=drawn.dtype)
+    # In parts: the quantiles sort a copy of the draws, and torch takes at most 2^24 numbers.
+    size = max(1, 10_000_000 // max(1, drawn[:, :1].numel()))
+    for at in range(0, drawn.shape[1], size):
+        found[:, at : at + size] = drawn[:, at : at + size].nanquantile(levels.to(drawn.dtype), 0)
+    return found
 
 
 def checked_levels(levels: Sequence[float] | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.guides.posterior import Posterior, WithLatents
+from ppl_bnn.guides.posterior import Posterior, WithLatents, parameters_of
+from ppl_bnn.inputs import Inputs, call, count, lead
 from ppl_bnn.models.evaluating import evaluating, forked_random, seed_random
 from ppl_bnn.models.likelihoods import Likelihood
+from ppl_bnn.models.model import Model
 from ppl_bnn.models.param_store import own_parameters
 
 ADVICE = "build the guide of this network: MeanFieldNormal(model, x[:1], y[:1]), and predict with the whole model"
@@ -68,7 +71,7 @@ def of_number(draw: int, sampling: str) -> tuple[int, float]:
 
 
 def run_with(
-    model: Callable[..., Any], draw: Mapping[str, Tensor], x: Tensor, given: tuple[Any, ...], *, seed: int | None = None
+    model: Callable[..., Any], draw: Mapping[str, Tensor], x: Inputs, given: tuple[Any, ...], *, seed: int | None = None
 ) -> tuple[Any, "GivenSites"]:
     """Run the model with a draw's values, in evaluation mode; return what it returns, and its sites.
 
@@ -78,10 +81,19 @@ def run_with(
         seed: of random sites that have no value.
     """
     sites = GivenSites(draw)
-    with evaluating(model), forked_random(x), poutine.block(), own_parameters(), sites:
+    with evaluating(model), forked_random(lead(x)), poutine.block(), own_parameters(), sites:
         if seed is not None:
-            seed_random(seed, x)
+            seed_random(seed, lead(x))
+        if isinstance(model, nn.Module) and not isinstance(model, Model | Function) and len(given) == 1:
+            return call(model, x), sites
         return model(*given), sites
+
+
+def parameter_of(model: object, posterior: object) -> Tensor:
+    """A parameter of the model or the posterior in floating point, which tells device and dtype of inputs."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    more = parameters_of(posterior).values() if isinstance(posterior, Posterior) else ()
+    return next((value for value in chain(parameters, more) if value.is_floating_point()), torch.empty(0))
 
 
 def takes_y(model: Callable[..., Any]) -> bool:
@@ -94,23 +106,39 @@ def takes_y(model: Callable[..., Any]) -> bool:
     return True
 
 
-def arguments(model: Callable[..., Any], x: Tensor, y: object) -> tuple[Any, ...]:
+def arguments(model: Callable[..., Any], x: Inputs, y: object) -> tuple[Any, ...]:
     """What a model is called with: x, and the first of y where it cannot do without (``def model(x, y)``)."""
-    function = model.forward if isinstance(model, nn.Module) else model
-    try:
-        needed = [
-            one for one in inspect.signature(function).parameters.values()
-            if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-        ]  # fmt: skip
-    except (TypeError, ValueError):
-        return (x,)
-    if len(needed) < 2:
+    needed = required(model)
+    # A network's several inputs take several arguments, none of which is y.
+    network = isinstance(model, nn.Module) and not isinstance(model, Model)
+    if len(needed) < 2 or (network and not isinstance(x, Tensor)):
         return (x,)
     if y is None:
-        raise UserError(
-            f"the model cannot run without {needed[1].name!r}: give it a default of None to predict without y"
-        )
-    return x, torch.as_tensor(y)[: len(x)]
+        raise UserError(f"the model cannot run without {needed[1]!r}: give it a default of None to predict without y")
+    return x, torch.as_tensor(y)[: count(x)]
+
+
+def required(model: Callable[..., Any]) -> list[str]:
+    """Names of the positional arguments that a model cannot be called without; none where that cannot be told."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [one.name for one in found if one.default is one.empty and one.kind in kinds]
+
+
+class Function(nn.Module):
+    """A Pyro function as a module without parameters of its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: object) -> Any:
+        """What the function returns."""
+        return self.function(*args)
 
 
 class GivenSites(Messenger):

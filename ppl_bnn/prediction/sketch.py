@@ -114,6 +114,15 @@ class QuantileSketch:
                 found[rows] = _weighted_quantiles(self._values[rows, ..., : len(weights)], weights, levels)
         return found.movedim(-1, 0)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The stored values [N, ..., K] and the number of draws of each row [N], which they belong to."""
+        return [self._values, self.counts]
+
+    def of_rows(self, rows: slice) -> "QuantileSketch":
+        """A sketch of some of the rows."""
+        return self.from_state({"values": self._values[rows], "counts": self.counts[rows]})
+
     def state(self) -> dict[str, Tensor]:
         """What `from_state` needs, to be stored: the values [N, ..., K] and the number of draws of each row [N]."""
         return {"values": self._values.clone(), "counts": self.counts.clone()}

@@ -4,15 +4,13 @@ import copy
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ppl_bnn.inference.svi import fit
 from ppl_bnn.models.model import Model
 from ppl_bnn.pruning.masks import Pruned
 
 
 def finetune(
-    model: Model, pruned: Pruned, x: Tensor, y: Tensor, *, epochs: int, **settings: Any
+    model: Model, pruned: Pruned, x: Any, y: Any = None, *, epochs: int, **settings: Any
 ) -> tuple[Model, Pruned]:
     """Go on training the surviving weights and the point estimates; return the new model and posterior.
 
@@ -21,7 +19,7 @@ def finetune(
 
     Args:
         model: the Pyro model the posterior was trained in.
-        x, y: training inputs [N, ...] and observed values [N, ...].
+        x, y: training inputs [N, ...] and observed values [N, ...], or other data, as in `ppl_bnn.fit`.
         epochs, **settings: as in `ppl_bnn.fit`.
 
     Raises:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
+from ppl_bnn.inputs import Inputs
 from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.prediction.result import Predictive
 from ppl_bnn.pruning.criteria import Priors
@@ -32,8 +33,8 @@ class Level:
 def sweep(
     model: nn.Module,
     guide: Posterior,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: object = None,
     *,
     thresholds: Sequence[Threshold] = (10.0,),
     fractions: Sequence[float] = (),
@@ -44,7 +45,7 @@ def sweep(
     tuned: Callable[[Pruned], tuple[nn.Module, Pruned]] | None = None,
     num_samples: int = 200,
     seed: int = 0,
-    norm_inputs: Tensor | None = None,
+    norm_inputs: Inputs | None = None,
     compact: str = "auto",
     keep: Tensor | None = None,
     progress: bool = True,
@@ -56,7 +57,8 @@ def sweep(
 
     Args:
         model: a `Model`, or a network of class logits (as in `ppl_bnn.predict`).
-        y: observed values [N, ...], by which each level is scored.
+        x: inputs [N, ...], or other data, as in `ppl_bnn.predict`: each level reads them once.
+        y: observed values [N, ...], by which each level is scored, where `x` does not have them.
         scope, criterion, structure, priors: as in `prune`.
         tuned: returns the model and posterior to predict with instead of a level that lost weights
             (`ppl_bnn.pruning.finetuning`).

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from ppl_bnn.distributed import Alone
 from ppl_bnn.errors import UserError
 from ppl_bnn.prediction.running import Target
 from ppl_bnn.prediction.tally import Tally
@@ -72,7 +71,7 @@ def check_averages(likelihood, outputs, y):
     for cuts in ([len(outputs)], [1, len(outputs) - 1]):
         target = Target(torch.nn.Identity(), likelihood, outputs[0], {})
         tally = Tally(len(outputs), torch.arange(len(y)), len(y), y, target, sampling="independent", method="draws")
-        tally.go_on_from(None, Alone())
+        tally.begin(0, len(y))
         for part in outputs.split(cuts):
             tally.add(part)
         parts.append(tally.result())

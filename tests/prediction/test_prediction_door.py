@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, predict, predictor
 from ppl_bnn.errors import UserError
 from ppl_bnn.models import layer_table
-from ppl_bnn.prediction import predictive, without_draws
+from ppl_bnn.prediction import drawing, without_draws
 from ppl_bnn.prediction.onnx import export
 from ppl_bnn.prediction.plain import plain
 
@@ -26,7 +26,7 @@ def no_draws(monkeypatch):
     def drawn(*arguments):
         pytest.fail("a draw was made")
 
-    monkeypatch.setattr(predictive, "drawn_blocks", drawn)
+    monkeypatch.setattr(drawing, "drawn_blocks", drawn)
     monkeypatch.setattr(without_draws, "moment_predictive", drawn)
 
 
@@ -87,9 +87,10 @@ def test_a_guide_of_another_model_is_refused_by_its_sites():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ({"x": X}, r"x must be one tensor \[N, ...\], got a dict"),
-        ((X, X), r"x must be one tensor \[N, ...\], got a tuple"),
-        (X.numpy(), r"x must be one tensor.*got a numpy.ndarray: pass torch.as_tensor\(x\)"),
+        ({"x": X}, r"BayesianSequential fails on x, a dict of 'x'.*give it the inputs that its forward pass takes"),
+        ((X, X), r"BayesianSequential fails on x, a tuple of 2"),
+        ({"x": X, "z": X[:9]}, "the same number of examples, got 30 and 9"),
+        ((), "inputs must be a tensor"),
         (X[0, 0], r"x must be a tensor of at least 1 example"),
         (X[:0], "at least 1 example"),
         (X.index_fill(0, torch.tensor([4, 7]), -math.inf), "2 examples have NaN or infinite values, the first is 4"),
@@ -102,6 +103,11 @@ def test_inputs_that_are_no_tensor_of_finite_numbers_are_refused(x, message):
         predict(net, guide, x, Y, progress=False)
     with pytest.raises(UserError, match=message):
         predictor(net, guide, x)
+
+
+def test_a_predictor_takes_tensors():
+    with pytest.raises(UserError, match=r"x must be one tensor.*got a numpy.ndarray: pass torch.as_tensor\(x\)"):
+        predictor(*dense(), X.numpy())
 
 
 @pytest.mark.parametrize(

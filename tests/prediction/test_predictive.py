@@ -91,7 +91,7 @@ def test_seconds_count_what_is_computed_before_the_first_draw(monkeypatch):
         time.sleep(0.2)
         return drawn_blocks(*arguments)
 
-    monkeypatch.setattr("ppl_bnn.prediction.predictive.drawn_blocks", slowly)
+    monkeypatch.setattr("ppl_bnn.prediction.drawing.drawn_blocks", slowly)
     net, guide = small()
     assert predict(net, guide, X, Y, num_samples=1, progress=False).summary()["seconds"] >= 0.2
 

@@ -55,7 +55,8 @@ class Summary:
             `DrawStatistics.others`.
         y: observed values [N, ...].
         nll: of the averaged predictive, nats per datum.
-        quantiles: levels [Q] -> quantiles [Q, N, ...] of y; NaN where an example has no draws of y.
+        quantiles: levels [Q] -> quantiles [Q, N, ...] of y; NaN where an example has no draws of y. Where single draws
+            of K examples are all there is, those of these, [Q, K, ...].
         samples: draws of y for K of the examples, [S, K, ...]; None for likelihoods whose y is not drawn.
         kept: positions [K] of these examples.
         pit: `number_metrics.pit_limits` of every example, [N, ...] each; None where y is not drawn.
@@ -253,6 +254,7 @@ def number_scores(found: Summary) -> dict[str, float]:
         scores["crps"] = float(number_metrics.crps_from_draws(found.samples, y[found.kept]).nanmean())
     levels = torch.tensor([side for level in LEVELS for side in (0.5 - level / 2, 0.5 + level / 2)])
     quantiles = found.quantiles(levels).double()
+    y = y if quantiles.shape[1] == len(y) else y[found.kept]
     for level, (lower, upper) in zip(LEVELS, quantiles.unflatten(0, (-1, 2)), strict=True):
         name = f"{100 * level:g}"
         scores[f"coverage_{name}"] = number_metrics.coverage(lower, upper, y)
