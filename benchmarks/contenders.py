@@ -18,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from our_step import OurStep
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian
+from ppl_bnn import Classifier, MeanFieldNormal, TrainingStep, bayesian
 from ppl_bnn.guides import ESTIMATORS
-from ppl_bnn.inference.optimizers import build_optimizer
 
 NUM_DATA = 50_000
 
@@ -76,9 +74,11 @@ def ours(
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=0.0063 if ivon else 1.2e-4)
     model.to(memory_format=layout)
     guide.to(memory_format=layout)
-    optimizer = build_optimizer("ivon" if ivon else "adam", model, guide, lr=0.01 if ivon else 1e-4)
-    step = OurStep(model, guide, optimizer, estimator="plain" if ivon else name, compiles=mode == "compiled")
-    return Contender(step.replayed(x, y) if mode == "graph" else partial(step, x, y), partial(_bytes, optimizer))
+    step = TrainingStep(
+        model, guide, x, y, num_data=NUM_DATA, optimizer="ivon" if ivon else "adam", lr=0.01 if ivon else 1e-4,
+        estimator="plain" if ivon else name, compile=mode == "compiled", cuda_graph=mode == "graph",
+    )  # fmt: skip
+    return Contender(partial(step, x, y), partial(_bytes, step.optimizer))
 
 
 def ivon_opt(net: nn.Module, x: Tensor, y: Tensor, layout: torch.memory_format) -> Contender:

@@ -2,18 +2,25 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from our_step import METHODS, OurStep
-from ppl_bnn import Classifier, Images, KLScaledELBO, MeanFieldNormal, build
+from ppl_bnn import Classifier, GroupedFlips, Images, KLScaledELBO, MeanFieldNormal, TrainingStep, build
+from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.optimizers import build_optimizer
 from report import Table, aligned, as_markdown
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+
+METHODS: dict[str, Callable[[], Any]] = {
+    **ESTIMATORS,
+    **{f"groups-{count}": partial(GroupedFlips, count) for count in (2, 8, 16)},
+}
 
 TRAINABLE = (*METHODS, "ivon", *(f"ivon+{name}" for name in METHODS))
 
@@ -28,7 +35,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     seconds: float = 0.0
     steps: int = 0
-    own: tuple[str, OurStep] | None = None
+    own: tuple[str, TrainingStep] | None = None
 
     @classmethod
     def start(
@@ -49,16 +56,21 @@ class Training:
 
     def step(self, x: Tensor, y: Tensor, estimator: str = "plain") -> float:
         """Run one step and return its seconds."""
+        own = self._of(estimator, x, y)
         started = time.perf_counter()
-        self._of(estimator)(x, y)
+        own(x, y)
         seconds = time.perf_counter() - started
         self.seconds, self.steps = self.seconds + seconds, self.steps + 1
         return seconds
 
-    def _of(self, estimator: str) -> OurStep:
+    def _of(self, estimator: str, x: Tensor, y: Tensor) -> TrainingStep:
         # The guide's parameters are in the buffers of one step at a time.
         if self.own is None or self.own[0] != estimator:
-            self.own = estimator, OurStep(self.model, self.guide, self.optimizer, estimator=estimator)
+            method = estimator if estimator in ESTIMATORS else METHODS[estimator]()
+            step = TrainingStep(
+                self.model, self.guide, x, y, num_data=self.elbo.num_data, optimizer=self.optimizer, estimator=method
+            )
+            self.own = estimator, step
         return self.own[1]
 
 

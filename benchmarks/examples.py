@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from our_step import OurStep
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from our_step import OurStep
 from ppl_bnn import Classifier, Examples, MeanFieldNormal, as_examples, bayesian, build, fit, normalize
 from ppl_bnn.distributed import Alone
 from ppl_bnn.errors import Interrupted

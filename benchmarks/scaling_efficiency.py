@@ -16,14 +16,11 @@ from torch import nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-from our_step import OurStep
-from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build
+from ppl_bnn import Classifier, MeanFieldNormal, TrainingStep, bayesian, build
 from ppl_bnn.distributed import Communicator, connect
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import Terms
-from ppl_bnn.inference.objective import gradient_buckets
-from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.native.memory import keep_freed_memory
 
 _HELP = """
@@ -109,26 +106,20 @@ def ours(options: argparse.Namespace, ranks: Communicator | None) -> Callable[[]
     model = Classifier(net if options.deterministic else bayesian(net), 50_000).to(memory_format=torch.channels_last)
     x, y = batch(options)
     guide = MeanFieldNormal(model, x[:1], y[:1], init_loc="he", init_scale=1.2e-4).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer("adam", model, guide, lr=1e-4)
-    step = OurStep(
-        model, guide, optimizer, estimator="plain" if options.deterministic else options.estimator, gathers=not ranks
-    )
+    if ranks is not None:
+        ranks.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
+    step = TrainingStep(
+        model, guide, x, y, num_data=50_000, lr=1e-4, communicator=ranks,
+        estimator="plain" if options.deterministic else options.estimator, bucket_mb=options.bucket_mb,
+        compression=options.compression,
+    )  # fmt: skip
     if ranks is None:
         return lambda: step(x, y)
-    ranks.broadcast([*model.state_dict().values(), *guide.state_dict().values()])
-    buckets = gradient_buckets(
-        model, guide, step.elbo.flat, ranks, bucket_mb=options.bucket_mb, compression=options.compression
-    )
-    buckets.__enter__()
 
     def together() -> None:
-        step.update.prepare()
-        found = step.gradients(x, y)
-        buckets.average()
-        found = step.elbo.completed(found, 1.0)
+        found = step(x, y)
         terms = Terms(found.loss, found.nll, found.kl)
         data_parallel.agree(ranks, [(terms, found.correct)], stop=False, save=False)
-        step.update(found.squares)
 
     return together
 

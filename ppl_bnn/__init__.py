@@ -26,12 +26,15 @@ if TYPE_CHECKING:
         as_posterior,
     )
     from ppl_bnn.guides.posterior import Posterior
+    from ppl_bnn.inference.callbacks import Callback
     from ppl_bnn.inference.checkpoint import load_checkpoint
     from ppl_bnn.inference.elbo import KLScaledELBO, kl_by_site
     from ppl_bnn.inference.ivon import IVON
+    from ppl_bnn.inference.loggers import Logger
     from ppl_bnn.inference.posterior_file import load_posterior, save_posterior
     from ppl_bnn.inference.schedules import kl_schedule
     from ppl_bnn.inference.svi import fit
+    from ppl_bnn.inference.training_step import TrainingStep
     from ppl_bnn.models import (
         Classifier,
         GaussianScaleMixture,
@@ -76,12 +79,15 @@ _HOMES = {
         "as_posterior",
     ),
     "ppl_bnn.guides.posterior": ("Posterior",),
+    "ppl_bnn.inference.callbacks": ("Callback",),
     "ppl_bnn.inference.checkpoint": ("load_checkpoint",),
     "ppl_bnn.inference.elbo": ("KLScaledELBO", "kl_by_site"),
     "ppl_bnn.inference.ivon": ("IVON",),
+    "ppl_bnn.inference.loggers": ("Logger",),
     "ppl_bnn.inference.posterior_file": ("load_posterior", "save_posterior"),
     "ppl_bnn.inference.schedules": ("kl_schedule",),
     "ppl_bnn.inference.svi": ("fit",),
+    "ppl_bnn.inference.training_step": ("TrainingStep",),
     "ppl_bnn.models": (
         "Classifier",
         "GaussianScaleMixture",
@@ -116,6 +122,7 @@ _HOMES = {
 __all__ = [
     "IVON",
     "Bernoulli",
+    "Callback",
     "Categorical",
     "Classifier",
     "Examples",
@@ -126,6 +133,7 @@ __all__ = [
     "KLScaledELBO",
     "Likelihood",
     "LocalReparameterization",
+    "Logger",
     "MeanFieldNormal",
     "Model",
     "NegativeBinomial",
@@ -137,6 +145,7 @@ __all__ = [
     "StoredPosterior",
     "StudentT",
     "Table",
+    "TrainingStep",
     "UserError",
     "__version__",
     "ard",
@@ -155,8 +164,8 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_posterior",
-    "open_run",
     "normalize",
+    "open_run",
     "predict",
     "predictor",
     "pretrained_prior",

@@ -24,6 +24,10 @@ class WorkerLost(RuntimeError):
     """A worker process that reads data is gone. The last checkpoint of a training is good."""
 
 
+class CallbackFailed(RuntimeError):
+    """A callback or logger of the user's own raised an error, its cause, while a training ran."""
+
+
 def some(names: Iterable[str], most: int = 3) -> str:
     """The first of some names, quoted, and how many more there are, for a message."""
     first, rest = (names := list(names))[:most], len(names) - most

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace) -> None:
     # Not for --help: what they bring along takes seconds to import.
-    from ppl_bnn.experiment.provenance import pruned_path
     from ppl_bnn.data import first_inputs
+    from ppl_bnn.experiment.provenance import pruned_path
     from ppl_bnn.experiment.setup import opened
     from ppl_bnn.inference.posterior_file import load_posterior
     from ppl_bnn.prediction.onnx import export

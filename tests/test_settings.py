@@ -21,7 +21,10 @@ from ppl_bnn.settings import Count, OneOf, Positive, check, decisive, documented
 OTHER_DEFAULTS = {"epochs": 23, "optimizer": "rmsprop", "checkpoint_every": 5, "keep_checkpoints": 10}
 # Without a batch size, fit takes that of a DataLoader, and only then the default.
 WITHOUT_DEFAULT = {"batch_size": None}
-NOT_SETTINGS = {"model", "guide", "x", "y", "weights", "progress", "folder", "origin", "should_stop", "communicator"}
+NOT_SETTINGS = {
+    "model", "guide", "x", "y", "weights", "progress", "folder", "origin", "should_stop", "communicator", "validation",
+    "callbacks", "loggers", "scheduler", "scheduler_every",
+}  # fmt: skip
 
 
 def test_fit_its_settings_and_the_config_agree_field_by_field():
@@ -48,7 +51,9 @@ def test_the_settings_that_decide_a_training_are_one_list():
     of_fit = set(decisive(TrainSettings))
     assert {"lr_per_rank", "compression", "seed", "epochs"} <= of_fit
     assert not {"bucket_mb", "compare_every", "keep_checkpoints"} & of_fit
-    assert trained_part(Config())["train"].keys() == of_fit | {"kl_weight", "kl_schedule", "kl_ramp", "kl_cycles"}
+    assert trained_part(Config())["train"].keys() == of_fit | {
+        "kl_weight", "kl_schedule", "kl_ramp", "kl_cycles", "validation",
+    }  # fmt: skip
 
 
 def test_help_shows_choices_and_ranges():

@@ -1,6 +1,7 @@
 """Averages gradients over the ranks in a few large messages, which travel while back-propagation runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -39,9 +40,9 @@ class GradientBuckets:
     once its last gradient has arrived and the bucket before it was sent. So all ranks send in the same order, whatever
     the order of their gradients, and cannot deadlock.
 
-    Call `average` once after each back-propagation, before anything reads ``.grad``. It waits for the buckets; then
-    ``.grad`` is the mean over the ranks. A parameter without a gradient counts as zero. The gradients live in the
-    buckets until they are set to None.
+    Call `average` once after each back-propagation, but for those under `waiting`, before anything reads ``.grad``. It
+    waits for the buckets; then ``.grad`` is the mean over the ranks. A parameter without a gradient counts as zero. The
+    gradients live in the buckets until they are set to None.
 
     Args:
         parameters: trained parameters, the same on every rank, in the order of the forward pass.
@@ -74,6 +75,7 @@ class GradientBuckets:
         ]
         self._home = {leaf: bucket for bucket in self._buckets for leaf in bucket.leaves}
         self._started = 0
+        self._waits = False
 
     def __enter__(self) -> "GradientBuckets":
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in self._home]
@@ -86,6 +88,15 @@ class GradientBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Context manager for a back-propagation whose gradients the next one adds to: nothing is sent yet."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
     def average(self) -> None:
         """Wait until every parameter's ``.grad`` is the mean over the ranks."""
         for bucket in self._buckets[self._started :]:
@@ -96,6 +107,8 @@ class GradientBuckets:
         self._started = 0
 
     def _take(self, parameter: Tensor) -> None:
+        if self._waits:
+            return
         self._home[parameter].take(parameter)
         while self._started < len(self._buckets) and not self._buckets[self._started].missing:
             self._buckets[self._started].start()
@@ -144,7 +157,11 @@ class _Bucket:
         del self.missing[leaf]
 
     def fill_up(self) -> None:
-        for parameter in self.missing:
+        for parameter in list(self.missing):
+            if parameter.grad is not None:
+                # Of an earlier back-propagation of the same step.
+                self.take(parameter)
+                continue
             self._views[parameter].zero_()
             parameter.grad = self._views[parameter]
         self.missing.clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ppl_bnn.errors import Diverged, FileError, Interrupted, UserError, WorkerLost
+from ppl_bnn.errors import CallbackFailed, Diverged, FileError, Interrupted, UserError, WorkerLost
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.recipes import config_of
@@ -53,7 +53,7 @@ def _failure(error: Exception) -> str:
     from ppl_bnn.distributed import RankLost
     from ppl_bnn.inference.memory import is_out_of_memory
 
-    if isinstance(error, Diverged | WorkerLost):
+    if isinstance(error, Diverged | CallbackFailed | WorkerLost):
         return str(error)
     if isinstance(error, RankLost):
         return f"another rank is gone ({error}); run the same command again to resume from the last checkpoint"

@@ -128,6 +128,12 @@ class TrainConfig(TrainSettings):
         0.5, help="the rise takes this fraction of the training (linear) or of each cycle (cyclical)"
     )
     kl_cycles: Count = setting(4, help="number of cycles")
+    validation: Natural = setting(
+        0, help="number of the last training examples that are kept out of training for its validation"
+    )
+    tensorboard: bool = setting(
+        False, help="write the training's numbers for TensorBoard too, into out/tensorboard", decisive=False
+    )
     rank_timeout: Positive = setting(
         600.0, help="seconds to wait for a silent rank before the others exit", decisive=False
     )

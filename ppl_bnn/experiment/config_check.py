@@ -21,6 +21,11 @@ MADE_OF_TEST = ("noise", "shuffled")
 def check(config: Config) -> None:
     """Raise UserError for the first setting that is out of range or does not fit the others, by its dotted name."""
     config.train.check(prefix="train.")
+    if config.train.patience is not None and config.train.validation == 0:
+        raise UserError(
+            f"train.patience {config.train.patience} waits for a better score of a validation: set train.validation to "
+            "the number of training examples to keep out for it"
+        )
     for known in fields(Config):
         part = getattr(config, known.name)
         if is_dataclass(part) and known.name != "train":

@@ -19,6 +19,7 @@ from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.described import described
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
+from ppl_bnn.experiment.held_out import held_out
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.kinds import kind_of
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
@@ -55,6 +56,7 @@ class Experiment:
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
             self.train_data, self.test_data = load_data(config, progress=progress)
+        self.train_data, self.validation_data = held_out(self.train_data, config.train.validation)
         likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
         source = config.model.prior_from

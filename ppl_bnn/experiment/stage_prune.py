@@ -112,6 +112,8 @@ def _finetuning(run: Experiment) -> Callable[[Pruned], tuple[Model, Pruned]]:
     how: dict[str, Any] = {known.name: getattr(train, known.name) for known in fields(TrainSettings)}
     how |= {"lr": settings.finetune_lr or train.lr, "lr_schedule": "cosine", "lr_warmup": 0.0, "keep_checkpoints": 1}
     how |= {"epochs": settings.finetune_epochs, "kl_weight": train.kl_weight, "seed": settings.seed}
+    # A level is fine-tuned for all of its epochs.
+    how["patience"] = None
 
     def tuned(pruned: Pruned) -> tuple[Model, Pruned]:
         log.info("prune: fine-tuning the network with %.4g%% pruned", 100 * pruned.fraction)

@@ -33,6 +33,7 @@ from ppl_bnn.inference.posterior_file import load_posterior
 from ppl_bnn.inference.schedules import kl_schedule
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.svi import fit
+from ppl_bnn.inference.tensorboard import TensorBoard
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.log_density import train_log_likelihood
@@ -64,6 +65,8 @@ def train(run: Experiment) -> None:
         kl_weight=kl_schedule(
             settings.kl_schedule, settings.kl_weight, ramp=settings.kl_ramp, cycles=settings.kl_cycles
         ),
+        validation=None if run.validation_data is None else run.tensors(run.validation_data),
+        loggers=[TensorBoard(run.out / "tensorboard")] if settings.tensorboard else [],
         progress=run.progress,
         folder=run.out,
         origin=run.origin | {"run": run.name, "described": run.described()},
@@ -72,8 +75,8 @@ def train(run: Experiment) -> None:
     )
     last, seconds = history[-1], sum(row["seconds"] for row in history)
     log.info(
-        "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum%s",
-        len(history), seconds, last["loss"], last["nll"], last["kl"],
+        "train: %d epochs in %.0f s; loss %.4f, nll %.4f, kl %.4f nats per datum, kl_weight %.8g%s",
+        len(history), seconds, last["loss"], last["nll"], last["kl"], last["kl_weight"],
         f", accuracy {last['accuracy']:.4f}" if run.of_classes else "",
     )  # fmt: skip
 

@@ -100,6 +100,7 @@ def save(
     keep: int | None = None,
     random: dict[str, Tensor] | None = None,
     params: Mapping[str, Tensor] | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write ``folder/step-00001234.safetensors`` with parameters, optimizer state and the random generators' state.
 
@@ -110,18 +111,17 @@ def save(
         keep: number of other checkpoints to keep, the last ones, beside step 0; older ones are then deleted.
         random: the random generators' states, if not those of this process alone (`random_state`).
         params: unconstrained values of ``pyro.param`` statements by name.
+        name: of the file, in place of ``step-00001234``.
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
-    tensors = {f"model.{name}": value for name, value in point_state(model).items()}
-    tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
-    tensors |= {f"params.{name}": value.detach() for name, value in (params or {}).items()}
+    tensors = tensors_of(model, guide, params or {})
     if random is None:
         random = random_state(
             next((value.device for value in tensors.values() if not value.is_cpu), torch.device("cpu"))
         )
-    tensors |= {f"random.{name}": value for name, value in random.items()}
+    tensors |= {f"random.{kind}": value for kind, value in random.items()}
     groups: list[dict[str, Any]] = []
     if optimizer is not None:
         state = optimizer.state_dict()
@@ -132,7 +132,7 @@ def save(
     text = json.dumps(
         {"format": FORMAT, "step": step, "groups": groups, "meta": meta or {}, "priors": priors_of(model)}
     )
-    path = folder / f"step-{step:08d}.safetensors"
+    path = folder / f"{name or f'step-{step:08d}'}.safetensors"
     with written_atomically(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"ppl_bnn": text, "crc32": str(checksum(tensors, text))})
@@ -143,6 +143,13 @@ def save(
         for old in [other for other in saved(folder) if step_of(other) > 0][:-keep]:
             old.unlink(missing_ok=True)
     return path
+
+
+def tensors_of(model: nn.Module, guide: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a training learns, by the names in a checkpoint: as it is, not copied."""
+    tensors = {f"model.{name}": value for name, value in point_state(model).items()}
+    tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    return tensors | {f"params.{name}": value.detach() for name, value in params.items()}
 
 
 def load(path: Path, *, advice: str = "delete it to resume from the one before it") -> Checkpoint:
@@ -256,13 +263,18 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
+def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set torch's random generators to states that `random_state` gave."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
 def restore_random(checkpoint: Checkpoint, device: torch.device, rank: int = 0) -> None:
     """Set torch's random generators, of the CPU and of `device`, to where that rank had them when it was written."""
     end = f".{rank}" if rank else ""
-    torch.set_rng_state(checkpoint.tensors[f"random.cpu{end}"])
-    state = checkpoint.tensors.get(f"random.{device.type}{end}")
-    if device.type != "cpu" and state is not None:
-        torch.get_device_module(device).set_rng_state(state, device)
+    found = checkpoint.part("random")
+    set_random_state({kind: found[kind + end] for kind in ("cpu", device.type) if kind + end in found}, device)
 
 
 def _available(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -80,6 +81,19 @@ class Numbers(NamedTuple):
     correct: Any
     squares: Any = 0.0
 
+    def plus(self, other: "Numbers") -> "Numbers":
+        """These parts and those of another batch of the same step, before it is completed."""
+        return Numbers(None, self.nll + other.nll, self.kl + other.kl, self.correct + other.correct)
+
+
+@dataclass
+class _Drawn:
+    """A step's draw: its KL in flat buffers, the noise of other sites, and the share of the step that used it."""
+
+    kl: Any
+    noise: dict[str, Tensor]
+    share: float = 0.0
+
 
 class DirectELBO:
     """`KLScaledELBO` for a `Model` of random parameters alone under a mean-field guide, with one draw a step.
@@ -90,7 +104,7 @@ class DirectELBO:
     Args:
         num_data: N, the number of training data.
         estimator: how the network's functions are computed; None is the plain draw.
-        gathers: whether `gradients` calls that of `flat`; False leaves it to `ppl_bnn.distributed.GradientBuckets`.
+        gathers: whether `completed` calls `flat.gradients`; False leaves it to `ppl_bnn.distributed.GradientBuckets`.
         compiles: whether the network's forward and backward pass run through torch.compile. With an estimator they do
             not: it computes each layer.
 
@@ -131,6 +145,7 @@ class DirectELBO:
         self._aside = [site for site in guide.sites if site not in in_flat]
         self._with_kl = [site for site in guide.sites if self.flat is None or site not in self.flat.kl_sites]
         self._has_classes = True
+        self._drawn: _Drawn | None = None
         self._given = None if self._aside else given(model, self._for_network(in_flat))
 
     def __enter__(self) -> Self:
@@ -142,44 +157,44 @@ class DirectELBO:
     def __exit__(self, *error: object) -> None:
         self.model.net._compiled_call_impl = self._compiled
 
-    def gradients(
+    def add(
         self, x: Inputs, y: Tensor, *, kl_weight: float | Tensor, likelihood_weight: float = 1.0,
-        weights: Tensor | None = None,
+        weights: Tensor | None = None, share: float = 1.0,
     ) -> Numbers:  # fmt: skip
-        """The parts of the loss, on a CPU as numbers.
+        """`share` of the parts of the loss on a batch, on a CPU as numbers; batches until `completed` have one draw.
 
-        Gradients are added to those of all parameters that are not in `flat`, whose are in its buffers then.
+        Gradients are added to those of all parameters that are not in `flat`, whose are in its buffers once completed.
 
         Args:
             likelihood_weight: see `KLScaledELBO.terms_and_grads`.
             weights: of the examples, [B].
         """
         model, flat = self.model, self.flat
-        # In the order in which the guide samples.
-        of_sites = dict(zip(self.guide.sites, seeds(len(self.guide.sites)), strict=True)) if y.is_cpu else None
-        kl: Any = 0.0
+        # Taken out until the gradients are there: after an error there is no draw to go on with.
+        drawn, self._drawn = self._drawn or self._draw(on_cpu=y.is_cpu), None
+        drawn.share += share
+        kl: Any = drawn.kl if share == 1 else drawn.kl * share
         if flat is not None:
-            kl, flat.kl_factor = flat.draw(of_sites), kl_weight / self.num_data
+            flat.kl_factor = (kl_weight if drawn.share == 1 else kl_weight * drawn.share) / self.num_data
         posterior = dict(flat.posterior) if flat else {}
         values = dict(flat.values) if flat else {}
-        for site in self._aside:
+        for site, noise in drawn.noise.items():
             q = posterior[site] = self.guide.distribution(site)
-            noise = standard_normal(q.loc, seed=None if of_sites is None else of_sites[site])
             values[site] = torch.addcmul(q.loc, q.scale, noise)
         if self.estimator is not None:
             self.estimator.start(posterior)
         # Nats of one datum, as `num_data / batch` scales the batch to all data, whose number divides the sum.
-        factor = likelihood_weight / len(y)
+        factor = likelihood_weight * share / len(y)
         with self._given or given(model, self._for_network(values)):
             outputs = model.outputs(x)
             nll: Any = model.likelihood.nll(outputs, y, weights)
             roots, factors = [nll], [nll.new_full((), factor)]
             if self._with_kl:
                 rest: Any = sum(self._kl(site, posterior, values) for site in self._with_kl)
-                kl = kl + rest.detach()
+                kl = kl + (rest.detach() if share == 1 else rest.detach() * share)
                 if rest.requires_grad:
                     roots.append(rest)
-                    factors.append(torch.as_tensor(kl_weight / self.num_data).to(rest))
+                    factors.append(torch.as_tensor(kl_weight * share / self.num_data).to(rest))
             torch.autograd.backward(roots, factors)
         correct: Any = model.likelihood.correct(outputs.detach(), y) if self._has_classes else None
         self._has_classes = correct is not None
@@ -190,12 +205,30 @@ class DirectELBO:
         else:
             correct = torch.full_like(nll, math.nan) if correct is None else correct
             kl = kl if isinstance(kl, Tensor) else torch.full_like(nll, kl)
-        found = Numbers(None, nll, kl / self.num_data, correct)
-        return self.completed(found, kl_weight) if self.gathers else found
+        self._drawn = drawn
+        return Numbers(None, nll, kl / self.num_data, correct)
+
+    def _draw(self, *, on_cpu: bool) -> "_Drawn":
+        # In the order in which the guide samples.
+        of_sites = dict(zip(self.guide.sites, seeds(len(self.guide.sites)), strict=True)) if on_cpu else None
+        kl = 0.0 if self.flat is None else self.flat.draw(of_sites)
+        locs = {site: self.guide.parameters_of(site)[0] for site in self._aside}
+        return _Drawn(
+            kl,
+            {
+                site: standard_normal(loc, seed=None if of_sites is None else of_sites[site])
+                for site, loc in locs.items()
+            },
+        )
 
     def completed(self, found: Numbers, kl_weight: float | Tensor) -> Numbers:
-        """The parts of the loss when gradients are gathered: with loss, the whole kl, and squares."""
+        """The parts of the loss when gradients are gathered: with loss, the whole kl, and squares.
+
+        Args:
+            found: the sum of what `add` found since the last call.
+        """
         kl: Any = found.kl
+        self._drawn = None
         squares: Any = 0.0
         if self.flat is not None:
             squares = self.flat.gradients() if self.gathers else self.flat.arithmetic.squares()

@@ -29,7 +29,8 @@ class TrainingLog:
 
     Attributes:
         epochs: one record an epoch.
-        steps: one record every 50 steps: step, seconds so far, and the means over those steps.
+        steps: one record every 50 steps: step, seconds so far, and the means over those steps. kl_weight is the mean by
+            which loss = nll + kl_weight * kl.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
@@ -40,6 +41,8 @@ class TrainingLog:
         self._starts, self._step = [0], 0
         self._epoch: dict[str, float] = state.get("sums", {})
         self._window: dict[str, float] = state.get("window", {})
+        # Of the last epoch, whose record has the weight of its last step.
+        self._kl_weight = math.nan
 
     @property
     def rows(self) -> int:
@@ -50,12 +53,17 @@ class TrainingLog:
         """Everything, as JSON: ``TrainingLog(log.state())`` continues this one."""
         return {"history": self.epochs, "step_records": self.steps, "sums": self._epoch, "window": self._window}
 
-    def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float) -> None:
+    def add(self, step: int, terms: Terms, correct: float, rows: int, seconds: float, kl_weight: float = 1.0) -> None:
         """Add a step of `rows` examples."""
         self._step = step
         self._last.append((rows, round(seconds, 6), round(correct / rows, 6) if math.isfinite(correct) else None))
         parts = {"loss": terms.loss * rows, "nll": terms.nll * rows, "kl": terms.kl * rows, "correct": correct}
+        parts["weighted_kl"] = kl_weight * parts["kl"]
         for sums in (self._epoch, self._window):
+            if "weighted_kl" not in sums and "loss" in sums:
+                # Of an earlier version.
+                sums["weighted_kl"] = sums["loss"] - sums["nll"]
+            sums["kl_weight"] = kl_weight
             for name, value in {**parts, "rows": rows, "seconds": seconds}.items():
                 sums[name] = sums.get(name, 0.0) + value
         if step % STEPS_A_RECORD == 0:
@@ -73,7 +81,11 @@ class TrainingLog:
             {"epoch": epoch, "step": step, "seconds": seconds, **parts, "kl_weight": kl_weight,
              "accuracy": means["accuracy"], "lr": lr, "samples_per_second": speed}
         )  # fmt: skip
-        self._epoch = {}
+        self._epoch, self._kl_weight = {}, means["kl_weight"]
+
+    def add_scores(self, scores: Mapping[str, float]) -> None:
+        """Add the scores of a validation to the last epoch's record, as ``val_nll`` and so on."""
+        self.epochs[-1].update({f"val_{name}": score for name, score in scores.items()})
 
     def write(self, folder: Path) -> None:
         """Write log.csv and steps.csv."""
@@ -116,11 +128,13 @@ class TrainingLog:
         write_text(folder / "performance.json", json.dumps(content) + "\n")
 
     def __str__(self) -> str:
-        means = _means(self._epoch) if self._epoch else self.epochs[-1]
+        means = _means(self._epoch) if self._epoch else {**self.epochs[-1], "kl_weight": self._kl_weight}
         # Without class labels there is no accuracy.
-        shown = [name for name in ("loss", "nll", "kl", "accuracy") if not math.isnan(means[name])]
-        parts = ", ".join(f"{name} {means[name]:.4f}" for name in shown)
-        return f"{parts}, {means['samples_per_second']:.0f} samples/s"
+        shown = [name for name in ("loss", "nll", "kl", "kl_weight", "accuracy") if not math.isnan(means[name])]
+        parts = [f"{name} {means[name]:{'.8g' if name == 'kl_weight' else '.4f'}}" for name in shown]
+        last = next((record for record in reversed(self.epochs) if "val_nll" in record), {})
+        parts += [f"{name} {last[name]:.4f}" for name in ("val_nll", "val_accuracy", "val_rmse") if name in last]
+        return f"{', '.join(parts)}, {means['samples_per_second']:.0f} samples/s"
 
 
 class BatchAccuracy(Messenger):
@@ -143,12 +157,15 @@ class BatchAccuracy(Messenger):
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
     rows = sums["rows"]
     means = {name: sums[name] / rows for name in ("loss", "nll", "kl")}
+    means["kl_weight"] = sums["weighted_kl"] / sums["kl"] if sums["kl"] else sums["kl_weight"]
     return {**means, "accuracy": sums["correct"] / rows, "samples_per_second": rows / sums["seconds"]}
 
 
 def _as_csv(records: Sequence[Mapping[str, float]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    # Not every epoch has a validation, and earlier versions wrote less.
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()

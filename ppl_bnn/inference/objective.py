@@ -1,10 +1,13 @@
 """What a training's step differentiates: the KL-scaled ELBO, without Pyro's messages where these make no difference."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, Protocol, Self
 
+import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_bnn.distributed import Communicator, GradientBuckets
@@ -13,12 +16,12 @@ from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.guides.estimators import Estimator, Flipout, GroupedFlips, LocalReparameterization
 from ppl_bnn.guides.flat import FlatNormal
 from ppl_bnn.inference import data_parallel
+from ppl_bnn.inference.checkpoint import random_state, set_random_state
 from ppl_bnn.inference.direct import DirectELBO, Numbers, why_not_direct
 from ppl_bnn.inference.door import Training
 from ppl_bnn.inference.elbo import KLScaledELBO
 from ppl_bnn.inference.example_weights import weighting
 from ppl_bnn.inference.log import BatchAccuracy
-from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inputs import Inputs
 from ppl_bnn.registry import lookup
 
@@ -38,14 +41,21 @@ class Objective(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def gradients(
-        self, x: Inputs, y: Tensor, *, kl_weight: Any, likelihood_weight: float = 1.0, weights: Tensor | None = None
-    ) -> Numbers:
-        """The parts of the loss on a batch; its gradients are added to the parameters', or are in `flat`."""
+    def add(
+        self, x: Inputs, y: Tensor, *, kl_weight: Any, likelihood_weight: float = 1.0, weights: Tensor | None = None,
+        share: float = 1.0,
+    ) -> Numbers:  # fmt: skip
+        """`share` of the parts of the loss on a batch; gradients are added to those of earlier batches of the step.
+
+        All batches until `completed` have the same draw of the weights. Their shares add up to 1.
+        """
         ...
 
     def completed(self, found: Numbers, kl_weight: Any) -> Numbers:
-        """The parts of the loss once the ranks have averaged their gradients."""
+        """The parts of the loss once all batches of a step are added, and the ranks have averaged their gradients.
+
+        Gradients of `flat` are then in its buffers.
+        """
         ...
 
 
@@ -56,57 +66,104 @@ class ThroughPyro:
 
     def __init__(self, model: nn.Module, guide: nn.Module, elbo: KLScaledELBO, estimator: object) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
-        self._handlers = estimator, BatchAccuracy()
-        self._scopes = ExitStack()
+        self._accuracy, self._draws = BatchAccuracy(), _SameDraws()
+        self._handlers: tuple[Any, ...] = estimator, self._accuracy
 
     def __enter__(self) -> Self:
-        for handler in self._handlers:
-            self._scopes.enter_context(handler)  # type: ignore[arg-type]
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._scopes.__exit__(*error)  # type: ignore[arg-type]
+        pass
 
-    def gradients(
-        self, x: Inputs, y: Tensor, *, kl_weight: float, likelihood_weight: float = 1.0, weights: Tensor | None = None
-    ) -> Numbers:
+    def add(
+        self, x: Inputs, y: Tensor, *, kl_weight: float, likelihood_weight: float = 1.0,
+        weights: Tensor | None = None, share: float = 1.0,
+    ) -> Numbers:  # fmt: skip
         """See `Objective`."""
-        with weighting(weights):
+        self._draws.device = y.device
+        # For this batch alone: what runs between steps, such as a prediction, must not meet them.
+        with ExitStack() as scopes:
+            for handler in (*self._handlers, weighting(weights), *([self._draws] if share < 1 else [])):
+                scopes.enter_context(handler)
             terms = self.elbo.terms_and_grads(
-                self.model, self.guide, x, y, kl_weight=kl_weight, likelihood_weight=likelihood_weight
+                self.model, self.guide, x, y, kl_weight=kl_weight * share, likelihood_weight=likelihood_weight * share
             )
-        return Numbers(terms.loss, terms.nll, terms.kl, self._handlers[1].correct)
+        return Numbers(terms.loss, terms.nll, terms.kl * share, self._accuracy.correct)
 
-    def completed(self, found: Numbers, kl_weight: Any) -> Numbers:
+    def completed(self, found: Numbers, kl_weight: float) -> Numbers:
         """See `Objective`."""
-        return found
+        self._draws.forget()
+        return found if found.loss is not None else found._replace(loss=found.nll + kl_weight * found.kl)
 
 
-def objective_for(trained: Training, settings: TrainSettings, num_data: int, ranks: Communicator) -> Objective:
-    """The objective of a training, as fast as its model and guide allow."""
+class _SameDraws(Messenger):
+    """Pyro handler: sites outside of plates are drawn from the same random state in each batch of a step.
+
+    What is drawn beside them, dropout's masks and the latents of examples, is each batch's own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("cpu")
+        self._states: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def __enter__(self) -> Self:
+        self._met: Counter[str] = Counter()
+        self._after: dict[str, Tensor] | None = None
+        return super().__enter__()
+
+    def forget(self) -> None:
+        """Begin another step."""
+        self._states.clear()
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["done"] or msg["is_observed"] or msg["cond_indep_stack"]:
+            return
+        name = msg["name"]
+        self._met[name] += 1
+        now = random_state(self.device)
+        before = self._states.setdefault((name, self._met[name]), now)
+        if before is not now:
+            self._after = now
+            set_random_state(before, self.device)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if self._after is not None:
+            set_random_state(self._after, self.device)
+            self._after = None
+
+
+def objective_for(
+    trained: Training, estimator: str | Messenger, num_data: int, *, num_particles: int = 1, compile: bool = False,
+    gathers: bool = True, tells: bool = True,
+) -> Objective:  # fmt: skip
+    """The objective of a training, as fast as its model and guide allow.
+
+    Args:
+        estimator: a name of `ESTIMATORS`, or an estimator.
+        gathers: see `DirectELBO`: on one rank.
+        tells: log what is not as fast, and why.
+    """
     model, guide = trained.model, trained.guide
-    estimator = lookup(ESTIMATORS, settings.estimator)()
-    if isinstance(estimator, Estimator):
-        estimator.plain_sites = trained.plain_sites
-        if trained.plain_sites and ranks.is_main:
-            log.info("%s: the plain draw for %s", settings.estimator, ", ".join(sorted(trained.plain_sites)))
-    of_ours = settings.estimator == "plain" or type(estimator) in (Flipout, GroupedFlips, LocalReparameterization)
+    handler: Any = lookup(ESTIMATORS, estimator, what="estimator")() if isinstance(estimator, str) else estimator
+    of_weights = handler if isinstance(handler, Estimator) else None
+    name = estimator if isinstance(estimator, str) else type(estimator).__name__
+    if of_weights is not None:
+        of_weights.plain_sites = trained.plain_sites
+        if trained.plain_sites and tells:
+            log.info("%s: the plain draw for %s", name, ", ".join(sorted(trained.plain_sites)))
+    of_ours = estimator == "plain" or type(handler) in (Flipout, GroupedFlips, LocalReparameterization)
     why = "" if of_ours else "the estimator is a handler of Pyro"
     why = why or why_not_direct(
-        model, guide, num_particles=settings.num_particles, params=trained.params, observed=trained.observed
+        model, guide, num_particles=num_particles, params=trained.params, observed=trained.observed
     )
     if why:
-        if ranks.is_main:
+        if tells:
             log.info("steps run through Pyro: %s", why)
-        elbo = KLScaledELBO(num_data, num_particles=settings.num_particles)
-        return ThroughPyro(model, guide, elbo, estimator)
-    of_weights = estimator if isinstance(estimator, Estimator) else None
-    if settings.compile and of_weights is not None and ranks.is_main:
-        log.info("compile leaves out the network: the estimator %s computes its layers", settings.estimator)
-    return DirectELBO(
-        model, guide, num_data, of_weights,  # type: ignore[arg-type]
-        gathers=ranks.size == 1, compiles=settings.compile,
-    )  # fmt: skip
+        return ThroughPyro(model, guide, KLScaledELBO(num_data, num_particles=num_particles), handler)
+    if compile and of_weights is not None and tells:
+        log.info("compile leaves out the network: the estimator %s computes its layers", name)
+    return DirectELBO(model, guide, num_data, of_weights, gathers=gathers, compiles=compile)  # type: ignore[arg-type]
 
 
 def gradient_buckets(

@@ -55,7 +55,7 @@ class Reader:
     """Reads the batches of a training.
 
     Attributes:
-        batch_size: examples a step, on each rank.
+        batch_size: examples an update, on each rank.
         labels: checks and converts each batch's labels; None where all of them were checked before.
         dtype: see `ppl_bnn.data.examples.read_batches`.
     """

@@ -1,7 +1,7 @@
 """When a training writes checkpoints, and what it keeps of them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Checkpoints:
         step: holds the model, guide and optimizer that are saved, and the settings: how often, and how many to keep.
         folder: None writes none.
         meta: what each checkpoint says about the training beside its log, as JSON.
+        more: functions of what changes from one to the next, by its name in the checkpoint.
     """
 
     step: Step
     folder: Path | None
-    meta: Mapping[str, Any]
+    meta: dict[str, Any]
+    more: dict[str, Callable[[], Any]] = field(default_factory=dict)
     _written: float = field(default_factory=time.monotonic)
     _cost: float = 0.0
 
@@ -65,8 +67,25 @@ class Checkpoints:
         records.write_performance(self.folder, ranks)
         checkpoint.save(
             self.folder / "checkpoints", number, model=step.model, guide=step.guide, optimizer=step.optimizer,
-            meta={**records.state(), **self.meta}, keep=step.settings.keep_checkpoints, random=random,
-            params=step.params,
+            meta=self._meta(records), keep=step.settings.keep_checkpoints, random=random, params=step.params,
         )  # fmt: skip
         self._written = time.monotonic()
         self._cost = self._written - started
+
+    @property
+    def best(self) -> Path:
+        """The file of the best parameters; no step's, so that no training goes on from it."""
+        assert self.folder is not None
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    def write_best(self, number: int, records: TrainingLog) -> None:
+        """Write the parameters of a step, by its number, as the best; rank 0 alone does."""
+        step = self.step
+        if step.ranks.is_main:
+            checkpoint.save(
+                self.best.parent, number, model=step.model, guide=step.guide, meta=self._meta(records),
+                params=step.params, name=self.best.stem,
+            )  # fmt: skip
+
+    def _meta(self, records: TrainingLog) -> dict[str, Any]:
+        return {**records.state(), **self.meta, **{name: state() for name, state in self.more.items()}}

@@ -40,6 +40,18 @@ class TrainSettings:
         "or local (local reparameterization)",
     )  # fmt: skip
     num_particles: Count = setting(1, help="weight draws a step")
+    accumulate: Count = setting(
+        1, help="batches an update: the gradient is that of one batch as large as all of them, in the memory of one"
+    )
+    validate_every: Count = setting(1, help="epochs between validations; the last epoch has one, too")
+    validation_samples: Count = setting(10, help="weight draws of a validation")
+    patience: Count | None = setting(
+        None, help="end the training after this number of validations without a better score, with the best parameters "
+        "(default: train all epochs, and keep the last)",
+    )  # fmt: skip
+    monitor: str = setting(
+        "nll", help="the score of the validation that best parameters and patience go by: nll, accuracy, rmse, ..."
+    )
     augment: Annotated[str, OneOf(AUGMENTATIONS)] = setting(
         "none", help="none or crop_flip (random shifts and mirror images)"
     )
@@ -109,6 +121,6 @@ def kl_weights(weight_at: Callable[[float], float], optimizer: str) -> list[floa
         raise UserError(f"kl_weight, a function of progress in [0, 1], must return numbers: {error}") from None
     if bad := [weight for weight in weights if not 0 < weight < math.inf]:
         raise UserError(f"kl_weight must be positive and finite throughout training, got {bad[0]}")
-    if optimizer == "ivon" and len(set(weights)) > 1:
+    if optimizer in ("ivon", "ppl_bnn.inference.ivon:IVON") and len(set(weights)) > 1:
         raise UserError("ivon reads its curvature off the scale, which a KL schedule would move: use a constant one")
     return weights

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ppl_bnn.data import Examples, TensorExamples, as_examples
 from ppl_bnn.data.as_examples import in_memory
+from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.data.examples import read_batch
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
@@ -56,7 +57,7 @@ def checked_data(
     seed = data_parallel.rank_seed(settings.seed, ranks.rank)
     how: dict[str, Any] = {
         "batch_size": settings.batch_size, "ranks": ranks.size, "precision": settings.precision, "seed": seed,
-        "with_uses": settings.estimator != "plain",
+        "with_uses": settings.estimator != "plain", "accumulate": settings.accumulate,
     }  # fmt: skip
     like = _first_parameter(model, guide)
     if isinstance(data, tuple) or _is_plain(data, like):
@@ -72,12 +73,13 @@ def checked_data(
         x, y = read_batch(examples, few, device, dtype=dtype, labels=lambda y: y)
         checked = check_training(model, guide, x, y, num_data=len(examples), **how)
         labels = checked.labels
-    if settings.augment != "none" and not isinstance(checked.x, Tensor):
+    if settings.augment in AUGMENTATIONS and settings.augment != "none" and not isinstance(checked.x, Tensor):
         raise UserError(
             f"augment {settings.augment} is for inputs that are one tensor; these are a {type(checked.x).__name__}: "
             "leave it out"
         )
-    return checked, Reader(examples, settings.batch_size, settings.seed, ranks, device, labels, dtype)
+    step_size = settings.batch_size * settings.accumulate
+    return checked, Reader(examples, step_size, settings.seed, ranks, device, labels, dtype)
 
 
 def _is_plain(data: Examples, like: Tensor | None) -> TypeGuard[TensorExamples]:

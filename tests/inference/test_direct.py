@@ -112,7 +112,7 @@ def compare(pairs, x, y, estimator="plain", weights=None, kl_weight=0.5):
             objective = ThroughPyro(model, guide, KLScaledELBO(100), own)
         torch.manual_seed(7)
         with objective, pyro.validation_enabled(False):
-            numbers = objective.gradients(x, y, kl_weight=kl_weight, weights=weights)
+            numbers = objective.completed(objective.add(x, y, kl_weight=kl_weight, weights=weights), kl_weight)
         if direct and objective.flat is not None:
             objective.flat.give_gradients()
         found.append((numbers, gradients(model, guide)))

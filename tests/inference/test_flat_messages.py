@@ -52,12 +52,12 @@ def together(communicator):
                         torch.manual_seed(10 * step + communicator.rank)
                         if gathers:
                             buckets.__exit__(None, None, None)
-                        numbers = elbo.gradients(x, y, kl_weight=0.5)
+                        numbers = elbo.add(x, y, kl_weight=0.5)
                         if gathers:
                             buckets.__enter__()
                         else:
                             buckets.average()
-                            numbers = elbo.completed(numbers, 0.5)
+                        numbers = elbo.completed(numbers, 0.5)
                         flat = elbo.flat.arithmetic
                         bias = model.net[0].bias
                         (own if gathers else means).extend([flat.to_loc.clone(), flat.to_u.clone(), bias.grad.clone()])
@@ -86,8 +86,9 @@ def test_messages_are_parts_of_the_buffers_and_leave_before_the_first_layers_gra
     with buckets_of(model, guide, elbo, ranks, bucket_mb=1e-3) as buckets:
         for _ in range(2):
             ranks.sent.clear()
-            elbo.gradients(x, y, kl_weight=1.0)
+            numbers = elbo.add(x, y, kl_weight=1.0)
             buckets.average()
+            elbo.completed(numbers, 1.0)
     # Loc and unconstrained scale of three layers; then all biases.
     assert len(ranks.sent) == 3 * 2 + 1
     begins = elbo.flat.arithmetic.to_loc.data_ptr()
@@ -104,7 +105,7 @@ def test_a_step_of_vgg16_needs_a_handful_of_messages():
     guide = MeanFieldNormal(model, x, y)
     elbo, ranks = DirectELBO(model, guide, 50_000, gathers=False), Watching()
     with buckets_of(model, guide, elbo, ranks) as buckets:
-        elbo.gradients(x, y, kl_weight=1.0)
+        elbo.add(x, y, kl_weight=1.0)
         buckets.average()
     assert len(ranks.sent) <= 9
     assert sum(count for _, count in ranks.sent) == 18_823_178
@@ -132,8 +133,9 @@ def test_a_gradient_that_comes_after_its_message_is_refused():
     elbo, ranks = DirectELBO(model, guide, 8, gathers=False), Watching()
     loc = guide.loc.get_parameter("last.weight")
     with buckets_of(model, guide, elbo, ranks, bucket_mb=1e-6) as buckets:
-        elbo.gradients(x, y, kl_weight=1.0)
+        numbers = elbo.add(x, y, kl_weight=1.0)
         buckets.average()
-        elbo.gradients(x, y, kl_weight=1.0)
+        elbo.completed(numbers, 1.0)
+        elbo.add(x, y, kl_weight=1.0)
         with pytest.raises(UserError, match="train it on one rank"):
             loc.sum().backward()

@@ -41,7 +41,7 @@ def take_steps(model, guide, optimizer, *, in_buffers, count=3, first=0, clip_no
         torch.manual_seed(step)
         set_lr(optimizer, "cosine", step / 10)
         update.prepare()
-        found = elbo.gradients(X, Y, kl_weight=0.5)
+        found = elbo.completed(elbo.add(X, Y, kl_weight=0.5), 0.5)
         if in_buffers:
             update(found.squares)
         else:
@@ -94,7 +94,7 @@ def test_what_is_not_finite_moves_nothing(name, where):
     update = Update(optimizer, elbo.flat)
     before = copy.deepcopy([*guide.parameters(), *model.parameters()]), copy.deepcopy(optimizer.state_dict())
     update.prepare()
-    found = elbo.gradients(X, Y, kl_weight=0.5)
+    found = elbo.completed(elbo.add(X, Y, kl_weight=0.5), 0.5)
     if where == "bias":
         model.net[0].bias.grad[0] = math.nan
     with pytest.raises(NonFiniteGradient):
@@ -129,7 +129,7 @@ def test_a_guide_in_buffers_is_copied_moved_and_loaded_like_any_other():
     model.double()
     elbo = DirectELBO(model, guide, len(X))
     assert elbo.flat.arithmetic.loc.dtype == torch.float64
-    assert math.isfinite(elbo.gradients(X.double(), Y, kl_weight=1.0).loss)
+    assert math.isfinite(elbo.completed(elbo.add(X.double(), Y, kl_weight=1.0), 1.0).loss)
 
 
 def test_an_optimizer_with_hooks_or_a_group_for_each_layer_runs_itself():
