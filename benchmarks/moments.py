@@ -37,7 +37,7 @@ def main() -> None:
     keep_freed_memory()
     run = opened(options.out, data_dir=options.data_dir)
     run.restored("last")
-    x, y = (tensor[: options.images] for tensor in run.test_tensors())
+    x, y = (tensor[: options.images] for tensor in run.tensors(run.test_data))
     print(f"{run.name}: {len(x)} test images, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     if "quality" in options.parts:
         quality(run, x, y, options)

@@ -52,7 +52,7 @@ def main(
     experiment = opened(folder, data_dir=data_dir)
     experiment.restored("last")
     guide, net = experiment.guide, experiment.model.net
-    x, y = (part[:num_test] for part in experiment.test_tensors())
+    x, y = (part[:num_test] for part in experiment.tensors(experiment.test_data))
     priors = site_priors(experiment.model, *experiment.example())
     strange = load("fashion-mnist", data_dir)[1].first(num_test)
 

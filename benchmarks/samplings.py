@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     run = opened(options.out, data_dir=options.data_dir)
     run.restored("last")
-    x, y = (tensor[: options.images] for tensor in run.test_tensors())
+    x, y = (tensor[: options.images] for tensor in run.tensors(run.test_data))
     of = (run.model.net, run.guide, x, y)
     few = {"keep": torch.arange(0), "progress": False}
     reference = predict(

@@ -67,7 +67,7 @@ def _steps(folder: Path) -> list[dict[str, float]]:
 
 def _tested(folder: Path, steps: list[dict[str, float]], options: argparse.Namespace) -> list[dict[str, float]]:
     run = opened(folder)
-    x, y = (part[: options.num_test] for part in run.test_tensors())
+    x, y = (part[: options.num_test] for part in run.tensors(run.test_data))
     found = []
     for path in checkpoint.saved(folder / "checkpoints")[1:]:
         state = checkpoint.load(path)

@@ -32,7 +32,8 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
-from ppl_bnn.experiment.setup import Experiment, check_out, run_name
+from ppl_bnn.experiment.out_folder import check_out, run_name
+from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.files import alone_in
 from ppl_bnn.guides.importers import LAYOUTS, Layers, put_in_place, read_layers
 from ppl_bnn.inference import checkpoint

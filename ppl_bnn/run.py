@@ -38,8 +38,9 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import command_parser, guarded, parse_run, set_log
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.out_folder import check_out, run_name
 from ppl_bnn.experiment.recipes import recipes
-from ppl_bnn.experiment.setup import Experiment, check_out, device_of, run_name
+from ppl_bnn.experiment.setup import Experiment, device_of
 from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
 from ppl_bnn.experiment.summary import summary
 from ppl_bnn.experiment.trust import own_code, told

@@ -17,10 +17,11 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.described import described, example_of
 from ppl_bnn.experiment.fit_check import likelihood_and_outputs
+from ppl_bnn.experiment.out_folder import saved_settings
 from ppl_bnn.experiment.prior_run import read_prior
 from ppl_bnn.experiment.provenance import predictive_path, pruned_path
-from ppl_bnn.experiment.run_data import load_data
-from ppl_bnn.experiment.setup import network, saved_settings
+from ppl_bnn.experiment.run_data import RunData, load_data
+from ppl_bnn.experiment.setup import network
 from ppl_bnn.guides import MeanFieldNormal, StoredPosterior
 from ppl_bnn.inference import checkpoint as checkpoints
 from ppl_bnn.inference.posterior_file import load_posterior
@@ -64,18 +65,18 @@ class Run:
     _predictive: Path | None = field(repr=False)
 
     @cached_property
-    def _data(self) -> tuple[Split, Split]:
+    def _data(self) -> RunData:
         return load_data(self.settings, progress=False)
 
     @property
     def train_data(self) -> Split:
         """The run's training data. Raises FileError where they cannot be had (`data_dir` if they moved)."""
-        return self._data[0]
+        return self._data.train
 
     @property
     def test_data(self) -> Split:
         """The data that the run is evaluated on. Raises FileError as `train_data` does."""
-        return self._data[1]
+        return self._data.test
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def open_run(
 
 
 def _described_by_data(config: Config) -> dict[str, Any]:
-    train, _ = load_data(config, progress=False)
+    train = load_data(config, progress=False).train
     return described(train, train.first(1).inputs())
 
 

@@ -1,21 +1,30 @@
-"""The data that a run's settings name."""
+"""The data of a run, by its settings."""
 
 from dataclasses import fields
+from typing import NamedTuple
 
 from ppl_bnn.data import DataSettings, Split, load
 from ppl_bnn.data.cache import data_folder
 from ppl_bnn.data.settings import TargetKind
-from ppl_bnn.errors import FileError
+from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.models.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
 
 
-def load_data(config: Config, *, progress: bool) -> tuple[Split, Split]:
-    """The run's training and test data.
+class RunData(NamedTuple):
+    """The data of a run; `validation` are the last training examples, kept out of training, or None."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+
+
+def load_data(config: Config, *, progress: bool) -> RunData:
+    """The data that a run's settings name.
 
     Raises:
-        UserError, FileError: as `ppl_bnn.data.load`.
+        UserError, FileError: as `ppl_bnn.data.load`; or validation leaves no examples to train on.
     """
     settings = config.data
     how = {known.name: getattr(settings, known.name) for known in fields(DataSettings)}
@@ -28,7 +37,14 @@ def load_data(config: Config, *, progress: bool) -> tuple[Split, Split]:
             f"the data folder {data_folder(settings.dir)}" if settings.file is None else f"data.file {settings.file}"
         )
         raise FileError(f"{where} cannot be used: {error.strerror or error}") from None
-    return train.first(settings.num_train), test.first(settings.num_test)
+    train, test = train.first(settings.num_train), test.first(settings.num_test)
+    held_out = config.train.validation
+    if not held_out:
+        return RunData(train, None, test)
+    if held_out >= len(train):
+        raise UserError(f"train.validation must be below the number of training examples, {len(train)}; got {held_out}")
+    cut = len(train) - held_out
+    return RunData(train.first(cut), train.rows(slice(cut, None), "validation"), test)
 
 
 def target_kind(config: Config) -> TargetKind | None:

@@ -1,8 +1,6 @@
 """A run built from its settings: out folder, data, model and guide."""
 
-import os
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,13 @@ from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config, ModelConfig
-from ppl_bnn.experiment.config_check import check
 from ppl_bnn.experiment.described import described
 from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
-from ppl_bnn.experiment.held_out import held_out
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.kinds import kind_of
+from ppl_bnn.experiment.out_folder import run_name, saved_settings
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.experiment.run_data import load_data
-from ppl_bnn.experiment.trust import check_trust
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
@@ -55,8 +51,7 @@ class Experiment:
         self.device = device_of(config, self.ranks)
         # Rank 0 downloads what is not there yet.
         with self.ranks.main_first():
-            self.train_data, self.test_data = load_data(config, progress=progress)
-        self.train_data, self.validation_data = held_out(self.train_data, config.train.validation)
+            self.train_data, self.validation_data, self.test_data = load_data(config, progress=progress)
         likelihood, num_outputs = likelihood_and_outputs(config, len(self.train_data.classes))
         torch.manual_seed(draw_seed(config.train.seed, 0))
         source = config.model.prior_from
@@ -137,14 +132,6 @@ class Experiment:
         state = self.saved(name)
         checkpoint.restore(state, model=self.model, guide=self.guide)
         return state
-
-    def test_tensors(self) -> tuple[Any, Tensor]:
-        """The test inputs and targets on the run's device."""
-        return self.tensors(self.test_data)
-
-    def train_tensors(self) -> tuple[Any, Tensor]:
-        """The training inputs and targets on the run's device."""
-        return self.tensors(self.train_data)
 
     def norm_inputs(self) -> Any:
         """The training inputs that each draw's batch norm takes its statistics from; None for the running averages."""
@@ -235,69 +222,6 @@ def opened(out: Path, *, data_dir: str | None = None, trusted: bool = False) -> 
     """Open a run by its out folder alone, on the CPU; arguments and errors are those of `saved_settings`."""
     config = saved_settings(out, data_dir=data_dir, trusted=trusted)
     return Experiment(run_name(out), config, out, lambda: False, progress=False)
-
-
-def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = None, trusted: bool = False) -> Config:
-    """The settings saved in an out folder, for another device, and with another `data_dir` if the data moved.
-
-    Raises:
-        UserError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`).
-    """
-    config, path = Config(), out / "config.yaml"
-    try:
-        for name, value in saved_config.read(path).items():
-            part: Any = getattr(config, name)
-            setattr(config, name, replace(part, **value) if is_dataclass(part) else value)  # type: ignore[type-var]
-        config.device, config.data.dir = device, data_dir or config.data.dir
-        check_trust(config, out, trusted=trusted)
-        check(config)
-    except (AttributeError, TypeError, UserError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
-    return config
-
-
-def run_name(folder: Path) -> str:
-    """The run's name in its results: that of the run folder, which an out folder's last checkpoint remembers.
-
-    For a checkpoint of version 0.1.0 it is the name of the out folder, or of the folder around one called ``out``.
-    """
-    folder = folder.resolve()
-    if not saved_config.is_out(folder):
-        return folder.name
-    saved = checkpoint.saved(folder / "checkpoints")
-    known = checkpoint.read_meta(saved[-1]).get("origin", {}).get("run") if saved else None
-    return known or (folder.parent if folder.name == "out" else folder).name
-
-
-def check_out(config: Config, out: Path, folder: Path) -> None:
-    """Make the out folder. Refuse one that holds another run, or is the run folder `folder` itself.
-
-    Raises:
-        FileError: it holds a run trained with other settings (the message names the first), or cannot be written.
-    """
-    if out.resolve() == folder.resolve() and not saved_config.is_out(folder):
-        raise FileError(f"--out {out} is the run folder itself, whose config.yaml it would overwrite; choose another")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"the out folder {out} cannot be written: {error.strerror or error}") from None
-    if not os.access(out, os.W_OK):
-        raise FileError(f"the out folder {out} cannot be written: permission denied")
-    path = out / "config.yaml"
-    results = [*out.glob("predictive*.nc"), *out.glob("pruning*.nc"), *checkpoint.saved(out / "checkpoints")]
-    if not path.exists() or not results:
-        return
-    there = saved_config.read(path)
-    for part, here in saved_config.trained_part(config).items():
-        own = there.get(part)
-        own = saved_config.completed(part, own) if isinstance(own, dict) else {}
-        if difference := saved_config.first_difference(here, own, prefix=f"{part}."):
-            raise FileError(
-                f"{out} holds a run with other settings: {difference}; "
-                "choose another folder with --out, or delete that one"
-            )
 
 
 def _twin_state(path: Path) -> dict[str, Tensor]:

@@ -135,9 +135,10 @@ def other_data(run: Experiment, name: str) -> Split:
         data = replace(own, test_file=str(_located(run, file)), test_fraction=None, holdout=0, num_test=None)
     else:
         data = DataConfig(name=source, dir=own.dir, file=str(_located(run, file)), target=own.target)
-    train, test = load_data(replace(run.config, data=data), progress=run.progress)
+    whole = replace(run.config.train, validation=0)
+    found = load_data(replace(run.config, data=data, train=whole), progress=run.progress)
     # The test set of the transformed digits is MNIST's own.
-    return train if name == "digits100k" else test
+    return found.train if name == "digits100k" else found.test
 
 
 def _located(run: Experiment, file: str) -> Path:

@@ -19,7 +19,7 @@ def summary(config: Config) -> str:
         about = described(data.name, data.dir, file=data.file, progress=False)
         x: Inputs = torch.zeros(1, *about.shape)
     else:
-        train, _ = load_data(config, progress=False)
+        train = load_data(config, progress=False).train
         about, x = Described(train.title, train.shape, len(train.classes)), first_inputs(train, 1)
     net = network(config, about.shape, likelihood_and_outputs(config, about.num_classes)[1])
     kind = "deterministic" if model.deterministic else "Bayesian"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppl_bnn.errors import UserError
 from ppl_bnn.files import written_atomically
 from ppl_bnn.guides.posterior import Posterior, check_num_draws
+from ppl_bnn.inputs import Inputs
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.prediction.door import check_prediction
 from ppl_bnn.prediction.draws import normalized
@@ -30,7 +31,7 @@ def export(
     path: Path,
     model: nn.Module,
     guide: Posterior,
-    x: Tensor,
+    x: Inputs,
     *,
     method: str = "draws",
     num_samples: int = 32,

@@ -8,7 +8,7 @@ import yaml
 from refusals import assert_refused
 
 from ppl_bnn.experiment.jobs import main as jobs
-from ppl_bnn.experiment.setup import run_name
+from ppl_bnn.experiment.out_folder import run_name
 from ppl_bnn.results import netcdf
 
 pytestmark = pytest.mark.any_python

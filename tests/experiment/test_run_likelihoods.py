@@ -127,7 +127,7 @@ def test_a_regression_is_exported(call, diabetes):
     assert export([str(out), "--draws", "4"]) == 0
     run = opened(out)
     run.restored("last")
-    x = run.test_tensors()[0]
+    x = run.tensors(run.test_data)[0]
     session = runtime.InferenceSession(out / "predictive.onnx", providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["mean", "std"]
     found = predict(run.model, run.guide, x, num_samples=4, method="draws", progress=False)

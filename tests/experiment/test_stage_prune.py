@@ -106,7 +106,7 @@ def test_the_saved_posterior_is_the_fine_tuned_level_and_is_tuned_once(call, run
     untouched = {name: value.clone() for name, value in run.model.state_dict().items()}
     guide = load_posterior(out / "pruned.safetensors", run.model, *run.example())
     assert any(not torch.equal(value, untouched[name]) for name, value in run.model.state_dict().items())
-    x, y = run.test_tensors()
+    x, y = run.tensors(run.test_data)
     found = predict(run.model.net, guide, x, y, num_samples=3, method="draws", progress=False)
     there = netcdf.read_group(out / "pruning.nc", "pruning")
     torch.testing.assert_close(

@@ -65,7 +65,7 @@ def test_a_checkpoint_is_restored_and_predicted_from(name, step):
         unconstrained = state.tensors[f"guide.unconstrained_scale.{site}"]
         torch.testing.assert_close(scale, torch.nn.functional.softplus(unconstrained) + 1.2e-7)
     assert torch.equal(run.model.state_dict()["net.1.running_var"], state.tensors["model.net.1.running_var"])
-    found = predict(run.model.net, run.guide, *run.test_tensors(), num_samples=200, progress=False).summary()
+    found = predict(run.model.net, run.guide, *run.tensors(run.test_data), num_samples=200, progress=False).summary()
     if step == "last":
         assert found["accuracy"] > 0.85
         assert found["nll"] < 0.5
@@ -78,7 +78,7 @@ def test_the_predictive_is_that_of_version_0_1_0():
     there = read_predictive(FOLDER / "run" / "out" / "predictive.nc")
     run = opened(FOLDER / "run" / "out")
     run.restored("last")
-    here = predict(run.model.net, run.guide, *run.test_tensors(), num_samples=1000, seed=1, progress=False)
+    here = predict(run.model.net, run.guide, *run.tensors(run.test_data), num_samples=1000, seed=1, progress=False)
     error = (there.mc_error.square() + here.mc_error.square()).mean().sqrt()
     assert 0.01 < error < 0.03
     assert (here.mean_probs - there.mean_probs).square().mean().sqrt() < 1.5 * error
@@ -108,7 +108,9 @@ def test_the_pruned_posterior_is_read():
     net, guide = run.model.net, load_posterior(file, run.model, *run.example())
     left = sum(int((guide.loc_scale(site)[0] != 0).sum()) for site in guide.sites)
     assert left == 974
-    assert predict(net, guide, *run.test_tensors(), num_samples=100, progress=False).summary()["accuracy"] > 0.85
+    assert (
+        predict(net, guide, *run.tensors(run.test_data), num_samples=100, progress=False).summary()["accuracy"] > 0.85
+    )
 
 
 def test_a_finished_run_is_not_trained_again_and_its_report_is_the_same(copied, capsys):
@@ -170,7 +172,7 @@ def test_it_is_exported(copied):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = copied()
     assert export.main([str(run / "out"), "--draws", "4"]) == 0
-    x, y = opened(run / "out").test_tensors()
+    x, y = opened(run / "out").tensors
     session = onnxruntime.InferenceSession(str(run / "out" / "predictive.onnx"))
     (probs,) = session.run(["probs"], {"x": x.numpy()})
     assert np.isfinite(probs).all()
