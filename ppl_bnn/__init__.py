@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from ppl_bnn.prediction.result import Predictive
     from ppl_bnn.pruning import prune, snr
     from ppl_bnn.pruning.sweep import sweep
+    from ppl_bnn.results.figures.choice import draw_figures
     from ppl_bnn.results.predictive import to_inference_data
     from ppl_bnn.results.pruning import sweep_to_inference_data
 
@@ -115,6 +116,7 @@ _HOMES = {
     "ppl_bnn.prediction.result": ("Predictive",),
     "ppl_bnn.pruning": ("prune", "snr"),
     "ppl_bnn.pruning.sweep": ("sweep",),
+    "ppl_bnn.results.figures.choice": ("draw_figures",),
     "ppl_bnn.results.predictive": ("to_inference_data",),
     "ppl_bnn.results.pruning": ("sweep_to_inference_data",),
 }
@@ -155,6 +157,7 @@ __all__ = [
     "build",
     "conformal_interval",
     "conformal_sets",
+    "draw_figures",
     "fit",
     "hierarchical",
     "horseshoe",

@@ -118,5 +118,5 @@ def drawings(monkeypatch):
             path.write_text(f"{drawn[-1]} draws")
         return paths
 
-    monkeypatch.setattr(report, "draw_figures", draw)
+    monkeypatch.setattr(report, "draw_all", draw)
     return drawn

@@ -1,4 +1,4 @@
-"""Which figures a report draws: they follow the likelihood and the kind of data.
+"""The figures of a report: those of its results, convergence, and what shows the least certain examples.
 
 ArviZ and matplotlib take seconds to import, and a report that is up to date does without: they are imported here when a
 figure is drawn.
@@ -19,7 +19,7 @@ from ppl_bnn.results import netcdf
 _FEATURES = 4
 
 
-def draw_figures(
+def draw_all(
     run: Experiment, rows: list[dict[str, float]], predictive: Path, shifted: Path, pruning: Path
 ) -> list[Path]:
     """Draw every figure, and the page of the least certain examples: a gallery of images, or a table.
@@ -28,60 +28,14 @@ def draw_figures(
         rows: of `ppl_bnn.prediction.convergence`; empty for numbers.
         predictive, shifted, pruning: the results, of which the last two may not be there.
     """
-    folder = run.out / "figures"
-    if not run.of_classes:
-        figures = _of_numbers(predictive, pruning, folder)
-    elif isinstance(run.test_data, Images):
-        figures = _of_images(predictive, pruning, folder)
-    else:
-        figures = _of_classes(predictive, pruning, folder)
-    if shifted.exists():
-        from ppl_bnn.results.figures.shift import draw_shift_figures
+    from ppl_bnn.results.figures.choice import draw_figures
 
-        figures += draw_shift_figures(shifted, folder)
+    folder = run.out / "figures"
+    there = {name: path for name, path in (("pruning", pruning), ("shift", shifted)) if path.exists()}
+    figures = draw_figures(predictive, folder, **there)
     if run.of_classes:
         figures += _convergence(run, rows)
     return figures + _least_certain(run, predictive, folder)
-
-
-def _of_numbers(predictive: Path, pruning: Path, folder: Path) -> list[Path]:
-    from ppl_bnn.results.figures.number_pruning import draw_number_pruning
-    from ppl_bnn.results.figures.numbers import draw_number_figures
-
-    swept = draw_number_pruning(pruning, folder) if pruning.exists() else []
-    return draw_number_figures(predictive, folder) + swept
-
-
-def _of_images(predictive: Path, pruning: Path, folder: Path) -> list[Path]:
-    from ppl_bnn.results.figures import predictive as plots
-    from ppl_bnn.results.figures.densities import draw_predictive_figures
-    from ppl_bnn.results.figures.pruning import draw_pruning
-
-    figures = plots.draw_figures(predictive, pruning if pruning.exists() else None, folder)
-    if pruning.exists():
-        figures += draw_pruning([pruning], folder)
-    return figures + draw_predictive_figures(predictive, folder)
-
-
-def _of_classes(predictive: Path, pruning: Path, folder: Path) -> list[Path]:
-    """The figures of class labels that show no image."""
-    from ppl_bnn.results import idata as inference_data
-    from ppl_bnn.results.figures import predictive as plots
-    from ppl_bnn.results.figures.densities import risk_coverage
-    from ppl_bnn.results.figures.layout import save
-    from ppl_bnn.results.figures.pruning import draw_pruning
-
-    found = inference_data.load(predictive)
-    groups, title = netcdf.groups_of(found), str(found.attrs["title"])
-    drawings = {"reliability": plots.reliability_diagram}
-    if groups["observed_data"]["y"].ndim == 1:
-        drawings["risk_coverage"] = risk_coverage
-    if "training" in groups:
-        drawings["training"] = plots.training_curves
-    if "layers" in groups:
-        drawings["snr"] = plots.snr_histograms
-    figures = [save(draw(groups, title), folder / f"{name}.png") for name, draw in drawings.items()]
-    return figures + (draw_pruning([pruning], folder) if pruning.exists() else [])
 
 
 def _convergence(run: Experiment, rows: list[dict[str, float]]) -> list[Path]:

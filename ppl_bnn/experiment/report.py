@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ppl_bnn.errors import FileError
-from ppl_bnn.experiment.figures import draw_figures
+from ppl_bnn.experiment.figures import draw_all
 from ppl_bnn.experiment.provenance import (
     RANKED,
     Settings,
@@ -66,7 +66,7 @@ def report(run: Experiment) -> None:
     if posterior is not None:
         content["posterior"] = posterior
     write_text(metrics, json.dumps(content, indent=2) + "\n")
-    figures = draw_figures(run, rows, predictive, shifted, pruning)
+    figures = draw_all(run, rows, predictive, shifted, pruning)
     written = _checksums(run.out, [metrics, *figures])
     write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
     drawn = [path for path in figures if path.suffix == ".png"]

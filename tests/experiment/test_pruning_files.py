@@ -69,7 +69,7 @@ def test_the_saved_posterior_lies_beside_its_sweep(prune):
 
 def test_the_report_is_of_the_files_of_its_settings(prune, run_folder, monkeypatch):
     drawn = []
-    monkeypatch.setattr("ppl_bnn.experiment.report.draw_figures", lambda run, rows, *paths: drawn.append(paths) or [])
+    monkeypatch.setattr("ppl_bnn.experiment.report.draw_all", lambda run, rows, *paths: drawn.append(paths) or [])
     prune(stages="predict,prune")
     prune("--pruning.checkpoint", 0, "--predict.checkpoint", 0, stages="predict,prune,report")
     prune(stages="report")

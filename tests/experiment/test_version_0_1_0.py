@@ -172,7 +172,8 @@ def test_it_is_exported(copied):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = copied()
     assert export.main([str(run / "out"), "--draws", "4"]) == 0
-    x, y = opened(run / "out").tensors
+    opened_run = opened(run / "out")
+    x, y = opened_run.tensors(opened_run.test_data)
     session = onnxruntime.InferenceSession(str(run / "out" / "predictive.onnx"))
     (probs,) = session.run(["probs"], {"x": x.numpy()})
     assert np.isfinite(probs).all()
