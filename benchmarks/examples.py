@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ppl_bnn import Classifier, Examples, MeanFieldNormal, as_examples, bayesian, build, fit, normalize
+from ppl_bnn.data import TensorExamples
 from ppl_bnn.distributed import Alone
 from ppl_bnn.errors import Interrupted
 from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.inference.reading import Batch, Reader
+from ppl_bnn.models.labels import class_labels
 from ppl_bnn.native.memory import keep_freed_memory
 from turns import ratios
 
@@ -109,8 +112,9 @@ def _mapped(path: Path, y: Tensor, options: argparse.Namespace) -> None:
 
 
 def _batches(examples: Examples, size: int) -> Iterator[Batch]:
-    dtype = torch.float32
-    return Reader(examples, size, 0, Alone(), torch.device("cpu"), dtype=dtype).batches(range(1000))
+    """As `fit` reads them: labels that are not in memory are checked."""
+    labels = None if isinstance(examples, TensorExamples) else partial(class_labels, num_classes=_CLASSES)
+    return Reader(examples, size, 0, Alone(), torch.device("cpu"), labels, torch.float32).batches(range(1000))
 
 
 @contextmanager
@@ -201,7 +205,7 @@ def _jpeg(options: argparse.Namespace) -> None:
     data = Jpegs(options.file)
     started = time.process_time()
     for row in range(200):
-        data[row]
+        data[row % len(data)]
     print(f"decoding: {(time.process_time() - started) / 200 * 1e6:.0f} microseconds of CPU an image")
     change = normalize(0.5, 0.25)
     examples = as_examples(data, num_workers=options.workers, transform=change)

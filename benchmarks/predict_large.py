@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=10, help="draws (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after an untimed one (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--chunk", type=int, default=256, help="MiB of inputs in a chunk (default: the library's 256)")
+    parser.add_argument("--chunk", type=int, default=128, help="MiB of inputs in a chunk (default: the library's 128)")
     parser.add_argument("--folder", help="where to write the file (default: a temporary folder)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

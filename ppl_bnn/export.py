@@ -52,10 +52,11 @@ def _run(options: Namespace) -> None:
         guide = load_posterior(file, run.model, *run.example())
     elif options.fraction:
         guide = prune(run.guide, fraction=options.fraction).guide
+    x = first_inputs(run.test_data, 8)
     path = Path(options.file) if options.file else out / "predictive.onnx"
     num_samples = options.draws if guide.sites else 1
     export(
-        path, run.model, guide, first_inputs(run.test_data, 8),
+        path, run.model, guide, x,
         method=options.method, num_samples=num_samples, seed=options.seed,
         each_draw=options.each_draw, norm_inputs=run.norm_inputs() if options.method == "draws" else None,
         opset=options.opset,

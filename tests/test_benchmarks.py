@@ -1,11 +1,14 @@
 """The benchmarks that nothing else runs: they start, and say what they measured."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jpeg_files import jpegs
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -35,6 +38,10 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         (
             ["predict_large.py", "vgg16", "--images", "3", "--draws", "1", "--rounds", "2"],
             ["tensors ", "chunks "],
+        ),
+        (
+            ["examples.py", "--rows", "3000", "--batch", "20", "--steps", "2", "--rounds", "2", "--threads", "1"],
+            ["fit on 3000 rows, at most above the start: ", "100-64-10 ", "100-512-512-10 "],
         ),
         (
             ["train_step.py", "--network", "tabular", "--operations"],
@@ -104,3 +111,11 @@ def test_the_kl_benchmark_finds_no_variance_in_the_expected_kl(tmp_path, run_her
     for estimator in ("local", "plain"):
         assert [estimator, "KL", "alone,", "expected", "0", "0", "0", "0"] in rows, printed
         assert [estimator, "one", "draw"] in [row[:3] for row in rows], printed
+
+
+def test_the_benchmark_of_examples_decodes_images_by_workers(tmp_path, run_here):
+    np.savez(tmp_path / "images.npz", **jpegs(60)[0])
+    arguments = ["--file", tmp_path / "images.npz", "--network", "mlp", "--images", 4, "--rounds", 3, "--threads", 1]
+    _, decoding, line = run_here("examples.py", *arguments, "--workers", 1).splitlines()
+    assert re.fullmatch(r"decoding: \d+ microseconds of CPU an image", decoding)
+    assert re.fullmatch(r"mlp, 4 images a step, 1 workers: \d+ ms a step, of which [\d.]+% waiting for data", line)

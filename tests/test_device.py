@@ -4,7 +4,7 @@ import copy
 import inspect
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from multiprocessing import get_context
 
 import pyro
@@ -14,9 +14,21 @@ from pretend_device import AVAILABLE, NAME, pretend_device
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, bayesian, fit, predict, prune
+from ppl_bnn import (
+    Classifier,
+    KLScaledELBO,
+    MeanFieldNormal,
+    TrainingStep,
+    as_examples,
+    bayesian,
+    fit,
+    predict,
+    prune,
+)
+from ppl_bnn.data.examples import batches
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.inference.data_parallel import rank_seed
 from ppl_bnn.inference.log import BatchAccuracy
 from ppl_bnn.run import main
 
@@ -139,6 +151,23 @@ def test_a_prediction_is_the_cpus(device, backend, method, kind):
 
 
 @there
+def test_data_on_the_cpu_are_predicted_on_the_device(device, backend):
+    model, guide, x, y = small(device)
+    settings = {"num_samples": 5, "progress": False}
+    expected = predict(model.net, guide, x, y, **settings)
+    pixels = (255 * x.cpu()).byte()
+    by_pixels = predict(model.net, guide, (pixels.to(device).float() / 255), y, **settings)
+    for data, right in (
+        ((x.cpu().numpy(), y.cpu().numpy()), expected),
+        (as_examples((x.cpu(), y.cpu()), transform=lambda x: x), expected),
+        (as_examples((pixels, y.cpu()), transform=lambda x: x.float() / 255), by_pixels),
+    ):
+        found = predict(model.net, guide, *(data if isinstance(data, tuple) else (data,)), **settings)
+        torch.testing.assert_close(found.mean_probs, right.mean_probs)
+        assert found.nll == pytest.approx(right.nll, rel=1e-5)
+
+
+@there
 def test_a_training_that_stopped_there_goes_on_bitwise(device, backend, tmp_path):
     def train(folder, stop_at):
         calls = iter(range(100))
@@ -215,3 +244,59 @@ def test_a_step_through_pyro_waits_for_the_device_three_times(device, backend):
         waits.append(len(backend.waits))
     # The terms, the number of correct answers and the gradient's norm.
     assert (waits[1] - waits[0]) / (2 * 3) == 3
+
+
+@there
+def test_a_training_is_steered_there_as_on_a_cpu(device, backend):
+    noted = []
+
+    class Noting:
+        def on_step(self, training):
+            noted.append(training.step)
+
+    def steered(validated, **changes):
+        model, guide, x, y = small(device)
+        more = {"validation": (x.cpu(), y.cpu()), "callbacks": [Noting()], "patience": 5} if validated else {}
+        history = fit(model, guide, x, y, **SETTINGS | {"epochs": 3}, estimator="plain", **changes, **more)
+        return [{name: row[name] for name in ("loss", "nll", "kl", "lr")} for row in history], history
+
+    scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)
+    expected, _ = steered(False, scheduler=scheduler)
+    found, history = steered(True, scheduler=scheduler)
+    assert found == expected
+    assert noted == list(range(1, 10))
+    assert all(0 <= row["val_accuracy"] <= 1 for row in history)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ivon", "torch.optim:SGD"])
+@there
+def test_several_batches_an_update_are_one_large_one_there_too(device, backend, optimizer):
+    found = []
+    for batch_size, accumulate in ((4, 3), (12, 1)):
+        model, guide, x, y = small(device)
+        # Its statistics would be of each batch.
+        model.train()
+        model.net[1].eval()
+        changes = {"batch_size": batch_size, "accumulate": accumulate, "optimizer": optimizer}
+        history = fit(model, guide, x, y, **SETTINGS | changes, estimator="plain")
+        found.append([[row[name] for name in ("loss", "nll", "kl", "accuracy")] for row in history])
+    assert found[0] == [pytest.approx(row, rel=1e-4) for row in found[1]]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ivon", "torch.optim:SGD"])
+@there
+def test_a_loop_of_ones_own_is_fit_there_too(device, backend, optimizer):
+    model, guide, x, y = small(device)
+    how = {"estimator": "plain", "optimizer": optimizer, "lr": 0.01}
+    history = fit(model, guide, x, y, epochs=3, batch_size=24, progress=False, kl_weight=0.5, **how)
+    losses = []
+    for halves in (False, True):
+        model, guide, x, y = small(device)
+        step = TrainingStep(model, guide, x[:4], y[:4], num_data=24, **how)
+        torch.manual_seed(rank_seed(0, 0))
+        for epoch in range(3):
+            (rows,) = batches(24, 24, epoch=epoch, seed=0, device=device)
+            if halves:
+                step.gradients(x[rows], y[rows], kl_weight=0.5)
+            losses.append(float(step.update().loss if halves else step(x[rows], y[rows], kl_weight=0.5).loss))
+    assert losses == pytest.approx([row["loss"] for row in history] * 2, rel=1e-5)

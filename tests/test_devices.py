@@ -10,7 +10,7 @@ from small_training import X, Y, settings, small
 from ppl_bnn import devices, fit
 from ppl_bnn.devices import check_precision, devices_here, usable_device
 from ppl_bnn.errors import UserError
-from ppl_bnn.experiment import setup
+from ppl_bnn.experiment import run_data
 
 NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
 
@@ -33,7 +33,7 @@ def no_data(monkeypatch):
     def load(*_, **__):
         raise AssertionError("the data was read")
 
-    monkeypatch.setattr(setup, "load", load)
+    monkeypatch.setattr(run_data, "load", load)
 
 
 @NO_ACCELERATOR

@@ -1,11 +1,9 @@
 """Examples in arrays that stay in their files, read row by row: memory-mapped ones, and those of h5py."""
 
-import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,10 @@ from ppl_bnn.data.examples import Batch
 from ppl_bnn.data.fingerprints import of_files, of_samples
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import Inputs, mapped, parts
+from ppl_bnn.native.rows import MappedRows
 
 # Batches that are read before they are asked for.
 _AHEAD = 2
-# Bytes of memory-mapped files that may be added to this process's memory; the system keeps them in its cache anyway.
-_RESIDENT = 512 * 2**20
 
 
 @dataclass
@@ -46,7 +43,7 @@ class ArrayExamples:
         if len(lengths) > 1 or 0 in lengths:
             found = " and ".join(map(str, sorted(lengths)))
             raise UserError(f"x and y need the same number of examples, at least 1; got {found}")
-        self._start = _file_backed()
+        self._mapped = {id(part): MappedRows(part) for part in self._arrays if _is_mapped(part)}
 
     def __len__(self) -> int:
         return len(self._arrays[0])
@@ -54,9 +51,9 @@ class ArrayExamples:
     def take(self, rows: Tensor) -> Batch:
         """The rows with the numbers `rows`, copied into memory."""
         places = rows.cpu().numpy()
-        found = mapped(self.x, lambda part: _read(part, places)), None if self.y is None else _read(self.y, places)
-        self._release()
-        return found
+        return mapped(self.x, lambda part: self._read(part, places)), (
+            None if self.y is None else self._read(self.y, places)
+        )
 
     def stream(
         self, rows: Iterable[Tensor], *, key: int | Iterable[int] = 0, pin_memory: bool = False
@@ -79,13 +76,23 @@ class ArrayExamples:
     def _arrays(self) -> list[Any]:
         return parts((self.x, *([] if self.y is None else [self.y])))
 
-    def _release(self) -> None:
-        """Give back the pages of memory-mapped files, once there are too many of them."""
-        if _file_backed() - self._start > _RESIDENT:
-            for part in self._arrays:
-                # Of a file that may be written to, changes in memory must not be lost.
-                if _is_mapped(part) and part.mode == "r":
-                    part._mmap.madvise(mmap.MADV_DONTNEED)
+    def _read(self, part: Any, rows: np.ndarray) -> Tensor:
+        if isinstance(part, Tensor):
+            return part[torch.from_numpy(rows).to(part.device)]
+        if id(part) in self._mapped:
+            found = self._mapped[id(part)].take(rows)
+        elif isinstance(part, np.ndarray):
+            found = part[rows]
+        else:
+            # In the order in which they lie in the file, each once.
+            own, where = np.unique(rows, return_inverse=True)
+            found = np.stack([np.asarray(part[int(row)]) for row in own])[where]
+        try:
+            return torch.from_numpy(found)
+        except TypeError:
+            raise UserError(
+                f"an array of the examples has dtype {part.dtype}; torch needs numbers: convert it"
+            ) from None
 
 
 def is_array(value: Any) -> bool:
@@ -93,31 +100,8 @@ def is_array(value: Any) -> bool:
     return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and not hasattr(value, "to_numpy")
 
 
-def _file_backed() -> int:
-    """Bytes of files in this process's memory; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[2]) * mmap.PAGESIZE
-    except OSError:
-        return 0
-
-
 def _is_mapped(part: Any) -> bool:
     return isinstance(part, np.memmap) and getattr(part, "_mmap", None) is not None
-
-
-def _read(part: Any, rows: np.ndarray) -> Tensor:
-    if isinstance(part, Tensor):
-        return part[torch.from_numpy(rows).to(part.device)]
-    if isinstance(part, np.ndarray):
-        found = np.asarray(part)[rows]
-    else:
-        # In the order in which they lie in the file, each once.
-        own, where = np.unique(rows, return_inverse=True)
-        found = np.stack([np.asarray(part[int(row)]) for row in own])[where]
-    try:
-        return torch.from_numpy(found)
-    except TypeError:
-        raise UserError(f"an array of the examples has dtype {part.dtype}; torch needs numbers: convert it") from None
 
 
 def _pinned(found: Batch, pin_memory: bool) -> Batch:

@@ -22,6 +22,7 @@ from ppl_bnn.data.datasets import DatasetExamples
 from ppl_bnn.data.examples import Examples
 from ppl_bnn.data.iterables import IterableExamples
 from ppl_bnn.data.labelled import labelled
+from ppl_bnn.data.splits import is_split
 from ppl_bnn.data.tensors import TensorExamples
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import Inputs, mapped, parts
@@ -45,6 +46,7 @@ def as_examples(
     a map-style Dataset, a list of items    item by item, in worker processes
     a DataLoader                            its data set, ``collate_fn`` and workers, in an order of ours
     an iterable, with `length`              in its own order
+    `Images`, a `Table` and the like        as the network takes them: pixels from 0 to 1
     `Examples`                              as they are
     ======================================  ==========================================================================
 
@@ -62,6 +64,8 @@ def as_examples(
             own and no `length`; an argument that has no effect.
     """
     how: dict[str, Any] = {"collate_fn": collate_fn, "num_workers": num_workers}
+    if is_split(data):
+        data = data.examples()
     if all(hasattr(data, name) for name in ("take", "fingerprint")):
         _refuse(data, y=y, target=target, transform=transform, length=length, **how)
         return data  # type: ignore[no-any-return]

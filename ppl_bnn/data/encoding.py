@@ -192,15 +192,16 @@ def _one_hot(rows: Rows, name: str, settings: DataSettings) -> dict[str, NDArray
         found, counts = np.unique(np.array(present), return_counts=True)
         texts[lost] = str(found[counts.argmax()])
     categories = sorted(set(texts[rows.known]), key=_order)
-    unknown = [at for at in (*rows.train, *rows.test) if texts[at] not in set(categories)]
-    if unknown and settings.unknown_categories == "refuse":
+    codes = pd.Index(categories, dtype=object).get_indexer(texts)
+    if (codes < 0).any() and settings.unknown_categories == "refuse":
+        at = int((codes < 0).argmax())
         raise UserError(
-            f"column {name!r} is {texts[unknown[0]]!r:.60} in {rows.where(int(unknown[0]))}, and in no training row: "
+            f"column {name!r} is {texts[at]!r:.60} in {rows.where(at)}, and in no training row: "
             "set data.unknown_categories to ignore, or leave the column out by data.features"
         )
     if len(categories) == 1:
         return {}
-    return {f"{name}={category}": (texts == category).astype(np.float32) for category in categories}
+    return {f"{name}={category}": (codes == code).astype(np.float32) for code, category in enumerate(categories)}
 
 
 def category_names(values: pd.Series) -> NDArray[Any]:

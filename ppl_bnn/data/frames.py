@@ -27,7 +27,7 @@ def read_frame(path: Path, kind: str, options: dict[str, Any], *, setting: str) 
         raise FileError(f"{what} is not a file" if path.exists() else f"{what} is not there")
     try:
         _check_size(path, kind, what)
-        frame = pd.read_csv(path, **options) if kind == "csv" else pd.read_parquet(path, **options)
+        frame = pd.read_csv(path, **_whole(options)) if kind == "csv" else pd.read_parquet(path, **options)
     except ImportError:
         raise UserError("data.name parquet needs pyarrow: pip install 'ppl_bnn[parquet]'") from None
     except TypeError as error:
@@ -51,6 +51,12 @@ def read_frame(path: Path, kind: str, options: dict[str, Any], *, setting: str) 
             f"{{sep: {marks[0]!r}}}"
         )
     return frame
+
+
+def _whole(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by which pandas' fast reader sees a column as a whole: else each part of a long one has its own type."""
+    fast = "engine" not in options and len(str(options.get("sep", ","))) == 1
+    return {"low_memory": False, **options} if fast else options
 
 
 def missing_column(name: str, known: Iterable[str], *, setting: str, what: str = "column") -> UserError:

@@ -1,6 +1,7 @@
 """Standardization of a table that is too large for the memory, by one pass over the training rows."""
 
 import logging
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,9 @@ def standardized_columns(
             total = total + ((rows - own) ** 2).sum(0) + step**2 * (count * more / (count + more))
             loc, count = loc + step * (more / (count + more)), count + more
             low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+            if isinstance(part, np.memmap):
+                # The pages that were read would stay in this process's memory.
+                part._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         start += len(part)
     varies = high > low
     if not varies.any():

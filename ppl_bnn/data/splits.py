@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,6 +89,11 @@ class Split(Protocol):
     def examples(self) -> Examples:
         """The data as `fit` and `predict` take them."""
         ...
+
+
+def is_split(data: object) -> TypeGuard[Split]:
+    """Whether data are of a kind of `Split`."""
+    return all(hasattr(data, name) for name in ("title", "split", "classes", "in_memory", "examples"))
 
 
 class InMemory:

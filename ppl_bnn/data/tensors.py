@@ -42,7 +42,8 @@ class TensorExamples:
 
     def take(self, rows: Tensor) -> Batch:
         """The examples with the numbers `rows`; images keep the memory format that all of them have."""
-        return mapped(self.x, lambda part: _rows(part, rows)), None if self.y is None else _rows(self.y, rows)
+        x = _rows(self.x, rows) if isinstance(self.x, Tensor) else mapped(self.x, lambda part: _rows(part, rows))
+        return x, None if self.y is None else _rows(self.y, rows)
 
     def fingerprint(self) -> str:
         """Shapes, dtypes, and the CRC-32 of all values."""

@@ -6,6 +6,7 @@ and Dask's client have it.
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -88,6 +89,9 @@ def opened_executor(name: str, *, workers: int | None, options: Mapping[str, Any
     Raises:
         UserError: no such executor, or one that is not installed; options that it does not take.
     """
+    if name not in EXECUTORS and (here := str(Path.cwd())) not in sys.path:
+        # The console script has its own folder there instead.
+        sys.path.insert(0, here)
     make = lookup(EXECUTORS, name, what="--executor")
     if options and make is not _slurm:
         raise UserError(f"--slurm.{min(options)} is for --executor slurm, got --executor {name}: leave it out")

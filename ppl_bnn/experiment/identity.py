@@ -4,14 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from ppl_bnn.data import Arrays, Images, Split, Table
+from ppl_bnn.data import Split
 
 # Version 0.1.0 wrote a sentence: "10000 test images of MNIST", "8 images of CIFAR-10 (JPEG) (CRC-32 0123abcd)".
 _SENTENCE = re.compile(r"(\d+) (?:(\w+) )?images of (.+?)(?: \(CRC-32 ([0-9a-f]{8})\))?")
-
-_ROWS = 2
 
 Identity = dict[str, Any]
 
@@ -25,19 +21,6 @@ def identity(data: Split, *, checksum: bool) -> Identity:
     if not data.in_memory:
         return {**known, "fingerprint": data.fingerprint(whole=False)}
     return {**known, "checksum": data.fingerprint(whole=checksum)}
-
-
-def for_results(data: Split, attrs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """How results are told of their data: the images, if they are, and keywords, with the attributes `attrs`."""
-    if isinstance(data, Images):
-        return data, {"attrs": attrs}
-    named = {"classes": data.classes or None, "attrs": {"title": data.title, "y_label": data.target, **attrs}}
-    if isinstance(data, Table):
-        return None, {"x": data.x, "feature_names": data.features, **named}
-    # Rows of numbers; sequences and the like would make the file as large as the data.
-    if isinstance(data, Arrays) and isinstance(data.x, Tensor) and data.x.dim() <= _ROWS:
-        return None, {"x": data.x, **named}
-    return None, named
 
 
 def read_identity(saved: str | Mapping[str, Any]) -> Identity:

@@ -76,11 +76,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m ppl_bnn.jobs",
+        prog="ppl_bnn jobs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every --slurm.NAME VALUE is an option of submitit's Slurm executor: partition, time in minutes, "
-        "cpus_per_task, gpus_per_node, mem, account, ... Every other option is passed on to python -m ppl_bnn.run.",
+        "cpus_per_task, gpus_per_node, mem, account, ... Every other option is passed on to ppl_bnn run.",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="run folder, or a run's out folder")

@@ -133,6 +133,9 @@ def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
     if _OLD_RANKED in inputs:
         inputs[RANKED] = inputs.pop(_OLD_RANKED)
     # Earlier versions had no such settings.
-    younger: dict[str, Any] = {"compact": "auto", "keep_images": None, "save_snr": False, "own": [], "column": None}
+    settings = inputs.get("settings", {})
+    younger: dict[str, Any] = {"compact": "auto", "keep_images": None, "save_snr": False}
+    if "temperature_on" in settings:
+        younger |= {"own": [], "column": None}
     defaults = {"predict.compact": "auto", "model.likelihood": "categorical"}
-    return {**defaults, **inputs, "settings": {**younger, **inputs.get("settings", {})}}
+    return {**defaults, **inputs, "settings": {**younger, **settings}}

@@ -70,8 +70,8 @@ def report(run: Experiment) -> None:
     written = _checksums(run.out, [metrics, *figures])
     write_text(record, json.dumps({"made_of": made_of, "written": written}, indent=2) + "\n")
     drawn = [path for path in figures if path.suffix == ".png"]
-    pages = "".join(f" and {path.name}" for path in figures if path.suffix == ".html")
-    log.info("report: %s, %d figures%s in %s", metrics, len(drawn), pages, run.out / "figures")
+    gallery = " and gallery.html" if figures and figures[-1].name == "gallery.html" else ""
+    log.info("report: %s, %d figures%s in %s", metrics, len(drawn), gallery, run.out / "figures")
 
 
 def is_posterior_of(path: Path, state: Checkpoint) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, pruned_path, pruning_path, up_to_date
 from ppl_bnn.experiment.scores import SCORES, told
 from ppl_bnn.experiment.setup import Experiment
@@ -85,8 +84,7 @@ def pruning_study(run: Experiment) -> None:
     training = {**run.origin, "train": {name: value for name, value in run.origin["train"].items() if name != "seed"}}
     attrs = {"run": run.name, "inputs": inputs, "training": training, "step": state.step, "generator": GENERATOR}
     attrs[SCORES] = list(levels[0].predictive.scores())
-    images, named = for_results(run.test_data, attrs)
-    idata = sweep_to_inference_data(levels, images, **named, guide=run.guide, save_snr=settings.save_snr)
+    idata = sweep_to_inference_data(levels, run.test_data, attrs=attrs, guide=run.guide, save_snr=settings.save_snr)
     netcdf.save(idata, path)
     # Not before: stopped in the sweep, it would lie beside the levels of another one.
     save_untuned()

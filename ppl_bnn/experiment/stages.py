@@ -16,7 +16,6 @@ import torch
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.identity import for_results
 from ppl_bnn.experiment.provenance import inputs_of, predictive_path, read_inputs, up_to_date
 from ppl_bnn.experiment.report import is_posterior_of, report
 from ppl_bnn.experiment.scores import SCORES, told
@@ -160,9 +159,8 @@ def predict(run: Experiment) -> None:
             "step": state.step,
             SCORES: [name for name in found if name not in _HOW],
         }
-        images, named = for_results(run.test_data, attrs)
         idata = to_inference_data(
-            predictive, images, **named, guide=guide,
+            predictive, run.test_data, attrs=attrs, guide=guide,
             kl=kl_by_site(run.model, guide, *run.example()), history=state.meta["history"],
             # They take all draws of the weights once more: once is enough.
             norms=to != partial,

@@ -212,14 +212,11 @@ class DirectELBO:
         # In the order in which the guide samples.
         of_sites = dict(zip(self.guide.sites, seeds(len(self.guide.sites)), strict=True)) if on_cpu else None
         kl = 0.0 if self.flat is None else self.flat.draw(of_sites)
-        locs = {site: self.guide.parameters_of(site)[0] for site in self._aside}
-        return _Drawn(
-            kl,
-            {
-                site: standard_normal(loc, seed=None if of_sites is None else of_sites[site])
-                for site, loc in locs.items()
-            },
-        )
+        drawn = _Drawn(kl, {})
+        for site in self._aside:
+            loc = self.guide.parameters_of(site)[0]
+            drawn.noise[site] = standard_normal(loc, seed=None if of_sites is None else of_sites[site])
+        return drawn
 
     def completed(self, found: Numbers, kl_weight: float | Tensor) -> Numbers:
         """The parts of the loss when gradients are gathered: with loss, the whole kl, and squares.

@@ -62,6 +62,7 @@ def check_training(
     model: Callable, guide: Callable, x: Any, y: Any, *, batch_size: int, ranks: int = 1, seed: int = 0,
     precision: str = "float32",
     num_data: int | None = None, with_uses: bool = False, accumulate: int = 1,
+    own_batches: bool = False,
 ) -> Training:  # fmt: skip
     """Run guide and model once on two examples in training mode; return everything as `fit` needs it.
 
@@ -77,6 +78,7 @@ def check_training(
         num_data: the number of examples, where `x` and `y` are only the first of them.
         with_uses: find `plain_sites`, by two more runs of the model.
         accumulate: batches an update.
+        own_batches: which batches there are is not known: a loop of the user's own makes them.
 
     Raises:
         UserError: what would not train, or not what was meant; the message names it.
@@ -109,7 +111,8 @@ def check_training(
                 is_y = site["value"] is seen.y
                 y = check_observed(site, seen.y, y, num_data=count, whole_batch=whole, convert=convert)
                 labels = later_labels(site, convert) if is_y else labels
-        check_norms(seen.norms, count, batch_size * (accumulate if batch_size > 1 else 1), ranks)
+        if not own_batches:
+            check_norms(seen.norms, count, batch_size * (accumulate if batch_size > 1 else 1), ranks)
         known = [*model.parameters(), *guide.parameters(), *seen.params.values(), *parts(x), y]
         check_gradients(model, seen.guide, seen.model, known)
     observed = [

@@ -1,9 +1,10 @@
 """One training step for a loop of the user's own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -14,9 +15,9 @@ from ppl_bnn.inference.direct import Numbers
 from ppl_bnn.inference.door import check_training
 from ppl_bnn.inference.gradient_step import GradientStep, MicroBatch
 from ppl_bnn.inference.ivon import IVON
-from ppl_bnn.inference.objective import gradient_buckets, objective_for
+from ppl_bnn.inference.objective import ThroughPyro, gradient_buckets, objective_for
 from ppl_bnn.inference.optimizers import build_optimizer
-from ppl_bnn.inference.own_optimizer import OwnOptimizer, name_of, own_optimizer
+from ppl_bnn.inference.own_optimizer import OwnOptimizer, check_own, name_of, own_optimizer
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.updates import NonFiniteGradient, Update
 from ppl_bnn.inputs import Inputs
@@ -38,11 +39,12 @@ class TrainingStep:
         model, guide: see `fit`.
         x, y: a few examples [n, ...] and labels [n, ...], at least 2, to look at model and guide with.
         num_data: N, by which the KL is divided.
-        optimizer, lr, beta2, scale_lr_factor, clip_norm, num_particles, compile, cuda_graph: see `fit`.
+        optimizer: see `fit`.
         estimator: see `fit`; or an object, such as ``GroupedFlips(8)``.
         communicator: ranks that average their gradients, each with a batch of the same size. They start from the same
             parameters, and all make the same calls.
-        bucket_mb, compression: see `fit`.
+        settings: lr, beta2, scale_lr_factor, clip_norm, num_particles, compile, cuda_graph, bucket_mb and compression,
+            as of `fit`.
 
     Attributes:
         optimizer: the torch optimizer; set its learning rates at any time.
@@ -53,31 +55,29 @@ class TrainingStep:
 
     def __init__(
         self, model: Callable, guide: Callable, x: Inputs, y: Tensor, *, num_data: int,
-        optimizer: str | OwnOptimizer = TrainSettings.optimizer, lr: float = TrainSettings.lr,
-        beta2: float = TrainSettings.beta2, scale_lr_factor: float = TrainSettings.scale_lr_factor,
-        clip_norm: float | None = TrainSettings.clip_norm, estimator: str | Messenger = TrainSettings.estimator,
-        num_particles: int = TrainSettings.num_particles, compile: bool = False, cuda_graph: bool = True,
-        communicator: Communicator | None = None, bucket_mb: float = TrainSettings.bucket_mb,
-        compression: str = TrainSettings.compression,
+        optimizer: str | OwnOptimizer = TrainSettings.optimizer, estimator: str | Messenger = TrainSettings.estimator,
+        communicator: Communicator | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        own = _settings(settings, optimizer)
         ranks = communicator or Alone()
         trained = check_training(
-            model, guide, x, y, batch_size=len(y), ranks=ranks.size, num_data=num_data, with_uses=estimator != "plain"
-        )
+            model, guide, x, y, batch_size=len(y), ranks=ranks.size, num_data=num_data, with_uses=estimator != "plain",
+            own_batches=True,
+        )  # fmt: skip
         self.model, self.guide, params = trained.model, trained.guide, trained.params
         if isinstance(optimizer, str | type):
             self.optimizer = build_optimizer(
-                optimizer if isinstance(optimizer, str) else name_of(optimizer), self.model, self.guide,
-                params.values(), lr=lr, scale_lr_factor=scale_lr_factor, beta2=beta2, kl_per_datum=1 / num_data,
+                own.optimizer, self.model, self.guide, params.values(), lr=own.lr, beta2=own.beta2,
+                scale_lr_factor=own.scale_lr_factor, kl_per_datum=1 / num_data,
             )  # fmt: skip
         else:
             self.optimizer = own_optimizer(optimizer, self.model, self.guide, params, kl_per_datum=1 / num_data)
         objective = objective_for(
-            trained, estimator, num_data, num_particles=num_particles, compile=compile, gathers=ranks.size == 1,
-            tells=ranks.is_main,
+            trained, estimator, num_data, num_particles=own.num_particles, compile=own.compile,
+            gathers=ranks.size == 1, tells=ranks.is_main,
         )  # fmt: skip
         buckets = gradient_buckets(
-            self.model, self.guide, objective.flat, ranks, bucket_mb=bucket_mb, compression=compression,
+            self.model, self.guide, objective.flat, ranks, bucket_mb=own.bucket_mb, compression=own.compression,
             params=params.values(),
         )  # fmt: skip
         # What stays entered is of the network and its gradients alone.
@@ -85,14 +85,14 @@ class TrainingStep:
         if ranks.size > 1:
             buckets.__enter__()
         self._core = GradientStep(
-            objective, Update(self.optimizer, objective.flat, clip_norm=clip_norm),
+            objective, Update(self.optimizer, objective.flat, clip_norm=own.clip_norm),
             buckets=buckets if ranks.size > 1 else None, device=self.optimizer.param_groups[0]["params"][0].device,
-            cuda_graph=cuda_graph,
+            cuda_graph=own.cuda_graph,
         )  # fmt: skip
         # Statements of ``pyro.param`` find what is trained; without messages there are none.
-        self._store: Callable[[], AbstractContextManager] = (
-            nullcontext if objective.flat is not None else partial(trained_store, trained.store, params)
-        )
+        self._store: Callable[[], AbstractContextManager] | None = None
+        if isinstance(objective, ThroughPyro):
+            self._store = partial(trained_store, trained.store, params)
         self._num_data, self._kl_weight = num_data, 1.0
         self._found: Numbers | None = None
         mode_setter(self.model)(True)
@@ -134,8 +134,12 @@ class TrainingStep:
 
     def _add(self, batch: MicroBatch, kl_weight: float) -> Numbers:
         self._set_kl_weight(kl_weight)
-        with self._store():
-            new = self._core.added(None, batch, self._core.on_device(kl_weight))
+        weight = self._core.on_device(kl_weight)
+        if self._store is None:
+            new = self._core.added(None, batch, weight)
+        else:
+            with self._store():
+                new = self._core.added(None, batch, weight)
         self._found = new if self._found is None else self._found.plus(new)
         return new
 
@@ -173,3 +177,19 @@ class TrainingStep:
         self._kl_weight = kl_weight
         if isinstance(self.optimizer, IVON):
             self.optimizer.param_groups[0]["kl_per_datum"] = kl_weight / self._num_data
+
+
+_KNOWN = (
+    "lr", "beta2", "scale_lr_factor", "clip_norm", "num_particles", "compile", "cuda_graph", "bucket_mb", "compression",
+)  # fmt: skip
+
+
+def _settings(given: Mapping[str, Any], optimizer: str | OwnOptimizer) -> TrainSettings:
+    if unknown := given.keys() - set(_KNOWN):
+        raise UserError(f"a TrainingStep has no setting {min(unknown)!r}; it has {', '.join(_KNOWN)}")
+    own = not isinstance(optimizer, str | type)
+    name = optimizer if isinstance(optimizer, str) else name_of(optimizer)
+    settings = TrainSettings(epochs=1, **given, optimizer=TrainSettings.optimizer if own else name)
+    settings.check()
+    check_own(settings, optimizer=own, scheduler=False)
+    return settings

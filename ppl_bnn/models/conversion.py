@@ -11,13 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.models.evaluated_priors import Shared, parameter_prior
+from ppl_bnn.models.prior_parsing import parse_prior
 from ppl_bnn.models.priors import Prior, check_patterns_used
 from ppl_bnn.models.random_network import make_random, random_networks
 from ppl_bnn.models.selection import Select, selected
 
 
 def bayesian(
-    net: nn.Module, prior: Prior | None = None, *, select: Select | None = None, bayesian_bias: bool = False
+    net: nn.Module, prior: Prior | str | None = None, *, select: Select | None = None, bayesian_bias: bool = False
 ) -> nn.Module:
     """Return a copy of a torch network whose parameters are random, with a prior.
 
@@ -37,10 +38,11 @@ def bayesian(
 
     Args:
         net: any torch network.
-        prior: see `ppl_bnn.models.priors`; the default is Normal(0, 1) for every random parameter. Tensors in it that
-            require a gradient are learnt: the copy has parameters of its own that start from them. A mapping selects
-            by itself: what no pattern of it matches, or one with the value None, stays a point estimate; a parameter's
-            full name in it selects biases and normalization parameters too.
+        prior: see `ppl_bnn.models.priors`, or the text of one as settings have it, ``"normal(0, 0.1)"``; the default is
+            Normal(0, 1) for every random parameter. Tensors in it that require a gradient are learnt: the copy has
+            parameters of its own that start from them. A mapping selects by itself: what no pattern of it matches, or
+            one with the value None, stays a point estimate; a parameter's full name in it selects biases and
+            normalization parameters too.
         select: which parameters are random instead of the default's: a pattern of names (``"head.*"``) or several,
             module types (``nn.Linear``: their parameters of two or more dimensions; of a normalization layer all), or a
             function of (site, parameter) that returns whether.
@@ -52,7 +54,7 @@ def bayesian(
             layer), or that cannot be copied; a hook on a parameter; a complex parameter, or one with sparse gradients;
             a prior that does not fit.
     """
-    prior = dist.Normal(0.0, 1.0) if prior is None else prior
+    prior = dist.Normal(0.0, 1.0) if prior is None else parse_prior(prior) if isinstance(prior, str) else prior
     _check(net)
     names = selected(net, prior, select, bayesian_bias=bayesian_bias)
     _check_selected(net, names)

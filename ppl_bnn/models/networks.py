@@ -23,7 +23,7 @@ def build(
     image_shape: Any = None,
     num_outputs: int | None = None,
     options: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
+    prior: Prior | str | None = None,
     deterministic: bool = False,
     bayesian_bias: bool = False,
 ) -> nn.Module:

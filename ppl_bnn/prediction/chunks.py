@@ -1,6 +1,7 @@
 """Examples of any kind in chunks: each example is read once, and all draws of a chunk are made together."""
 
 import math
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from ppl_bnn.inputs import Inputs, count, joined, mapped, parts, rows, shape_of
 from ppl_bnn.prediction.door import check_inputs
 
 # Of a chunk's inputs, and of the parts in which they are read.
-CHUNK_ROWS, CHUNK_BYTES = 64_000, 2**28
+CHUNK_ROWS, CHUNK_BYTES = 64_000, 2**27
 PART_ROWS, PART_BYTES = 2000, 2**23
 
 
@@ -69,12 +70,13 @@ def in_chunks(
 ) -> Iterator[Iterator[Chunk]]:
     """The examples from number `start` on in chunks; the next chunk is read while one is used.
 
-    A chunk has at most 64,000 examples and 256 MiB of inputs, but at least one forward pass. Its size is a multiple of
+    A chunk has at most 64,000 examples and 128 MiB of inputs, but at least one forward pass. Its size is a multiple of
     `batch_size` (of 2000 unless given), so forward passes are of the same examples as without chunks. The size depends
     on the first examples and on `batch_size` alone. Where the inputs' shape changes from one part that is read to the
     next, as that of sequences padded to a batch's longest may, a chunk ends there.
     """
-    reading = _chunks(examples, like, start, batch_size)
+    stopped = threading.Event()
+    reading = _chunks(examples, like, start, batch_size, stopped)
     with ThreadPoolExecutor(1) as thread:
 
         def ahead(chunk: Chunk | None) -> Iterator[Chunk]:
@@ -89,26 +91,34 @@ def in_chunks(
             # Worker processes start with the first one, in this thread.
             yield ahead(next(reading, None))
         finally:
+            # Before the end of what is being read, of which nobody waits for more.
+            stopped.set()
             thread.shutdown()
             reading.close()
 
 
-def _chunks(examples: Examples, like: Tensor, start: int, batch_size: int | None) -> Generator[Chunk]:
+def _chunks(
+    examples: Examples, like: Tensor, start: int, batch_size: int | None, stopped: threading.Event
+) -> Generator[Chunk]:
     head = torch.arange(start, min(start + 2, len(examples)))
     x, y = read_batch(examples, head, like.device, dtype=like.dtype)
     first, size, held = start, _chunk_size(x, batch_size), [(x, y)]
-    following = _parts(examples, x, start + count(x))
-    with closing(read_batches(examples, following, like.device, dtype=like.dtype)) as reading:
+    numbers = _parts(examples, x, start + count(x))
+    with closing(read_batches(examples, numbers, like.device, dtype=like.dtype)) as reading:
         for part in reading:
+            if stopped.is_set():
+                return
             if shape_of(part[0]) != shape_of(held[0][0]):
-                yield _joined(first, held)
-                first, held = first + _rows(held), []
+                chunk, held = _joined(first, held), []
+                first = chunk.end
+                yield chunk
             held.append(part)
             while _rows(held) > size:
-                *whole, (x, y) = held
-                here = size - _rows(whole)
-                yield _joined(first, [*whole, (rows(x, slice(here)), None if y is None else y[:here])])
-                first, held = first + size, [(rows(x, slice(here, None)), None if y is None else y[here:])]
+                x, y = held.pop()
+                here = size - _rows(held)
+                chunk = _joined(first, [*held, (rows(x, slice(here)), None if y is None else y[:here])])
+                first, held = chunk.end, [(rows(x, slice(here, None)), None if y is None else y[here:])]
+                yield chunk
     yield _joined(first, held)
 
 

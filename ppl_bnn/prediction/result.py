@@ -24,7 +24,7 @@ class Predictive:
 
     Attributes:
         means: E[y | draw] for the examples kept, [S, K, ...]: class probabilities [S, K, C], means of numbers. All
-            examples are kept unless `keep` was given.
+            examples are kept unless `keep` was given, or data that are not in memory would take too much.
         kept: the examples' positions, int64 [K].
         y: observed values [N, ...] (class labels are int64), or None.
         log_likelihood: log p(y_i | draw) of every example, float32 [S, N]; None without y, or if it was not kept.

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Split
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Factorized, Posterior, is_pruned
 from ppl_bnn.prediction.result import Predictive
@@ -18,13 +18,14 @@ from ppl_bnn.results.idata import assemble, data_groups, dataset, input_group, w
 from ppl_bnn.results.netcdf import BY_CHAIN
 from ppl_bnn.results.posterior import posterior_group
 from ppl_bnn.results.saved_draws import how_drawn, monte_carlo
+from ppl_bnn.results.told import Told, told
 
 _QUANTILES = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
 def to_inference_data(
     predictive: Predictive,
-    data: Images | None = None,
+    data: Split | None = None,
     *,
     x: Tensor | np.ndarray | None = None,
     feature_names: Sequence[str] | None = None,
@@ -56,7 +57,8 @@ def to_inference_data(
     y an example.
 
     Args:
-        data: the images `predictive` was made of, in its order, whose classes have names. Its x may have any shape.
+        data: the data `predictive` was made of, in its order, such as `Images` or a `Table`; they tell the names of
+            classes and features.
         x: the inputs [N, ...] in place of them.
         feature_names: of the columns of `x`, for figures: ``"age (years)"``.
         classes: names of the classes where there are no images; ``0``, ``1``, ... unless given.
@@ -73,17 +75,17 @@ def to_inference_data(
         UserError: `data` or `x` and `predictive` differ in number, or the labels do; both `data` and `x`; another
             number of classes or feature names; a `guide` that is no posterior.
     """
-    check_data(predictive, data, x)
+    of_data = told(predictive, data, x, feature_names, classes, attrs)
     if guide is not None and not isinstance(guide, Posterior):
         raise UserError(
             f"guide must be the posterior that was predicted with, got a {type(guide).__name__}: a Pyro guide becomes "
             "one by as_posterior"
         )
-    names = class_names(predictive, data.classes if data is not None else classes)
+    names = class_names(predictive, of_data.names)
     groups = {"posterior_predictive": drawn_group(predictive, names, seed)}
     if guide is not None and (found := posterior_group(predictive, guide, kl or {}, norms=norms)) is not None:
         groups["posterior"] = found
-    groups |= _by_draw(predictive) | data_groups_of(predictive, data, x, feature_names)
+    groups |= _by_draw(predictive) | data_groups_of(predictive, of_data)
     groups |= {"uncertainty": uncertainty_group(predictive, names), "monte_carlo": monte_carlo(predictive)}
     if isinstance(guide, Factorized) and not is_pruned(guide) and guide.sites:
         groups["layers"] = layers(guide, kl or {})
@@ -95,24 +97,7 @@ def to_inference_data(
     groups = {name: part if name.endswith("_data") else with_coordinates(part) for name, part in groups.items()}
     for name in groups.keys() & set(BY_CHAIN):
         groups[name] = groups[name].expand_dims(chain=[0])
-    title = data.title if data is not None else f"{len(predictive.draws)} examples"
-    return assemble(groups, {"title": title, **predictive.summary(), **how_drawn(predictive), **(attrs or {})})
-
-
-def check_data(predictive: Predictive, data: Images | None, x: object) -> None:
-    """Raise UserError for images or inputs that are not those of a predictive, as far as that can be told."""
-    count = len(predictive.draws)
-    if data is not None and not isinstance(data, Images):
-        raise UserError(f"data must be Images, got a {type(data).__name__}: pass inputs of other kinds as x=")
-    if data is not None and x is not None:
-        raise UserError("got both data and x: pass the Images, or x alone")
-    if data is not None and len(data) != count:
-        raise UserError(f"the predictive has {count} images, got {len(data)}")
-    if data is not None and predictive.y is not None and not torch.equal(data.labels.cpu().long(), predictive.y.long()):
-        raise UserError("images must be those that the predictive was made of, in its order; their labels differ")
-    if x is not None and (not isinstance(x, Tensor | np.ndarray) or not x.ndim or len(x) != count):
-        got = list(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
-        raise UserError(f"x must be the inputs of the {count} examples of the predictive, [{count}, ...], got {got}")
+    return assemble(groups, {**predictive.summary(), **how_drawn(predictive), **of_data.attrs})
 
 
 def class_names(predictive: Predictive, given: Sequence[str] | None) -> list[str]:
@@ -146,17 +131,16 @@ def _by_draw(predictive: Predictive) -> dict[str, xr.Dataset]:
     return groups
 
 
-def data_groups_of(
-    predictive: Predictive, data: Images | None, x: Tensor | np.ndarray | None, feature_names: Sequence[str] | None
-) -> dict[str, xr.Dataset]:
+def data_groups_of(predictive: Predictive, of_data: Told) -> dict[str, xr.Dataset]:
     """`observed_data` and `constant_data`, as far as there is y and x."""
+    data, x = of_data.images, of_data.x
     groups = {} if data is None else data_groups(data)
     if predictive.y is None:
         groups.pop("observed_data", None)
     elif data is None:
         groups["observed_data"] = observed_group(predictive)
     if x is not None:
-        groups["constant_data"] = input_group(torch.as_tensor(x), feature_names)
+        groups["constant_data"] = input_group(torch.as_tensor(x), of_data.feature_names)
     return groups
 
 

@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppl_bnn.data import Images
+from ppl_bnn.data import Split
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.pruning import snr
 from ppl_bnn.pruning.sweep import Level
 from ppl_bnn.results.drawn import drawn_group, name_of, uncertainty_group
 from ppl_bnn.results.idata import assemble, dataset
-from ppl_bnn.results.predictive import check_data, class_names, data_groups_of, layers
+from ppl_bnn.results.predictive import class_names, data_groups_of, layers
+from ppl_bnn.results.told import told
 
 
 def sweep_to_inference_data(
     levels: Sequence[Level],
-    data: Images | None = None,
+    data: Split | None = None,
     *,
     guide: Posterior,
     x: Tensor | np.ndarray | None = None,
@@ -44,8 +45,8 @@ def sweep_to_inference_data(
         UserError: `data` or `x` are not of the examples of the sweep.
     """
     first = levels[0]
-    check_data(first.predictive, data, x)
-    names = class_names(first.predictive, data.classes if data is not None else classes)
+    of_data = told(first.predictive, data, x, feature_names, classes, attrs)
+    names = class_names(first.predictive, of_data.names)
     sites = list(first.pruned.nonzero)
     drawn = [drawn_group(level.predictive, names, 0) for level in levels]
     by_draw: dict[str, Any] = {
@@ -70,7 +71,7 @@ def sweep_to_inference_data(
     coords: dict[str, Any] = {"level": np.arange(len(levels)), **({"class": names} if names else {})}
     groups = {
         "posterior_predictive": dataset(by_draw, **coords, obs_id=first.predictive.kept.numpy()),
-        **data_groups_of(first.predictive, data, x, feature_names),
+        **data_groups_of(first.predictive, of_data),
         "layers": layers(guide, {}),
         "pruning": dataset(pruning, **coords, layer=sites, image=np.arange(len(first.predictive.draws))),
     }
@@ -82,5 +83,4 @@ def sweep_to_inference_data(
             }
         )
     how = {"likelihood": name_of(first.predictive.likelihood), "units": first.predictive.likelihood.units}
-    title = data.title if data is not None else f"{len(first.predictive.draws)} examples"
-    return assemble(groups, {"title": title, **how, **(attrs or {})})
+    return assemble(groups, {**how, **of_data.attrs})

@@ -152,6 +152,13 @@ def test_options_reach_pandas(tmp_path):
     assert train.features == ("größe",)
 
 
+def test_a_long_column_has_one_type(tmp_path):
+    codes = [*[str(at % 40) for at in range(150_000)], *["A7"] * 50_000]
+    train, _ = read(written(tmp_path, code=codes, price=np.arange(2e5)))
+    assert len(train.features) == 41
+    assert train.features[-1] == "code=A7"
+
+
 def test_counts_stay_whole_numbers(tmp_path):
     path = written(tmp_path, size=np.arange(30.0), visits=[float(at % 4) for at in range(30)])
     train, _ = read(path, "visits", targets="counts")

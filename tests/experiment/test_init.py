@@ -75,8 +75,9 @@ def test_the_likelihood_follows_the_kind_of_target(capsys, target, likelihood):
     assert found["data"]["target"] == "price"
     assert found["model"]["likelihood"] == likelihood
     assert found["model"]["name"] == "mlp"
-    # Two numbers and two towns come in, then 50 units: 1 / sqrt(fan_in).
-    assert found["model"]["prior"] == {"fc1*": "normal(0, 0.5)", "fc2*": "normal(0, 0.14)", "fc3*": "normal(0, 0.14)"}
+    # Two numbers and two towns come in, then 50 units: 1 / sqrt(fan_in), and twice that for logits.
+    scales = ("1", "0.28", "0.28") if likelihood == "categorical" else ("0.5", "0.14", "0.14")
+    assert found["model"]["prior"] == {f"fc{at + 1}*": f"normal(0, {scale})" for at, scale in enumerate(scales)}
 
 
 def test_what_init_writes_runs_and_says_what_each_line_is(capsys):

@@ -26,7 +26,7 @@ TRAINING = ["--stages", "train", "--train.checkpoint_every", "1"]
 
 
 def test_ctrl_c_before_the_stages_does_not_pass_for_a_failed_download(call, run_folder, monkeypatch):
-    from ppl_bnn.experiment import setup as experiment
+    from ppl_bnn.experiment import run_data as experiment
 
     def interrupted(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGINT)

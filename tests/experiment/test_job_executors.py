@@ -119,6 +119,7 @@ def slurm(tmp_path, monkeypatch):
     return log
 
 
+@pytest.mark.slow
 def test_slurm_gets_one_array_of_the_trainings_and_one_of_what_follows(two_chains, slurm):
     pytest.importorskip("submitit")
     two_chains("--executor", "slurm", "--slurm.partition", "gpu", "--slurm.time=60", "--slurm.cpus_per_task", "2",

@@ -129,6 +129,28 @@ def test_a_mistake_is_refused_in_one_line(wine, call, arguments, parts):
     assert not list((wine / "out").glob("c*"))
 
 
+def test_arrays_on_disk_are_trained_on_as_those_in_memory(tmp_path, call):
+    rng = np.random.default_rng(1)
+    x = rng.normal(4, 3, (300, 6))
+    config = {"data": {"name": "npz", "file": "rows.npz"}, "model": {"name": "mlp", "likelihood": "normal"}, **SHORT}
+    folder = written(tmp_path / "rows", config)
+    np.savez(folder / "rows.npz", x=x, y=x @ rng.normal(size=6))
+    arguments = ["--stages", "train", "--quiet", "--train.checkpoint_every", "1"]
+    assert call(*arguments, "--out", tmp_path / "memory", run=folder)[0] == 0
+    disk = ["--out", tmp_path / "disk", "--data.max_memory", "0.001"]
+    assert call(*arguments, *disk, run=folder)[0] == 0
+    logs = [pd.read_csv(tmp_path / name / "log.csv")[["loss", "nll", "kl"]] for name in ("memory", "disk")]
+    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
+    code, lines = call(*arguments, *disk, run=folder)
+    assert code == 0
+    assert lines[-1] == "train: complete already (2 epochs)"
+    assert_refused(call("--data.max_memory", "1", *disk[:2], run=folder), "data.max_memory: saved 0.001, now 1.0")
+    np.savez(folder / "rows.npz", x=x + 1, y=x.sum(1))
+    code, lines = call(*disk, run=folder)
+    assert code == 2
+    assert "belongs to another run: trained on.fingerprint: saved '300 rows of [6] torch.float64" in lines[-1]
+
+
 def test_named_data_lie_in_the_cache_unless_a_folder_is_named(tmp_path, data_dir, call, monkeypatch):
     monkeypatch.setenv("PPL_BNN_DATA", str(data_dir.absolute()))
     monkeypatch.chdir(tmp_path)

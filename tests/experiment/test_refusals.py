@@ -219,7 +219,7 @@ def test_a_report_is_not_made_of_results_with_other_settings(call, run_folder):
 @pytest.mark.usefixtures("drawings")
 def test_a_run_trained_on_other_data_is_not_relabelled(call, run_folder, monkeypatch):
     """Trained on the subset while MNIST could not be had, and given MNIST afterwards."""
-    from ppl_bnn.experiment import setup as experiment
+    from ppl_bnn.experiment import run_data as experiment
 
     real = experiment.load
 

@@ -74,3 +74,15 @@ def test_what_cannot_be_is_refused(call, run_folder, arguments, message):
     code, lines = call("--stages", "train", *arguments)
     assert code == 2
     assert message in lines[-1]
+
+
+def test_without_patience_later_stages_take_the_best_by_its_name(call, run_folder):
+    code, lines = call("--stages", "train,predict", *VALIDATED, "--predict.checkpoint", "best")
+    assert code == 0, lines
+    out = run_folder / "out"
+    assert (out / "predictive-best.nc").exists()
+    with (out / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = min(rows, key=lambda row: float(row["val_nll"]))
+    assert checkpoint.load(checkpoint.find(out / "checkpoints", "best")).step == int(best["step"])
+    assert len(rows) == 12

@@ -4,10 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ranks import Ranks
+from ranks import OneOfTwo, Ranks
 from small_training import X, Y, assert_same_state, settings, small, state, timeless
 
 from ppl_bnn import TrainingStep, fit
+from ppl_bnn.distributed import GradientBuckets
 from ppl_bnn.errors import Interrupted
 
 
@@ -131,3 +132,17 @@ def test_on_ranks_it_is_the_large_batch_too(tmp_path):
         for name, value in found[0][rank][1].items():
             torch.testing.assert_close(value, found[1][rank][1][name], rtol=1e-9, atol=1e-12, msg=name)
     assert_same_state(found[0][0][1], found[0][1][1])
+
+
+def test_a_gradient_of_an_earlier_batch_alone_is_averaged_too():
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    with GradientBuckets([first, second], OneOfTwo()) as buckets:
+        for _ in range(2):
+            with buckets.waiting():
+                (2 * first).sum().backward()
+            (4 * second).sum().backward()
+            buckets.average()
+            # The other rank has none.
+            assert torch.equal(first.grad, torch.ones(3))
+            assert torch.equal(second.grad, 2 * torch.ones(3))
+            first.grad = second.grad = None

@@ -10,7 +10,7 @@ from ranks import Ranks
 from small_training import X, Y, assert_same_state, settings, small, state
 from torch import nn
 
-from ppl_bnn import GroupedFlips, MeanFieldNormal, Model, Normal, TrainingStep, bayesian, fit
+from ppl_bnn import Classifier, GroupedFlips, MeanFieldNormal, Model, Normal, TrainingStep, bayesian, fit
 from ppl_bnn.data.examples import batches
 from ppl_bnn.errors import Diverged, UserError
 from ppl_bnn.guides import ESTIMATORS
@@ -112,6 +112,17 @@ def test_inputs_of_several_tensors():
     assert losses[-1] < losses[0] / 10
 
 
+def test_batches_need_not_divide_the_number_of_data():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    model = Classifier(bayesian(net), 50)
+    guide = MeanFieldNormal(model, X[:2], Y[:2])
+    # fit would have a last batch of one example; which batches come is the loop's.
+    step = TrainingStep(model, guide, X[:7], Y[:7], num_data=50, lr=0.05)
+    losses = [step(X[:49], Y[:49], kl_weight=0.1).loss for _ in range(50)]
+    assert losses[-1] < losses[0]
+
+
 def test_weights_of_the_examples_count():
     model, guide = small()
     step = TrainingStep(model, guide, X[:2], Y[:2], num_data=50)
@@ -139,6 +150,9 @@ def test_what_goes_wrong_is_told_and_moves_nothing():
     assert math.isfinite(step(X, Y).loss)
     with pytest.raises(UserError, match="the guide has no site"):
         TrainingStep(model, small(deterministic=True)[1], X[:2], Y[:2], num_data=50)
+    for wrong, message in (({"epochs": 3}, "no setting 'epochs'; it has lr, "), ({"lr": -1.0}, "lr must be positive")):
+        with pytest.raises(UserError, match=message):
+            TrainingStep(model, guide, X[:2], Y[:2], num_data=50, **wrong)
 
 
 def test_after_release_each_parameter_has_its_own_memory():

@@ -3,13 +3,17 @@
 import csv
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from ranks import Ranks
 from small_ranks import settings as rank_settings
 from small_ranks import small as small_for_ranks
 from small_training import X, Y, assert_same_state, settings, small, state, timeless
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_bnn import Classifier, MeanFieldNormal, Model, Normal, bayesian, fit, load_checkpoint, predict
 from ppl_bnn.errors import Interrupted, UserError
@@ -65,6 +69,42 @@ def test_numbers_have_the_scores_of_numbers():
     history = fit(model, guide, X, y, **settings(), validation=(HELD_X, HELD_X[:, 0]), monitor="rmse")
     assert {"val_nll", "val_rmse", "val_mae"} <= history[-1].keys()
     assert math.isfinite(history[-1]["val_rmse"])
+
+
+class Held(Dataset):
+    def __len__(self):
+        return len(HELD_X)
+
+    def __getitem__(self, row):
+        return HELD_X[row], HELD_Y[row]
+
+
+@pytest.mark.parametrize(
+    "validation", [(HELD_X.numpy(), HELD_Y.numpy()), TensorDataset(*HELD), Held(), DataLoader(Held(), batch_size=7)],
+    ids=lambda data: type(data).__name__,
+)  # fmt: skip
+def test_it_takes_what_predict_takes(validation):
+    expected = fit(*small(), X, Y, **settings(), validation=HELD)
+    assert timeless(fit(*small(), X, Y, **settings(), validation=validation)) == timeless(expected)
+
+
+def test_a_pyro_model_of_ones_own_has_a_validation_too():
+    def model(x, y=None):
+        bias = pyro.param("bias", torch.tensor(1.0))
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        with pyro.plate("data", 50, subsample_size=len(x)):
+            return pyro.sample("y", dist.Normal(x @ weight + bias, 0.5), obs=y)
+
+    y, found = X[:, 0], []
+    for validation in (None, (HELD_X, HELD_X[:, 0])):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        guide = AutoNormal(model)
+        changes = settings(epochs=30, estimator="plain", lr=0.05)
+        found.append(fit(model, guide, X, y, **changes, validation=validation, monitor="rmse"))
+    one, other = ([{**row, "accuracy": None} for row in without_scores(history)] for history in found)
+    assert one == other
+    assert found[1][-1]["val_rmse"] < found[1][0]["val_rmse"] / 2
 
 
 # On random labels the validation's NLL is best early, and then grows.

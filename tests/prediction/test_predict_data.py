@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from items_read import Items, N, X, Y, check_same, drawn
 from ranks import Ranks
 from small_posteriors import dense
 from small_regressions import regression
@@ -16,36 +17,15 @@ from ppl_bnn import (
     MeanFieldNormal,
     as_examples,
     bayesian,
-    predict,
     prune,
     sweep,
     to_inference_data,
 )
-from ppl_bnn.errors import Interrupted, UserError
+from ppl_bnn.errors import UserError
 from ppl_bnn.prediction import chunks, kept
 from ppl_bnn.prediction.log_density import train_log_likelihood
 from ppl_bnn.pruning.finetuning import finetune
 from ppl_bnn.results import idata, netcdf
-
-N = 95
-X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
-Y = torch.randint(0, 3, (N,), generator=torch.Generator().manual_seed(1))
-
-
-class Items(Dataset):
-    """Examples as (x, y), or x alone, that count how often each is read."""
-
-    def __init__(self, x=X, y=Y, bad=None):
-        self.x, self.y, self.bad, self.read = x, y, bad, [0] * len(x)
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, row):
-        if row == self.bad:
-            raise OSError("cannot be decoded")
-        self.read[row] += 1
-        return self.x[row] if self.y is None else (self.x[row], self.y[row])
 
 
 class Stream(IterableDataset):
@@ -58,22 +38,6 @@ def small_chunks(monkeypatch):
     """Chunks of 40 examples for a batch_size of 10 or 20, read 16 at a time."""
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 40)
     monkeypatch.setattr(chunks, "PART_ROWS", 16)
-
-
-def drawn(net, guide, x, y=None, **settings):
-    settings = {"num_samples": 6, "batch_size": 10, "method": "draws", "progress": False, **settings}
-    return predict(net, guide, x, y, **settings)
-
-
-def check_same(found, expected, *, but=()):
-    """All parts are the same, bit for bit; scores of single draws, which are means over examples, to rounding."""
-    for name in ("means", "kept", "y", "log_likelihood", "squares", "reference", "draws", "samples", "log_sum"):
-        own, other = getattr(found, name), getattr(expected, name)
-        assert name in but or (own is None and other is None) or torch.equal(own, other), name
-    for name, total in expected.sums.items():
-        assert name in but or torch.equal(found.sums[name], total), name
-    if expected.draw_scores is not None:
-        torch.testing.assert_close(found.draw_scores, expected.draw_scores, equal_nan=True)
 
 
 def mapped_files(folder):
@@ -228,72 +192,6 @@ def test_intervals_of_large_data_are_scored_on_the_examples_that_are_kept(monkey
     assert scores["width_90"] == pytest.approx(float((upper - lower).mean()))
     assert scores["rmse"] == pytest.approx(whole.scores()["rmse"])
     assert found.quantiles([0.5]).isnan().sum() == N - 30
-
-
-class StopsAfter:
-    def __init__(self, calls):
-        self.left = calls
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
-
-
-@pytest.mark.parametrize("calls", [1, 4, 7])
-@pytest.mark.parametrize("more", [{}, {"sampling": "antithetic"}, {"log_likelihood": False}], ids=str)
-def test_an_interrupted_prediction_resumes_with_the_chunks_that_are_left(calls, more):
-    net, guide = dense()
-    saved = []
-    with pytest.raises(Interrupted, match="of the examples"):
-        drawn(net, guide, Items(), should_stop=StopsAfter(calls), save=saved.append, **more)
-    (before,) = saved
-    assert len(before.draws) in (40, 80, N)
-    assert before.scores()
-    items = Items()
-    check_same(drawn(net, guide, items, so_far=before, **more), drawn(net, guide, Items(), **more))
-    done = int((before.draws == 6).sum())
-    assert items.read == [0] * done + [1] * (N - done)
-
-
-def test_draws_and_examples_are_added_to_an_earlier_result():
-    model, guide, x, y = regression()
-    x, y = x.repeat(8, 1)[:N], y.repeat(8)[:N]
-    few = drawn(model, guide, Items(x[:80], y[:80]), num_samples=4, keep=[3, 50, 90][:2])
-    found = drawn(model, guide, Items(x, y), num_samples=6, keep=[3, 50, 90], so_far=few)
-    expected = drawn(model, guide, Items(x, y), num_samples=6, keep=[3, 50, 90])
-    check_same(found, expected)
-    assert found.sketch is not None
-    torch.testing.assert_close(found.quantiles([0.1, 0.9]), expected.quantiles([0.1, 0.9]), rtol=0, atol=0)
-
-
-def test_draws_that_were_all_kept_are_added_to_where_all_would_be_too_much(monkeypatch):
-    model, guide, x, y = regression()
-    x, y = x.repeat(8, 1)[:N], y.repeat(8)[:N]
-    few = drawn(model, guide, Items(x, y), num_samples=4)
-    monkeypatch.setattr(kept, "KEPT_EXAMPLES", 30)
-    monkeypatch.setattr(kept, "KEPT_BYTES", 2000)
-    monkeypatch.setattr(kept, "SKETCH_BYTES", 1)
-    found, expected = (drawn(model, guide, Items(x, y), so_far=before) for before in (few, None))
-    assert len(few.kept) == N
-    assert len(found.kept) == 30
-    check_same(found, expected, but=("log_sum",))
-    torch.testing.assert_close(found.log_sum, expected.log_sum)
-    torch.testing.assert_close(found.quantiles([0.2]), expected.quantiles([0.2]), rtol=0, atol=0)
-
-
-def test_an_earlier_result_of_other_data_is_refused():
-    net, guide = dense()
-    before = drawn(net, guide, Items(), num_samples=2)
-    for data, message in (
-        (Items(y=(Y + 1) % 3), "so_far has other labels"),
-        (Items(X[:40], Y[:40]), "so_far has other labels"),
-        (Items(y=None), "so_far has other labels"),
-    ):
-        with pytest.raises(UserError, match=message):
-            drawn(net, guide, data, so_far=before)
-    first = drawn(net, guide, Items(X[:50], Y[:50]), num_samples=6)
-    with pytest.raises(UserError, match="another batch_size"):
-        drawn(net, guide, Items(), so_far=first, num_samples=7)
 
 
 def test_what_is_wrong_names_the_example():

@@ -13,6 +13,9 @@ from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.layout import Groups
 
+# Columns of the data that the page has.
+_SHOWN = 40
+
 Columns = Mapping[str, Sequence[object]]
 _PAGE = (Path(__file__).parent / "least_certain.html").read_text(encoding="utf-8")
 
@@ -45,22 +48,28 @@ def write_least_certain(
     groups = netcdf.groups_of(idata)
     total = _by_example(groups, "total")
     at = np.argsort(-total, kind="stable")[:most]
-    found: dict[str, Sequence[object]] = {"#": at.tolist(), **(columns(at) if columns is not None else {})}
+    inputs = columns(at) if columns is not None else {}
+    found: dict[str, Sequence[object]] = {"#": at.tolist(), **inputs}
     answers, wrong = said(groups, at, scale)
     variance = scale[1] ** 2 if scale is not None and "mean" in groups["uncertainty"] else 1.0
-    found |= answers | {
+    answers |= {
         name: (variance * _by_example(groups, name)[at]).tolist() for name in ("total", "aleatoric", "epistemic")
     }
+    # A column of the data may have such a name.
+    found |= {f"{name} (predictive)" if name in found else name: values for name, values in answers.items()}
     title, run = str(idata.attrs["title"]), str(idata.attrs.get("run", ""))
-    rows = list(zip(*found.values(), strict=True))
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[*found], *([_exact(value) for value in row] for row in rows)])
+    rows = ([_exact(value) for value in row] for row in zip(*found.values(), strict=True))
+    csv.writer(text, lineterminator="\n").writerows([[*found], *rows])
+    left_out = list(inputs)[_SHOWN:]
+    shown = {name: values for name, values in found.items() if name not in left_out}
     content = {
         "TITLE": html.escape(f"{run}: {title}" if run else title),
         "COUNT": f"{len(at):,} of {len(total):,} test {word}",
         "UNITS": html.escape(str(idata.attrs.get("units", "nats"))),
-        "HEAD": "".join(f"<th><button>{html.escape(name)}</button></th>" for name in found),
-        "ROWS": "\n".join(_row(row, bad) for row, bad in zip(rows, wrong, strict=True)),
+        "MORE": f"{len(left_out)} more columns are in least_certain.csv." if left_out else "",
+        "HEAD": "".join(f"<th><button>{html.escape(name)}</button></th>" for name in shown),
+        "ROWS": "\n".join(_row(row, bad) for *row, bad in zip(*shown.values(), wrong, strict=True)),
     }
     page = _PAGE
     for name, value in content.items():
