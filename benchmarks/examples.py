@@ -16,16 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_step import OurStep
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ppl_bnn import Classifier, Examples, MeanFieldNormal, as_examples, bayesian, build, fit, normalize
+from ppl_bnn import (
+    Classifier,
+    Examples,
+    MeanFieldNormal,
+    TrainingStep,
+    as_examples,
+    bayesian,
+    build,
+    fit,
+    normalize,
+)
 from ppl_bnn.data import TensorExamples
 from ppl_bnn.distributed import Alone
 from ppl_bnn.errors import Interrupted
-from ppl_bnn.inference.optimizers import build_optimizer
 from ppl_bnn.inference.reading import Batch, Reader
 from ppl_bnn.models.labels import class_labels
 from ppl_bnn.native.memory import keep_freed_memory
@@ -80,7 +88,7 @@ def _write(path: Path, rows: int) -> Tensor:
     return torch.arange(rows) % _CLASSES
 
 
-def _step(widths: tuple[int, ...], rows: int) -> tuple[OurStep, Classifier, MeanFieldNormal]:
+def _step(widths: tuple[int, ...], rows: int) -> tuple[TrainingStep, Classifier, MeanFieldNormal]:
     torch.manual_seed(0)
     sizes = [_FEATURES, *widths, _CLASSES]
     layers: list[nn.Module] = []
@@ -88,7 +96,8 @@ def _step(widths: tuple[int, ...], rows: int) -> tuple[OurStep, Classifier, Mean
         layers += [nn.Linear(before, after), nn.ReLU()]
     model = Classifier(bayesian(nn.Sequential(*layers[:-1])), rows)
     guide = MeanFieldNormal(model, torch.zeros(1, _FEATURES), torch.zeros(1).long(), init_loc="he", init_scale=0.01)
-    return OurStep(model, guide, build_optimizer("adam", model, guide, lr=1e-3)), model, guide
+    x, y = torch.zeros(2, _FEATURES), torch.zeros(2).long()
+    return TrainingStep(model, guide, x, y, num_data=rows, lr=1e-3), model, guide
 
 
 def _mapped(path: Path, y: Tensor, options: argparse.Namespace) -> None:
@@ -127,7 +136,7 @@ def _closing_all() -> Iterator[Callable]:
             one.close()
 
 
-def _many(step: OurStep, batches: Iterator[Batch], steps: int) -> Callable[[], None]:
+def _many(step: TrainingStep, batches: Iterator[Batch], steps: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(steps):
             batch = next(batches)
@@ -214,7 +223,7 @@ def _jpeg(options: argparse.Namespace) -> None:
     assert y is not None
     model = Classifier(build(options.network, image_shape=tuple(x.shape[1:]), num_outputs=10), len(data))
     guide = MeanFieldNormal(model, change(x[:1]), y[:1], init_loc="he", init_scale=1e-3)
-    step = OurStep(model, guide, build_optimizer("adam", model, guide, lr=1e-4))
+    step = TrainingStep(model, guide, change(x), y, num_data=len(data), lr=1e-4)
     waited, whole = [], []
     with closing(_batches(examples, options.images)) as batches:  # type: ignore[type-var]
         for _ in range(options.rounds + 1):

@@ -41,12 +41,12 @@ def _run(options: Namespace) -> None:
     from ppl_bnn.prediction.onnx import export
     from ppl_bnn.pruning import prune
 
+    if sum([bool(options.fraction), options.pruned, options.posterior is not None]) > 1:
+        raise UserError("give one of --fraction, --pruned and --posterior: each says which posterior it is")
     out = Path(options.out)
     run = opened(out, data_dir=options.data_dir, trusted=options.trust)
     step = run.restored(options.checkpoint).step
     file = str(pruned_path(out, run.config.pruning)) if options.pruned else options.posterior
-    if sum([bool(options.fraction), options.pruned, options.posterior is not None]) > 1:
-        raise UserError("give one of --fraction, --pruned and --posterior: each says which posterior it is")
     guide: Posterior = run.guide
     if file is not None:
         guide = load_posterior(file, run.model, *run.example())

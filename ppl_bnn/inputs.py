@@ -27,7 +27,7 @@ def lead(x: Any) -> Tensor:
     """The first tensor of some inputs: it tells device and number of examples."""
     found = parts(x)
     if not found or not isinstance(found[0], Tensor):
-        raise UserError(f"inputs must be a tensor, or a tuple or dict of tensors, got {x!r:.60}")
+        raise UserError(f"inputs must be a tensor, or a tuple or dict of tensors, got a {type(x).__name__}")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m ppl_bnn.jobs`: many jobs of one run folder (`ppl_bnn.experiment.jobs`)."""
+"""The command `ppl_bnn jobs`: many jobs of one run folder (`ppl_bnn.experiment.jobs`)."""
 
 import sys
 

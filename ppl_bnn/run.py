@@ -192,7 +192,7 @@ def _parser() -> ArgumentParser:
         "--stages",
         type=str,
         default="train,diagnose,predict,prune,report",
-        help=f"stages to run, separated by commas: {', '.join(STAGES)}; summary, the layer table, needs no data",
+        help=f"stages to run, separated by commas: {', '.join(STAGES)}; summary, the layer table, writes nothing",
     )
     parser.add_argument(
         "--out",

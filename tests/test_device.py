@@ -14,17 +14,8 @@ from pretend_device import AVAILABLE, NAME, pretend_device
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_bnn import (
-    Classifier,
-    KLScaledELBO,
-    MeanFieldNormal,
-    TrainingStep,
-    as_examples,
-    bayesian,
-    fit,
-    predict,
-    prune,
-)
+from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, TrainingStep, bayesian, fit, predict, prune
+from ppl_bnn.data import as_examples
 from ppl_bnn.data.examples import batches
 from ppl_bnn.errors import Diverged, Interrupted
 from ppl_bnn.guides import ESTIMATORS

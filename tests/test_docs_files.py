@@ -29,8 +29,8 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     assert "('rooms', 'town=Bonn', 'town=Cork') () price (training standard deviations) (" in capsys.readouterr().out
     Path("my_data.py").write_text(own)
     monkeypatch.syspath_prepend(tmp_path)
-    (command,) = (line for line in PAGE.splitlines() if "my_data:load" in line and line.startswith("python"))
+    (command,) = (line for line in PAGE.splitlines() if "my_data:load" in line and line.startswith("ppl_bnn run"))
     arguments = ["--data.file", "null", "--data.target", "null", "--stages", "train", "--out", "own", "--quiet"]
     torch.manual_seed(0)
-    assert main([*command.split()[3:], *arguments]) == 0
+    assert main([*command.split()[2:], *arguments]) == 0
     assert (tmp_path / "own" / "log.csv").exists()

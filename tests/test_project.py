@@ -40,7 +40,7 @@ PURE = (
 )  # fmt: skip
 IMPURE = {"ppl_bnn.files", "ppl_bnn.inference.checkpoint", "ppl_bnn.data.named"}
 # The public entry points whose keywords are settings.
-MANY_PARAMETERS = {"fit", "predict", "sweep"}
+MANY_PARAMETERS = {"fit", "predict", "predict_shifted", "sweep"}
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")
 }

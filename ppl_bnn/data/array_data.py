@@ -1,7 +1,7 @@
 """Arrays of the user's own as data: images, a table, or whatever else their shapes say; in memory, or on disk."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ppl_bnn.data.images import Images
 from ppl_bnn.data.moments import standardized_columns
 from ppl_bnn.data.parts import Part, split_rows
 from ppl_bnn.data.settings import DataSettings, Request
-from ppl_bnn.data.splits import Arrays, Files, Split, as_input
+from ppl_bnn.data.splits import Arrays, Files, Split, as_input, as_inputs
 from ppl_bnn.data.table_files import tables_of
 from ppl_bnn.data.targets import Targets, read_targets
 from ppl_bnn.errors import UserError, some
@@ -60,7 +60,7 @@ class Found:
 def read_array_data(asked: Request) -> tuple[Split, Split]:
     """Return (train, test) of a file of arrays: `Images` of uint8, a `Table` of [N, D], else `Arrays`.
 
-    Inputs of more than `max_memory` stay on disk, as `Files`.
+    Inputs of more than `max_memory` are read batch by batch, as `Files`; those of npz and h5 stay on disk.
 
     Raises:
         UserError: files or arrays that cannot be used.
@@ -75,9 +75,6 @@ def read_array_data(asked: Request) -> tuple[Split, Split]:
         return _on_disk(found, known, read_targets(y, known, name=name, **how), asked)
     # A copy, in memory.
     x = {key: np.concatenate([np.asarray(part) for part in each]) for key, each in found.x.items()}
-    for key, part in x.items():
-        if part.dtype.kind not in "biuf":
-            raise UserError(f"the array {key!r} must have numbers, got {part.dtype}: name the others by data.features")
     first = next(iter(x.values()))
     if len(x) == 1 and first.ndim == 2 and first.dtype.kind == "f":
         return _tables(next(iter(x)), first, y, name, found, asked)
@@ -107,10 +104,14 @@ def _found(asked: Request) -> Found:
     elif settings.test_file is not None:
         others = read_arrays(Path(settings.test_file), settings.name, setting="data.test_file")
         sources.append({name: _named(others, name, "data.test_file needs") for name in (*names, target)})
+    elif lone := [name + _TEST for name in names if name + _TEST in arrays]:
+        log.warning("data: %s has no %s beside it, and is left out", some(lone), target + _TEST)
     for source in sources:
-        lengths = {name: len(part) for name, part in source.items()}
+        lengths = {name: len(part) if part.shape else 0 for name, part in source.items()}
         if len(set(lengths.values())) > 1 or not min(lengths.values()):
             raise UserError(f"arrays need the same number of rows, at least 1; got {lengths}")
+    for name in (*names, target):
+        _check_array(name, [source[name] for source in sources], numbers=name != target)
     counts = [len(source[target]) for source in sources]
     train, test = (
         split_rows(counts[0], settings.test_fraction)
@@ -121,6 +122,10 @@ def _found(asked: Request) -> Found:
     def where(at: int) -> str:
         return f"row {at + 1}" if at < counts[0] else f"row {at - counts[0] + 1} of the test data"
 
+    for name in names:
+        # Joined, pixels of one would be numbers of the other.
+        if len(kinds := {source[name].dtype.kind: str(source[name].dtype) for source in sources}) > 1:
+            raise UserError(f"the array {name!r} must be of one type, got {' and '.join(kinds.values())}: convert one")
     y = np.concatenate([np.asarray(source[target]) for source in sources])
     return Found({name: [source[name] for source in sources] for name in names}, y, train, test, where)
 
@@ -146,6 +151,16 @@ def _named(arrays: Mapping[str, Any], name: str, setting: str) -> Any:
     if name not in arrays:
         raise missing_column(name, arrays, setting=setting, what="array")
     return arrays[name]
+
+
+def _check_array(name: str, parts: Sequence[Any], *, numbers: bool) -> None:
+    """Refuse arrays of one name that are no numbers but must be, or whose rows have different shapes."""
+    for part in parts:
+        if numbers and part.dtype.kind not in "biuf":
+            raise UserError(f"the array {name!r} must have numbers, got {part.dtype}: name the others by data.features")
+        if part.shape[1:] != parts[0].shape[1:]:
+            shapes = f"{list(parts[0].shape[1:])} in the training data and {list(part.shape[1:])} in the test data"
+            raise UserError(f"rows of the array {name!r} have the shape {shapes}: they must be alike")
 
 
 def _vector(y: NDArray[Any], name: str) -> NDArray[Any]:
@@ -217,12 +232,12 @@ def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Reque
             f"{found.bytes // 2**20} MiB, or correct the values in the file"
         )
     log.info(
-        "data: %.1f MiB of inputs stay on disk and are read batch by batch (data.max_memory is %g)",
+        "data: %.1f MiB of inputs are read batch by batch (data.max_memory is %g)",
         found.bytes / 2**20, settings.max_memory,
     )  # fmt: skip
     first = next(iter(found.x.values()))[0]
     one = len(found.x) == 1
-    transform: Callable[[Inputs], Inputs] = _as_inputs
+    transform: Callable[[Inputs], Inputs] = as_inputs
     if one and _are_pixels(first):
         transform = _pixels
     elif one and len(first.shape) == 2 and first.dtype.kind == "f":
@@ -241,10 +256,6 @@ def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Reque
         return Files(data, read.y[at], shape, asked.title, split, read.classes, read.name, read.scale)
 
     return part_of(found.train, "train"), part_of(found.test, "test")
-
-
-def _as_inputs(x: Inputs) -> Inputs:
-    return mapped(x, as_input)
 
 
 def _pixels(x: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Arrays by name, of npz, npy, h5 and torch files; those that can stay in their file are not read here."""
 
 import logging
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -93,9 +94,14 @@ def _h5(path: Path) -> dict[str, Any]:
 
 
 def _torch(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("it must hold a dict of tensors alone, such as x and y") from None
     if not isinstance(content, dict) or not all(isinstance(part, torch.Tensor) for part in content.values()):
-        raise FileError(f"data.file {path} must hold a dict of tensors, such as x and y, got {content!r:.40}")
+        raise FileError(
+            f"data.file {path} must hold a dict of tensors, such as x and y, got a {type(content).__name__}"
+        )
     # numpy has no bfloat16.
     tensors = {name: part.float() if part.dtype == torch.bfloat16 else part for name, part in content.items()}
     return {str(name): part.detach().numpy() for name, part in tensors.items()}

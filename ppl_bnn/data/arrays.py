@@ -87,17 +87,24 @@ class ArrayExamples:
             # In the order in which they lie in the file, each once.
             own, where = np.unique(rows, return_inverse=True)
             found = np.stack([np.asarray(part[int(row)]) for row in own])[where]
-        try:
-            return torch.from_numpy(found)
-        except TypeError:
-            raise UserError(
-                f"an array of the examples has dtype {part.dtype}; torch needs numbers: convert it"
-            ) from None
+        return tensor_of(found)
 
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array that `ArrayExamples` reads."""
     return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and not hasattr(value, "to_numpy")
+
+
+def tensor_of(found: np.ndarray) -> Tensor:
+    """An array as a tensor, in the same memory where torch knows its byte order and strides.
+
+    Raises:
+        UserError: an array of something else than numbers.
+    """
+    try:
+        return torch.from_numpy(np.ascontiguousarray(found, found.dtype.newbyteorder("=")))
+    except TypeError:
+        raise UserError(f"an array of the examples has dtype {found.dtype}; torch needs numbers: convert it") from None
 
 
 def _is_mapped(part: Any) -> bool:

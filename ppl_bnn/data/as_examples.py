@@ -17,7 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from ppl_bnn.data.arrays import ArrayExamples, is_array
+from ppl_bnn.data.arrays import ArrayExamples, is_array, tensor_of
 from ppl_bnn.data.datasets import DatasetExamples
 from ppl_bnn.data.examples import Examples
 from ppl_bnn.data.iterables import IterableExamples
@@ -114,10 +114,7 @@ def _of_arrays(x: Any, y: Any, transform: Callable | None) -> Examples:
 def _tensor(part: Any) -> Tensor:
     if isinstance(part, Tensor):
         return part
-    try:
-        found = torch.from_numpy(np.ascontiguousarray(part))
-    except (TypeError, ValueError):
-        raise UserError(f"an array of the examples has dtype {part.dtype}; torch needs numbers: convert it") from None
+    found = tensor_of(part)
     return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
 
 

@@ -133,16 +133,18 @@ def _is_dates(values: pd.Series) -> bool:
 
 def _check_categories(rows: Rows, name: str, texts: pd.Series) -> None:
     count = texts.nunique()
-    if count <= max(_MANY_CATEGORIES, _SHARE_OF_ROWS * len(texts)):
-        return
-    numbers = pd.to_numeric(texts, errors="coerce")
-    if numbers.notna().mean() > 0.5:
+    many = count > max(_MANY_CATEGORIES, _SHARE_OF_ROWS * len(texts))
+    share = pd.to_numeric(texts, errors="coerce").notna().mean()
+    if 0.5 < share < 1:
         at = int(np.flatnonzero(rows.frame[name].notna() & pd.to_numeric(rows.frame[name], errors="coerce").isna())[0])
         text = rows.frame[name].iloc[at]
-        raise UserError(
-            f"column {name!r} is read as text because of {text!r:.40} in {rows.where(at)}: correct it, or name it as "
-            f"missing in data.options {{na_values: [{text:.40}]}}"
-        )
+        found = f"column {name!r} is read as text because of {text!r:.40} in {rows.where(at)}"
+        advice = f"correct it, or name it as missing in data.options {{na_values: [{text:.40}]}}"
+        if many:
+            raise UserError(f"{found}: {advice}")
+        log.warning("data: %s, and its %d values are categories; if they are numbers, %s", found, count, advice)
+    if not many:
+        return
     raise UserError(
         f"column {name!r} has {count} different texts in {len(texts)} rows, which are hardly categories: leave it out "
         "by data.features, or name it in data.categorical"

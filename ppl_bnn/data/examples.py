@@ -121,7 +121,8 @@ def read_batches(
         key: see `Streamed.stream`.
 
     Raises:
-        UserError: a batch that is not as long as its rows; labels that are missing or wrong, with the example's number.
+        UserError: a batch that is not as long as its rows, before or after its transform; labels that are missing or
+            wrong, with the example's number.
     """
     if not isinstance(examples, Streamed):
         yield from (read_batch(examples, one, device, dtype=dtype, labels=labels) for one in rows)
@@ -152,7 +153,7 @@ def _prepared(
     labels: Labels | None,
 ) -> Batch:  # fmt: skip
     x, y = found
-    numbers = count(x), len(rows if y is None else y), len(rows)
+    numbers = count(x), len(rows) if y is None else len(y) if y.dim() else 0, len(rows)
     if len(set(numbers)) > 1:
         raise UserError(
             f"{type(examples).__name__} gave {numbers[0]} inputs and {numbers[1]} labels for {numbers[2]} examples: "
@@ -163,6 +164,8 @@ def _prepared(
     x = mapped(x, lambda part: part.to(device, non_blocking=True))
     if isinstance(examples, Transformed) and examples.batch_transform is not None:
         x = examples.batch_transform(x)
+        if count(x) != len(rows):
+            raise UserError(f"the transform of a batch gave {count(x)} inputs for {len(rows)} examples: one for each")
     if dtype is not None:
         x = mapped(x, lambda part: part.to(dtype) if part.is_floating_point() else part)
     return x, None if y is None else y.to(device, non_blocking=True)

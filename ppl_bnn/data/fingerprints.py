@@ -41,7 +41,7 @@ _TIMES = ", modified "
 
 
 def crc32_of(parts: Iterable[Tensor]) -> str:
-    """The CRC-32 of all values of some tensors."""
+    """The CRC-32 of all values of some tensors, as eight hexadecimal digits."""
     crc32 = 0
     for part in parts:
         values = part.detach().cpu().contiguous().view(torch.uint8).reshape(-1)

@@ -19,9 +19,8 @@ from ppl_bnn.data.as_examples import as_examples
 from ppl_bnn.data.images import Images
 from ppl_bnn.data.parts import split_rows
 from ppl_bnn.data.settings import Request
-from ppl_bnn.data.splits import Files, Split, as_input
+from ppl_bnn.data.splits import Files, Split, as_inputs
 from ppl_bnn.errors import FileError, UserError, some
-from ppl_bnn.inputs import Inputs, mapped
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 # At most this number of images are looked at before all are taken to have their size and channels.
@@ -132,16 +131,12 @@ def read_folder(asked: Request) -> tuple[Split, Split]:
     )  # fmt: skip
     train_part, test_part = (
         Files(
-            as_examples(part, num_workers=workers, transform=_as_inputs), torch.from_numpy(part.labels),
+            as_examples(part, num_workers=workers, transform=as_inputs), torch.from_numpy(part.labels),
             (channels, *size), split=split, target="class", **titled,
         )
         for part, split in zip(parts, ("train", "test"), strict=True)
     )  # fmt: skip
     return train_part, test_part
-
-
-def _as_inputs(x: Inputs) -> Inputs:
-    return mapped(x, as_input)
 
 
 def _roots(asked: Request) -> tuple[Path, Path | None]:

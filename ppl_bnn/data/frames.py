@@ -25,6 +25,8 @@ def read_frame(path: Path, kind: str, options: dict[str, Any], *, setting: str) 
     what = f"{setting} {path}"
     if not path.is_file():
         raise FileError(f"{what} is not a file" if path.exists() else f"{what} is not there")
+    if options.keys() & {"chunksize", "iterator"}:
+        raise UserError("data.options must let pandas' reader give one table: leave out chunksize and iterator")
     try:
         _check_size(path, kind, what)
         frame = pd.read_csv(path, **_whole(options)) if kind == "csv" else pd.read_parquet(path, **options)
@@ -64,7 +66,9 @@ def missing_column(name: str, known: Iterable[str], *, setting: str, what: str =
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"there are {some(known, 12)}"
-    return UserError(f"{setting} {name!r} is no {what} of the file: {advice}")
+    # A file needs a column that another setting names.
+    which = ", which" if setting.endswith(" needs") else ""
+    return UserError(f"{setting} {name!r}{which} is no {what} of the file: {advice}")
 
 
 def _check_size(path: Path, kind: str, what: str) -> None:

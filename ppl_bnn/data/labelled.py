@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
+from ppl_bnn.data.arrays import tensor_of
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import mapped
 
@@ -49,4 +49,4 @@ def labelled(whole: Any, target: str | int | None = None) -> tuple[Any, Any]:
 
 def tensors(batch: Any) -> Any:
     """A batch whose numpy arrays are tensors."""
-    return mapped(batch, lambda part: torch.from_numpy(part) if isinstance(part, np.ndarray) else part)
+    return mapped(batch, lambda part: tensor_of(part) if isinstance(part, np.ndarray) else part)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ppl_bnn.data.cache import data_folder
 from ppl_bnn.data.images import JPEG, SHAPES, TITLES, load_cifar10, load_digits, load_digits100k
@@ -48,6 +48,8 @@ def load(
     given: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     asked = Request(DataSettings(name, **given), data_folder(folder), targets, holdout, progress)
     check_data_settings(asked.settings, own=name not in DATASETS)
+    if targets not in (None, *get_args(TargetKind)):
+        raise UserError(f"targets must be one of {', '.join(get_args(TargetKind))}, or None; got {targets!r}")
     if name == "digits100k" and holdout:
         raise UserError(
             f"data.holdout must be 0 with 'digits100k', got {holdout}: training would see other transforms of the "

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from ppl_bnn.data.arrays import is_array
 from ppl_bnn.data.as_examples import as_examples
-from ppl_bnn.data.examples import Examples, Streamed, Transformed, is_in_order, read_batch
+from ppl_bnn.data.examples import Examples, Streamed, is_in_order, read_batch
 from ppl_bnn.data.images import Images
 from ppl_bnn.data.parts import split_rows
 from ppl_bnn.data.settings import Request
-from ppl_bnn.data.splits import Arrays, Files, Split
+from ppl_bnn.data.splits import Arrays, Files, Split, is_split
 from ppl_bnn.data.tables import Table
-from ppl_bnn.data.tensors import TensorExamples
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import mapped, shape_of
 
@@ -47,9 +47,12 @@ def read_own(function: Callable[..., Any], asked: Request) -> tuple[Split, Split
     if is_pair and settings.test_fraction is not None:
         raise UserError(f"data.test_fraction has no effect, as data.name {name} returns (train, test): leave it out")
     parts = list(found) if is_pair else [found]
-    if not all(map(_is_split, parts)):
+    if not all(map(is_split, parts)):
         parts = _wrapped(parts, asked)
     if is_pair:
+        if isinstance(parts[0], Table) and parts[0].shape != parts[1].shape:
+            shapes = f"{list(parts[0].shape)} in the training data and {list(parts[1].shape)} in the test data"
+            raise UserError(f"data.name {name} gives rows of the shape {shapes}: they must be alike")
         return parts[0], parts[1]
     (whole,) = parts
     train, test = (torch.from_numpy(rows) for rows in split_rows(len(whole), settings.test_fraction))
@@ -81,11 +84,6 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or is_array(value)
 
 
-def _is_split(value: Any) -> bool:
-    names = ("title", "split", "classes", "shape", "targets", "target", "in_memory", "inputs", "rows", "examples")
-    return all(hasattr(value, name) for name in names)
-
-
 def _wrapped(parts: Sequence[Any], asked: Request) -> list[Split]:
     """Data that `as_examples` takes, as kinds of `Split` with the same classes."""
     workers = asked.settings.workers
@@ -110,8 +108,7 @@ def _wrapped(parts: Sequence[Any], asked: Request) -> list[Split]:
 
 
 def _split(examples: Examples, y: Tensor, classes: tuple[str, ...], split: str, title: str) -> Split:
-    transformed = isinstance(examples, Transformed) and examples.batch_transform is not None
-    if not isinstance(examples, TensorExamples) or transformed:
+    if not is_plain(examples):
         shape = shape_of(read_batch(examples, torch.tensor([0]), "cpu")[0])
         return Files(examples, y, shape, title, split, classes)
     x: Any = examples.x
@@ -148,12 +145,14 @@ def _targets(examples: Examples, data: Any, asked: Request) -> Tensor:
 
 def _labels(examples: Examples, data: Any, asked: Request) -> Tensor:
     """The labels as they are: known ones, or of a pass over all examples."""
-    for known in (getattr(examples, "y", None), getattr(data, "targets", None)):
+    # With a transform of labels, those of the Dataset are others than its items'.
+    of_dataset = None if getattr(data, "target_transform", None) else getattr(data, "targets", None)
+    for known in (getattr(examples, "y", None), of_dataset):
         if known is not None and hasattr(known, "__len__") and len(known) == len(examples):
             found = torch.as_tensor(known[:])
             places = torch.linspace(0, len(examples) - 1, min(len(examples), 8)).long()
             own = examples.take(places)[1]
-            # A transform of the labels makes them others.
+            # Items may have other labels in another way.
             if own is not None and torch.equal(own.double().cpu().reshape(-1), found[places].double().reshape(-1)):
                 return found.cpu()
     rows = torch.arange(len(examples)).split(_BATCH)

@@ -1,6 +1,5 @@
 """Some rows of examples, and which rows are for training and which for testing."""
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_bnn.data.examples import Batch, Examples, Streamed, Transformed, is_in_order
+from ppl_bnn.data.fingerprints import crc32_of
 from ppl_bnn.data.settings import TEST_FRACTION
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import Inputs
@@ -54,7 +54,7 @@ class Part:
 
     def fingerprint(self) -> str:
         """The fingerprint of the whole, and the CRC-32 of the numbers of this part."""
-        return f"{self.whole.fingerprint()}; {len(self.at)} of them, {checksum([self.at])}"
+        return f"{self.whole.fingerprint()}; {len(self.at)} of them, {crc32_of([self.at])}"
 
 
 def split_rows(count: int, fraction: float | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -71,11 +71,3 @@ def split_rows(count: int, fraction: float | None) -> tuple[NDArray[np.int64], N
         )
     order = np.random.default_rng(0).permutation(count)
     return order[num_test:], order[:num_test]
-
-
-def checksum(tensors: Iterable[Tensor]) -> str:
-    """The CRC-32 of the values of some tensors, as eight hexadecimal digits."""
-    crc32 = 0
-    for values in tensors:
-        crc32 = zlib.crc32(memoryview(values.contiguous().numpy().reshape(-1)), crc32)  # type: ignore[arg-type]
-    return f"{crc32:08x}"

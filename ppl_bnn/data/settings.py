@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.settings import Count, Natural, Positive, Range, documented, setting
+from ppl_bnn.settings import Count, Natural, Positive, Range, check, documented, setting
 
 # What a target is. The likelihood says it; where it does not, the values do.
 TargetKind = Literal["classes", "numbers", "counts"]
@@ -28,8 +28,8 @@ _FOR = {
     "missing": (*TABLES, *ARRAYS),
     "standardize_target": (*TABLES, *ARRAYS),
     "image_size": ("folder",),
-    "workers": ("npz", "h5", "folder"),
-    "max_memory": ("npz", "h5", "folder"),
+    "workers": ("folder",),
+    "max_memory": (*ARRAYS, "folder"),
     "options": TABLES,
 }
 _FOR_ONES_OWN = ("file", "test_fraction", "workers", "options")
@@ -89,13 +89,13 @@ class DataSettings:
         "middle (default: images keep their size, which must be the same)",
     )  # fmt: skip
     workers: Natural | None = setting(
-        None, help="processes that read what does not fit into max_memory (default: up to 8, by the cores; "
-        "of your own data, their DataLoader's)",
+        None, help="processes that read images which do not fit into max_memory (default: up to 8, by the cores), "
+        "or your own data (default: their DataLoader's)",
         decisive=False, per_host=True,
     )  # fmt: skip
     max_memory: Positive = setting(
-        512.0, help="MiB of inputs that are read into memory at once, of npz, h5 and folder; more stays on disk and is "
-        "read batch by batch",
+        512.0, help="MiB of inputs that are read into memory at once, of npz, h5, torch and folder; more is read "
+        "batch by batch",
     )  # fmt: skip
     options: dict[str, Any] = setting(
         factory=dict, help="keyword arguments: of a function of your own, or of pandas' reader of csv and parquet, "
@@ -104,11 +104,12 @@ class DataSettings:
 
 
 def check_data_settings(settings: DataSettings, *, own: bool) -> None:
-    """Raise UserError for settings that have no effect on this data, or contradict each other.
+    """Raise UserError for settings out of range, that have no effect on this data, or contradict each other.
 
     Args:
         own: whether `settings.name` is an import path of the user's own.
     """
+    check(settings, prefix="data.")
     unused = DataSettings(settings.name)
     for field in fields(DataSettings):
         value = getattr(settings, field.name)

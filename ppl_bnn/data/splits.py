@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.data.examples import Examples, read_batch
-from ppl_bnn.data.parts import Part, checksum
+from ppl_bnn.data.fingerprints import crc32_of
+from ppl_bnn.data.parts import Part
 from ppl_bnn.data.tensors import TensorExamples
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import Inputs, count, mapped, parts, rows, shape_of
@@ -93,7 +94,8 @@ class Split(Protocol):
 
 def is_split(data: object) -> TypeGuard[Split]:
     """Whether data are of a kind of `Split`."""
-    return all(hasattr(data, name) for name in ("title", "split", "classes", "in_memory", "examples"))
+    names = ("title", "split", "classes", "shape", "targets", "target", "in_memory", "inputs", "rows", "examples")
+    return all(hasattr(data, name) for name in names)
 
 
 class InMemory:
@@ -107,7 +109,7 @@ class InMemory:
 
     def fingerprint(self: "Stored", *, whole: bool) -> str | None:
         """The CRC-32 of all values, or None unless `whole`."""
-        return checksum(self.stored) if whole else None
+        return crc32_of(self.stored) if whole else None
 
     def examples(self: Split) -> Examples:
         """The data as `fit` and `predict` take them."""
@@ -174,7 +176,7 @@ class Arrays(InMemory):
 
     def inputs(self) -> Inputs:
         """Return x, with pixels (uint8) as float32 in [0, 1]."""
-        return mapped(self.x, as_input)
+        return as_inputs(self.x)
 
     def rows(self, which: slice | Tensor, split: str | None = None) -> "Arrays":
         """Return the examples of a slice, or of some numbers, as a split of another name if it is given."""
@@ -253,6 +255,11 @@ def check_targets(y: Tensor, count: int, what: str) -> None:
         raise UserError(f"{what} must be float32 or int64 [{count}], got {y.dtype} {list(y.shape)}")
     if not bool(y.isfinite().all()):
         raise UserError(f"{what} must be finite numbers, got {int((~y.isfinite()).sum())} that are not")
+
+
+def as_inputs(x: Inputs) -> Inputs:
+    """Inputs as a network takes them: `as_input` of each tensor."""
+    return mapped(x, as_input)
 
 
 def as_input(x: Tensor) -> Tensor:

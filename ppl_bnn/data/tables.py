@@ -44,8 +44,11 @@ class Table(InMemory):
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
-        if x.dim() != 2 or x.dtype != torch.float32 or not bool(x.isfinite().all()):
+        if x.dim() != 2 or x.dtype != torch.float32:
             raise UserError(f"a Table's x must be finite numbers, float32 [N, D], got {x.dtype} {list(x.shape)}")
+        if not (finite := x.isfinite().all(1)).all():
+            row = int((~finite).nonzero()[0])
+            raise UserError(f"a Table's x must be finite numbers, float32 [N, D], got NaN or infinity in row {row}")
         check_targets(y, len(x), "a Table's y")
         if len(self.features) != x.shape[1]:
             raise UserError(f"a Table of {x.shape[1]} columns needs as many names of features, got {self.features}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class TensorExamples:
         """Shapes, dtypes, and the CRC-32 of all values."""
         every = parts((self.x, *([] if self.y is None else [self.y])))
         return f"{' '.join(f'{list(part.shape)} {part.dtype}' for part in every)} {crc32_of(every)}"
+
+
+def is_plain(examples: object) -> TypeGuard[TensorExamples]:
+    """Whether examples are tensors in memory that nothing is done to when they are read."""
+    return isinstance(examples, TensorExamples) and examples.batch_transform is None
 
 
 def _rows(part: Tensor, rows: Tensor) -> Tensor:

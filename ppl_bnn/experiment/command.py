@@ -153,7 +153,9 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
 
 
 def _locate_files(config: Config, folder: Path) -> None:
-    """Make the paths of data files absolute: relative ones are looked for here, then in the run folder."""
+    """Make paths of files absolute: relative ones of data are looked for here, then in the run folder."""
+    if config.predict.posterior is not None:
+        config.predict.posterior = str(Path(config.predict.posterior).expanduser().absolute())
     # The archive that stands in for a download is looked for here alone.
     if config.data.name == "cifar10":
         return

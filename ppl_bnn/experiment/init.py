@@ -13,6 +13,7 @@ Exit codes: 0 done; 2 bad command or data.
 """
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -73,7 +74,7 @@ def _init(parsed: Namespace) -> None:
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}") from None
     log.info("init: %s is written: every setting has a comment", path)
-    log.info("next: ppl_bnn run %s", folder)
+    log.info("next: ppl_bnn run %s", shlex.quote(str(folder)))
 
 
 def _recipe(parsed: Namespace) -> str:
@@ -102,7 +103,7 @@ def _read(parsed: Namespace) -> Source:
     settings: dict[str, Any] = {"name": _kind(file), "file": str(file.absolute())}
     settings |= {"test_file": str(Path(parsed.test).expanduser().absolute())} if parsed.test else {}
     settings |= {name: getattr(parsed, name) for name in ("target", "features") if getattr(parsed, name) is not None}
-    if ".tsv" in file.suffixes:
+    if ".tsv" in file.name.lower():
         settings["options"] = {"sep": "\t"}
     likelihood = parsed.likelihood
     kind = None if likelihood is None else target_kind(Config(model=ModelConfig(likelihood=likelihood)))

@@ -1,10 +1,10 @@
 """Many independent jobs of one run: trainings, predictions and pruning over seeds, checkpoints and thresholds.
 
-    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1,2,3 --workers 2
-    python -m ppl_bnn.jobs runs/mnist-fc --vary predict.checkpoint=step-00006000,last --stages predict
-    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1 --executor slurm --slurm.partition gpu --slurm.time 60
-    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1 --executor my_package.cluster:make
-    python -m ppl_bnn.jobs runs/mnist-fc --vary train.seed=0,1,2,3 --shard $SLURM_ARRAY_TASK_ID/4
+    ppl_bnn jobs runs/mnist-fc --vary train.seed=0,1,2,3 --workers 2
+    ppl_bnn jobs runs/mnist-fc --vary predict.checkpoint=step-00006000,last --stages predict
+    ppl_bnn jobs runs/mnist-fc --vary train.seed=0,1 --executor slurm --slurm.partition gpu --slurm.time 60
+    ppl_bnn jobs runs/mnist-fc --vary train.seed=0,1 --executor my_package.cluster:make
+    ppl_bnn jobs runs/mnist-fc --vary train.seed=0,1,2,3 --shard $SLURM_ARRAY_TASK_ID/4
 
 A job is one combination of the varied settings, a process of its own, and a folder under OUT. Jobs that differ in
 predict and pruning settings only share one training. When all are done, trainings that differ in train.seed only are
@@ -52,6 +52,7 @@ from ppl_bnn.experiment.job_plan import (
     without_seed,
 )
 from ppl_bnn.experiment.job_process import run_job
+from ppl_bnn.experiment.recipes import config_of
 from ppl_bnn.experiment.stage_check import stage_names
 
 # Seconds between two looks at the jobs, and for jobs to end by themselves after a signal.
@@ -100,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
+    # Without it no job could start, and folders of jobs would be left behind.
+    config_of(Path(parsed.run))
     out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
     if parsed.workers is not None and parsed.workers < 1:

@@ -53,9 +53,9 @@ class Run:
         log: one record an epoch of the training until then, as `ppl_bnn.fit` returns them.
     """
 
-    model: Model
-    posterior: MeanFieldNormal | StoredPosterior
-    settings: Config
+    model: Model = field(repr=False)
+    posterior: MeanFieldNormal | StoredPosterior = field(repr=False)
+    settings: Config = field(repr=False)
     folder: Path
     checkpoint: str
     step: int

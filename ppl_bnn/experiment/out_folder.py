@@ -17,7 +17,8 @@ def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = Non
     """The settings saved in an out folder, for another device, and with another `data_dir` if the data moved.
 
     Raises:
-        UserError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`).
+        FileError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`);
+            code that they name cannot be imported.
     """
     config, path = Config(), out / "config.yaml"
     try:
@@ -30,6 +31,9 @@ def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = Non
     except (AttributeError, TypeError, UserError) as error:
         if isinstance(error, FileError):
             raise
+        # Code of the run's own that does not import says so itself.
+        if error.__cause__ is not None:
+            raise FileError(f"{path}: {error}") from error
         raise FileError(f"{path} is damaged, or of another version of ppl_bnn: {error}") from None
     return config
 

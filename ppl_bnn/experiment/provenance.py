@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
@@ -41,7 +42,12 @@ def inputs_of(
         del inputs["settings"]["train_log_likelihood"]
         # What is in the file counts, not where it lies.
         if (file := inputs["settings"].pop("posterior")) is not None:
-            inputs["posterior"] = f"{zlib.crc32(Path(file).read_bytes()):08x}"
+            try:
+                inputs["posterior"] = f"{zlib.crc32(Path(file).read_bytes()):08x}"
+            except OSError as error:
+                raise FileError(
+                    f"predict.posterior {file} cannot be read ({error.strerror}): say where it is, or set it to null"
+                ) from None
     else:
         inputs["predict.norm_images"] = run.config.predict.norm_images
     if isinstance(settings, ShiftConfig):

@@ -55,6 +55,10 @@ def report(run: Experiment) -> None:
             "trainable": sum(row.trainable for row in run.rows),
         },
     }
+    with_what = run.config.predict
+    if with_what.posterior is not None or with_what.checkpoint != "last":
+        file = None if with_what.posterior is None else Path(with_what.posterior).name
+        what["predicted_with"] = {"checkpoint": with_what.checkpoint, "posterior": file}
     results = [path for path in (predictive, shifted, pruning, run.out / "posterior.json") if path.exists()]
     made_of = {**what, "ppl_bnn": __version__, "results": _checksums(run.out, results)}
     record, metrics = run.out / "figures" / "made_of.json", run.out / "metrics.json"

@@ -19,7 +19,7 @@ from ppl_bnn.settings import decisive, per_host
 _RESOLVED = {"name", "dir", "file", "holdout", "num_train", "num_test"}
 
 # They are mappings of the user's own: two with other keys differ.
-_WHOLE = ("prior", "options")
+_WHOLE = ("model.prior", "model.options", "data.options")
 
 
 def is_out(folder: Path) -> bool:
@@ -71,7 +71,7 @@ def first_difference(
     """``train.lr: saved 0.001, now 0.01`` for the first setting of `now` that differs in `saved`, or None."""
     for name, value in now.items():
         other = saved.get(name, "absent")
-        if isinstance(value, dict) and isinstance(other, dict) and name not in _WHOLE:
+        if isinstance(value, dict) and isinstance(other, dict) and not f"{prefix}{name}".endswith(_WHOLE):
             if found := first_difference(value, other, prefix=f"{prefix}{name}.", words=words):
                 return found
         elif value != other:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ppl_bnn.settings import Count, Finite, Fraction, Natural, Positive, documented, setting
 
-CHECKPOINT = "saved step to use: last, or a name such as step-00006000"
+CHECKPOINT = "saved step to use: last, best (by train.validation), or a name such as step-00006000"
 
 
 @documented

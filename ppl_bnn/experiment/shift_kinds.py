@@ -136,7 +136,11 @@ def other_data(run: Experiment, name: str) -> Split:
     else:
         data = DataConfig(name=source, dir=own.dir, file=str(_located(run, file)), target=own.target)
     whole = replace(run.config.train, validation=0)
-    found = load_data(replace(run.config, data=data, train=whole), progress=run.progress)
+    try:
+        found = load_data(replace(run.config, data=data, train=whole), progress=run.progress)
+    except UserError as error:
+        # It tells of data.file or data.test_file, which the user did not set.
+        raise UserError(f"shift.ood {name} cannot be used: {error}") from error
     # The test set of the transformed digits is MNIST's own.
     return found.train if name == "digits100k" else found.test
 

@@ -64,7 +64,7 @@ def train(run: Experiment) -> None:
         kl_weight=kl_schedule(
             settings.kl_schedule, settings.kl_weight, ramp=settings.kl_ramp, cycles=settings.kl_cycles
         ),
-        validation=None if run.validation_data is None else run.tensors(run.validation_data),
+        validation=None if run.validation_data is None else run.examples_of(run.validation_data),
         loggers=[TensorBoard(run.out / "tensorboard")] if settings.tensorboard else [],
         progress=run.progress,
         folder=run.out,
@@ -160,7 +160,7 @@ def predict(run: Experiment) -> None:
             SCORES: [name for name in found if name not in _HOW],
         }
         idata = to_inference_data(
-            predictive, run.test_data, attrs=attrs, guide=guide,
+            predictive, run.test_data.first(len(predictive.draws)), attrs=attrs, guide=guide,
             kl=kl_by_site(run.model, guide, *run.example()), history=state.meta["history"],
             # They take all draws of the weights once more: once is enough.
             norms=to != partial,
@@ -206,7 +206,10 @@ def _of_file(run: Experiment, file: str) -> MeanFieldNormal:
 
 
 def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any], likelihood: Likelihood) -> Predictive | None:
-    """The result with the most draws, fewer than the wanted number, among those with the same inputs."""
+    """The result with the most draws among those with the same inputs, if it is not complete.
+
+    The first of the paths, of a prediction that was stopped, may have all draws of the first examples alone.
+    """
     most, wanted = None, inputs["settings"]["num_samples"]
     for path in (path for path in paths if path.exists()):
         there = netcdf.read_attrs(path)
@@ -214,7 +217,8 @@ def _draws_so_far(paths: Sequence[Path], inputs: dict[str, Any], likelihood: Lik
             continue
         count, of = there["num_samples"], read_inputs(there["inputs"])
         alike = {**of, "settings": {**of["settings"], "num_samples": wanted}}
-        if count >= wanted or saved_config.first_difference(inputs, alike) is not None:
+        complete = count > wanted or (count == wanted and path != paths[0])
+        if complete or saved_config.first_difference(inputs, alike) is not None:
             continue
         if there.get("generator") == GENERATOR:
             most = max(most or (0, path), (count, path))

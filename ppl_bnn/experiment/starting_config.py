@@ -145,7 +145,7 @@ def _by_fan_in(name: str, shape: Any, outputs: int, of_classes: bool) -> tuple[d
     return {
         f"{layer}*": f"normal(0, {times * math.prod(weight.shape[1:]) ** -0.5:.2g})"
         for layer, weight in weights.items()
-    }, f"of the weights: scale {times} / sqrt(fan_in)"
+    }, f"of the weights: scale {times} / sqrt(fan_in); for a network of your own: normal(0, 0.1)"
 
 
 def _network(train: Split) -> tuple[str, str]:

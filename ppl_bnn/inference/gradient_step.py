@@ -54,6 +54,7 @@ class GradientStep:
         self.launches = isinstance(objective, DirectELBO) and device.type != "cpu"
         self._captures = cuda_graph and buckets is None and update.skips and device.type == "cuda"
         self._kl_weight: Tensor | None = None
+        self._filled = 0.0
         self._replayed: Replayed | None = None
 
     def gradients(self, batches: Sequence[MicroBatch], kl_weight: Any) -> Numbers:
@@ -96,7 +97,10 @@ class GradientStep:
             return kl_weight
         if self._kl_weight is None:
             self._kl_weight = torch.full((), kl_weight, device=self.device)
-        return self._kl_weight.fill_(kl_weight)
+        elif kl_weight != self._filled:
+            self._kl_weight.fill_(kl_weight)
+        self._filled = kl_weight
+        return self._kl_weight
 
     def _run(self, batches: Sequence[MicroBatch], kl_weight: Any) -> Tensor:
         found = self.gradients(batches, kl_weight)

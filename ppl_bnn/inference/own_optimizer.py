@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_bnn.errors import UserError, some
 from ppl_bnn.inference.ivon import IVON
 from ppl_bnn.inference.optimizers import set_lr
-from ppl_bnn.inference.settings import TrainSettings
+from ppl_bnn.inference.settings import BETTER_WHEN_LARGER, TrainSettings
 from ppl_bnn.models.random_network import point_parameters
 
 OwnOptimizer = torch.optim.Optimizer | Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -143,15 +143,17 @@ class ByScheduler:
     Args:
         given: a scheduler of `optimizer`, or a function that makes one of it.
         every: what it counts, ``step`` or ``epoch``; ReduceLROnPlateau has an epoch in any case.
-        validated: whether there is a score for ReduceLROnPlateau.
+        monitor: the score of the validation, which ReduceLROnPlateau follows; None without a validation.
 
     Raises:
-        UserError: no scheduler, one of another optimizer, or one that needs a validation where there is none.
+        UserError: no scheduler, one of another optimizer, or a ReduceLROnPlateau without a validation, or of the wrong
+            mode for its score.
     """
 
     def __init__(
-        self, given: OwnScheduler, optimizer: torch.optim.Optimizer, *, every: Literal["step", "epoch"], validated: bool
-    ) -> None:
+        self, given: OwnScheduler, optimizer: torch.optim.Optimizer, *, every: Literal["step", "epoch"],
+        monitor: str | None,
+    ) -> None:  # fmt: skip
         scheduler = given if isinstance(given, LRScheduler) else given(optimizer)
         if not isinstance(scheduler, LRScheduler):
             raise UserError(f"scheduler must be, or give, a torch scheduler, got a {type(scheduler).__name__}")
@@ -163,8 +165,13 @@ class ByScheduler:
         if every not in ("step", "epoch"):
             raise UserError(f"scheduler_every must be step or epoch, got {every!r}")
         self._plateau = isinstance(scheduler, ReduceLROnPlateau)
-        if self._plateau and not validated:
-            raise UserError("ReduceLROnPlateau follows the score of a validation: give fit validation data")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if monitor is None:
+                raise UserError("ReduceLROnPlateau follows the score of a validation: give fit validation data")
+            if scheduler.mode != (mode := "max" if monitor in BETTER_WHEN_LARGER else "min"):
+                raise UserError(
+                    f"ReduceLROnPlateau follows {monitor}, so its mode must be {mode}, got {scheduler.mode}"
+                )
         self.scheduler, self._optimizer, self._each_step = scheduler, optimizer, every == "step" and not self._plateau
         self.state()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_bnn.data.datasets import raise_if_lost
 from ppl_bnn.data.examples import Examples, Labels, Streamed, batches, is_in_order, read_batches
-from ppl_bnn.data.tensors import TensorExamples
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.distributed import Communicator, shard
 from ppl_bnn.errors import WorkerLost
 from ppl_bnn.inputs import Inputs
@@ -56,9 +56,9 @@ class Reader:
     """Reads the batches of a training.
 
     Attributes:
-            batch_size: examples an update, on each rank.
+        batch_size: examples an update, on each rank.
         labels: checks and converts each batch's labels; None where all of them were checked before.
-            dtype: see `ppl_bnn.data.examples.read_batches`.
+        dtype: see `ppl_bnn.data.examples.read_batches`.
     """
 
     examples: Examples
@@ -100,8 +100,7 @@ class Reader:
             skip = 0
 
     def _read(self, parts: Iterator[_Part]) -> Generator[Batch]:
-        plain = isinstance(self.examples, TensorExamples) and self.examples.batch_transform is None
-        if plain and self.labels is None:
+        if is_plain(self.examples) and self.labels is None:
             # All checks are done, and the tensors are where they are needed.
             for part in parts:
                 yield Batch(*part, *self.examples.take(part.rows))  # type: ignore[arg-type]

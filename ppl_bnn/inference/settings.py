@@ -11,6 +11,8 @@ from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.optimizers import OPTIMIZERS
 from ppl_bnn.settings import Count, Natural, OneOf, Positive, Share, check, documented, setting
 
+# Of the scores that `TrainSettings.monitor` names; all others are better when smaller.
+BETTER_WHEN_LARGER = frozenset({"accuracy"})
 OptimizerName = Annotated[str, OneOf(OPTIMIZERS)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_bnn import inputs
 from ppl_bnn.distributed import Communicator, first_unequal
-from ppl_bnn.errors import Diverged
+from ppl_bnn.errors import Diverged, UserError
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference import data_parallel
 from ppl_bnn.inference.elbo import KLScaledELBO, Terms
@@ -92,7 +92,7 @@ class Step:
 
         Raises:
             Diverged: the loss or a gradient is NaN or infinite on any rank; nothing was updated.
-            UserError: the step does not fit into memory.
+            UserError: the step does not fit into memory, or the augmentation changes the number of examples.
         """
         self.set_lr(progress)
         # An example that does not count must not move batch norm's statistics either.
@@ -176,8 +176,11 @@ class Step:
     def _augmented(self, x: Inputs) -> Inputs:
         channels_last = isinstance(x, Tensor) and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        augmented: Inputs = inputs.mapped(self.augment(x), lambda part: part.contiguous(memory_format=memory_format))
-        return augmented
+        augmented = self.augment(x)
+        if (found := inputs.count(augmented)) != (given := inputs.count(x)):
+            raise UserError(f"augment must return as many examples as it is given, {given}; got {found}")
+        contiguous: Inputs = inputs.mapped(augmented, lambda part: part.contiguous(memory_format=memory_format))
+        return contiguous
 
     def _loss(self, x: Inputs, y: Tensor) -> Tensor:
         # With an estimator of its own: the step's may still be in the middle of a forward pass that failed.

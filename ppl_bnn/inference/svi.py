@@ -181,7 +181,8 @@ def fit(
     decided["scheduler"] = None if scheduler is None else f"{name_of(scheduler)} each {scheduler_every}"
     if scheduler is not None:
         check_own(settings, optimizer=False, scheduler=True)
-        rates = ByScheduler(scheduler, step.optimizer, every=scheduler_every, validated=validation is not None)
+        followed = None if validation is None else monitor
+        rates = ByScheduler(scheduler, step.optimizer, every=scheduler_every, monitor=followed)
     step.set_lr = rates.before_step
     # The scopes keep the caller's random state, validation setting, and parameter store but for `params`.
     with ExitStack() as scopes:
@@ -241,6 +242,11 @@ def _settings(given: dict[str, Any]) -> tuple[TrainSettings, dict[str, Any]]:
     settings.check()
     if given["validation"] is None and settings.patience is not None:
         raise UserError(f"patience {settings.patience} waits for a better score of a validation: give validation data")
+    for name in ("monitor", "validate_every", "validation_samples") if given["validation"] is None else ():
+        if (value := getattr(settings, name)) != getattr(TrainSettings, name):
+            raise UserError(f"{name} {value!r} has no effect without validation data: leave it out, or give some")
+    if given["scheduler"] is None and given["scheduler_every"] != "step":
+        raise UserError(f"scheduler_every {given['scheduler_every']!r} has no effect without a scheduler: leave it out")
     check_own(settings, optimizer="optimizer" in own, scheduler=False)
     for name, thing in own.items():
         setattr(settings, name, name_of(thing))

@@ -12,6 +12,7 @@ from ppl_bnn.data import Examples, TensorExamples, as_examples
 from ppl_bnn.data.as_examples import in_memory
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.data.examples import read_batch
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.distributed import Communicator
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference import data_parallel
@@ -60,7 +61,7 @@ def checked_data(
         "with_uses": settings.estimator != "plain", "accumulate": settings.accumulate,
     }  # fmt: skip
     like = _first_parameter(model, guide)
-    if isinstance(data, tuple) or _is_plain(data, like):
+    if isinstance(data, tuple) or _as_trained(data, like):
         x, y = data if isinstance(data, tuple) else (data.x, data.y)
         checked = check_training(model, guide, x, y, **how)
         own = TensorExamples(checked.x, checked.y)
@@ -82,12 +83,9 @@ def checked_data(
     return checked, Reader(examples, step_size, settings.seed, ranks, device, labels, dtype)
 
 
-def _is_plain(data: Examples, like: Tensor | None) -> TypeGuard[TensorExamples]:
-    """Whether examples are tensors with labels on the model's device, as they are."""
-    return (
-        isinstance(data, TensorExamples) and data.y is not None and data.batch_transform is None
-        and (like is None or lead(data.x).device == like.device)
-    )  # fmt: skip
+def _as_trained(data: Examples, like: Tensor | None) -> TypeGuard[TensorExamples]:
+    """Whether examples are plain tensors with labels, on the model's device."""
+    return is_plain(data) and data.y is not None and (like is None or lead(data.x).device == like.device)
 
 
 def _first_parameter(*parts: Callable) -> Tensor | None:

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from ppl_bnn import inputs
-from ppl_bnn.data import TensorExamples, as_examples
+from ppl_bnn.data import as_examples
 from ppl_bnn.data.as_examples import in_memory
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.inference import checkpoint, data_parallel
 from ppl_bnn.inference.log import TrainingLog
 from ppl_bnn.inference.saving import Checkpoints
+from ppl_bnn.inference.settings import BETTER_WHEN_LARGER
 from ppl_bnn.inference.step import Step
 from ppl_bnn.models.evaluating import unchanged
 from ppl_bnn.models.labels import as_tensor
 
-# Of scores by name; all others are better when smaller.
-BETTER_WHEN_LARGER = frozenset({"accuracy"})
 # These are right at a value between.
 _NEITHER = ("coverage_", "width_")
 
@@ -122,7 +122,9 @@ class Validation:
                 seed=step.settings.seed, keep=torch.empty(0, dtype=torch.int64), log_likelihood=False, progress=False,
                 communicator=step.ranks,
             )  # fmt: skip
-            return {name: float(score) for name, score in found.scores().items()}
+        if found.y is None:
+            raise UserError("the validation data have no labels: give validation=(x, y), or data with labels in it")
+        return {name: float(score) for name, score in found.scores().items()}
 
 
 def _read(data: Any, like: Tensor) -> tuple[Any, Any]:
@@ -131,6 +133,6 @@ def _read(data: Any, like: Tensor) -> tuple[Any, Any]:
     if in_memory(x):
         x = inputs.mapped(x, lambda one: as_tensor(one, "validation", like=like))
     examples = as_examples(x, y)
-    if not isinstance(examples, TensorExamples) or examples.batch_transform is not None:
+    if not is_plain(examples):
         return examples, None
     return inputs.mapped(examples.x, lambda one: one.to(like.device)), examples.y

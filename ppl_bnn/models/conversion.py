@@ -1,7 +1,7 @@
 """`bayesian`: a copy of a torch network whose parameters are random."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -54,7 +54,11 @@ def bayesian(
             layer), or that cannot be copied; a hook on a parameter; a complex parameter, or one with sparse gradients;
             a prior that does not fit.
     """
-    prior = dist.Normal(0.0, 1.0) if prior is None else parse_prior(prior) if isinstance(prior, str) else prior
+    prior = dist.Normal(0.0, 1.0) if prior is None else prior
+    if isinstance(prior, str):
+        prior = parse_prior(prior)
+    elif isinstance(prior, Mapping):
+        prior = {name: parse_prior(own) if isinstance(own, str) else own for name, own in prior.items()}
     _check(net)
     names = selected(net, prior, select, bayesian_bias=bayesian_bias)
     _check_selected(net, names)

@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_bnn.data.as_examples import as_examples
 from ppl_bnn.data.examples import Batch, Examples, read_batch, read_batches
-from ppl_bnn.data.tensors import TensorExamples
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.inputs import Inputs, count, joined, mapped, parts, rows, shape_of
+from ppl_bnn.models.model import Model
 from ppl_bnn.prediction.door import check_inputs
+from ppl_bnn.prediction.running import required
 
 # Of a chunk's inputs, and of the parts in which they are read.
 CHUNK_ROWS, CHUNK_BYTES = 64_000, 2**27
@@ -34,10 +36,11 @@ class Chunk(NamedTuple):
         return self.first + count(self.x)
 
 
-def whole_or_examples(x: Any, y: Any, like: Tensor) -> Chunk | Examples:
+def whole_or_examples(model: Any, x: Any, y: Any, like: Tensor) -> Chunk | Examples:
     """Tensors in memory as one chunk of all examples, and everything else as `Examples`.
 
-    A tuple or dict of tensors without `y` has its label inside, as `as_examples` has it.
+    A tuple or dict of tensors without `y` has its label inside, as `as_examples` has it; but a tuple of as many tensors
+    as the network cannot be called without has none.
 
     Args:
         like: a parameter of the network, whose device and dtype inputs get that are not tensors alone.
@@ -45,11 +48,13 @@ def whole_or_examples(x: Any, y: Any, like: Tensor) -> Chunk | Examples:
     Raises:
         UserError: data that hold no examples.
     """
-    if isinstance(x, Tensor) or (y is not None and isinstance(x, tuple | dict) and _are_tensors(x)):
+    net = model.net if isinstance(model, Model) else model
+    alone = isinstance(x, tuple) and isinstance(net, nn.Module) and len(required(net)) == len(x)
+    if isinstance(x, Tensor) or ((y is not None or alone) and isinstance(x, tuple | dict) and _are_tensors(x)):
         check_inputs(x)
         return Chunk(0, x, y)
     found = as_examples(x, y)
-    if isinstance(found, TensorExamples) and found.batch_transform is None:
+    if is_plain(found):
         x = mapped(found.x, lambda part: part.to(like if part.is_floating_point() else like.device))
         return Chunk(0, x, found.y)
     return found

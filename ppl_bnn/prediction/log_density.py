@@ -67,7 +67,7 @@ def train_log_likelihood(
         raise UserError("the guide has no random weights: a deterministic network has one log likelihood, not draws")
     q = offered(guide, WithDensity, "the training log likelihood", "importance sampling needs the density of its draws")
     check_num_draws(guide, num_samples)
-    data = whole_or_examples(x, y, parameter_of(model, guide))
+    data = whole_or_examples(model, x, y, parameter_of(model, guide))
     total = data.end if isinstance(data, Chunk) else len(data)
     log_likelihood = torch.empty(num_samples, total, dtype=torch.float32)
     log_prior, log_q = torch.empty(2, num_samples, dtype=torch.double)

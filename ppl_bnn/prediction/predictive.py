@@ -76,7 +76,8 @@ def predict(
         posterior: its posterior, pruned or not: a `MeanFieldNormal`, any `ppl_bnn.guides.posterior.Posterior`, or a
             Pyro guide (`as_posterior`). A posterior without sites (a deterministic network) gives S equal draws.
         x: inputs [N, ...]; for a network with several inputs a tuple or dict of tensors; or other data, with or without
-            labels: whatever `as_examples` takes. Without `y`, the last of a tuple and the ``y`` of a dict are labels.
+            labels: whatever `as_examples` takes. Without `y`, the last of a tuple and the ``y`` of a dict are labels; a
+            tuple of as many tensors as the network cannot be called without has none.
         y: observed values [N, ...] (a tensor, or a numpy array), as the likelihood takes them; only needed for scores
             and the log likelihood.
         site: which observed site of a Pyro model of your own, where it has several.
@@ -121,7 +122,7 @@ def predict(
         Interrupted: `should_stop` said so on some rank.
     """
     ranks, like = communicator or Alone(), parameter_of(model, posterior)
-    data = whole_or_examples(x, y, like)
+    data = whole_or_examples(model, x, y, like)
     total = data.end if isinstance(data, Chunk) else len(data)
     start = 0 if isinstance(data, Chunk) else _unfinished(so_far, num_samples, ranks) % total
     with chunks_of(data, like, start=start, batch_size=batch_size) as chunks:

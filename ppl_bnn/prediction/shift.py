@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn import metrics
-from ppl_bnn.data import Examples, TensorExamples, as_examples
+from ppl_bnn.data import Examples, as_examples
+from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
 from ppl_bnn.inputs import Inputs, count, lead, rows, shape_of
@@ -201,7 +202,7 @@ def _given(x: Any, y: Any) -> tuple[Inputs | Examples, Tensor | None]:
     if isinstance(x, Tensor) or (isinstance(x, IN_MEMORY) and y is not None):
         return x, y
     found = as_examples(x, y)
-    if isinstance(found, TensorExamples) and found.batch_transform is None:
+    if is_plain(found):
         return found.x, found.y
     return found, None
 

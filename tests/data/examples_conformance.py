@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from ppl_bnn.data.examples import Examples, Streamed, batches, is_in_order, read_batches
+from ppl_bnn.data.examples import Examples, Streamed, batches, is_in_order, read_batch, read_batches
 from ppl_bnn.distributed import shard
 from ppl_bnn.inputs import count, parts
 
@@ -83,7 +83,7 @@ def _streams_what_it_takes(examples):
     asked = [*order.split(4), *order.split(4)]
     found = list(read_batches(examples, iter(asked), "cpu"))
     assert len(found) == len(asked)
-    assert equal(found, [examples.take(rows) for rows in asked])
+    assert equal(found, [read_batch(examples, rows, "cpu") for rows in asked])
     stream = examples.stream(iter(asked))
     assert equal(next(stream), examples.take(asked[0]))
     stream.close()

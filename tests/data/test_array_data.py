@@ -162,6 +162,22 @@ def test_what_stays_on_disk_conforms_to_examples(tmp_path, write):
     conforms(make, count=40)
 
 
+@pytest.mark.parametrize("write", ON_DISK)
+def test_arrays_of_the_other_byte_order_are_read(tmp_path, write):
+    swapped = {"x": ROWS.astype(ROWS.dtype.newbyteorder()), "y": LABELS.astype(LABELS.dtype.newbyteorder())}
+    expected = read(write, tmp_path / "a", {"x": ROWS, "y": LABELS}, max_memory=NOTHING)
+    found = read(write, tmp_path / "b", swapped, max_memory=NOTHING)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(inputs(one), inputs(other))
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_test_inputs_without_targets_are_said_to_be_left_out(tmp_path, caplog):
+    train, test = read(npz, tmp_path / "a", {"x": ROWS, "y": LABELS, "x_test": ROWS[:5]})
+    assert (len(train), len(test)) == (40, 10)
+    assert "data: 'x_test' has no y_test beside it, and is left out" in caplog.text
+
+
 def test_data_on_disk_are_known_by_a_fingerprint(tmp_path):
     train, test = read(npz, tmp_path / "a", {"x": ROWS, "y": LABELS}, max_memory=NOTHING)
     assert train.fingerprint(whole=False) == train.fingerprint(whole=True) != test.fingerprint(whole=True)
@@ -188,14 +204,31 @@ SERIES = RNG.normal(size=(50, 3, 2))
         ({"x": ROWS, "y": LABELS}, {"features": ["y"]}, "data.features has the target 'y' itself"),
         ({"x": ROWS, "y": LABELS[:7]}, {}, "the same number of rows, at least 1; got {'x': 50, 'y': 7}"),
         ({"x": ROWS[:0], "y": LABELS[:0]}, {}, "at least 1; got {'x': 0, 'y': 0}"),
+        (
+            {"x": PIXELS, "y": LABELS[:40], "x_test": PIXELS / 255, "y_test": LABELS[:40]},
+            {},
+            "the array 'x' must be of one type, got uint8 and float64: convert one",
+        ),
         ({"x": ROWS, "y": ROWS}, {}, "data.target y must have one value for each row, [N], got [50, 4]"),
-        ({"x": ROWS, "y": LABELS, "y_test": LABELS}, {}, "data.file needs 'x_test' is no array of the file"),
+        ({"x": ROWS, "y": LABELS, "y_test": LABELS}, {}, "data.file needs 'x_test', which is no array of the file"),
         ({"x": holed(ROWS, 3), "y": LABELS}, {}, "column 'x0' has 1 missing values, the first in row 4"),
         ({"x": holed(ROWS, 3), "y": LABELS}, {"max_memory": NOTHING}, "the array 'x' has NaN or infinity in row 4"),
         ({"x": holed(SERIES, 9), "y": LABELS}, {}, "the array 'x' has NaN or infinity in row 10"),
         ({"x": SERIES, "y": LABELS}, {"missing": "mean"}, "data.missing mean is for tables"),
         ({"x": ROWS, "y": LABELS}, {"missing": "mean", "max_memory": NOTHING}, "mean needs the data in memory: set"),
         ({"x": np.array(["a"] * 50), "y": LABELS}, {}, "the array 'x' must have numbers, got <U1"),
+        ({"x": ROWS * 1j, "y": LABELS}, {"max_memory": NOTHING}, "the array 'x' must have numbers, got complex128"),
+        ({"x": np.float32(3), "y": LABELS}, {}, "the same number of rows, at least 1; got {'x': 0, 'y': 50}"),
+        (
+            {"x": ROWS, "y": LABELS, "x_test": ROWS[:5, :3], "y_test": LABELS[:5]},
+            {},
+            "rows of the array 'x' have the shape [4] in the training data and [3] in the test data",
+        ),
+        (
+            {"x": ROWS, "y": LABELS, "x_test": ROWS[:5], "y_test": LABELS[:5, None]},
+            {},
+            "rows of the array 'y' have the shape [] in the training data and [1] in the test data",
+        ),
         (
             {"x": ROWS, "y": holed(LABELS, 2)},
             {"targets": "numbers"},
@@ -221,6 +254,7 @@ SERIES = RNG.normal(size=(50, 3, 2))
             {"categorical": ["x"]},
             "data.categorical is for data.name csv, parquet; it cannot be",
         ),
+        ({"x": ROWS, "y": LABELS}, {"workers": 2}, "data.workers is for data.name folder; it cannot be used with"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, settings, message):

@@ -94,6 +94,10 @@ def negative():
     return X, Y - 1
 
 
+def narrower():
+    return table(), (torch.randn(8, 3), torch.randn(8))
+
+
 def texts():
     return "rows"
 
@@ -145,6 +149,25 @@ def test_labels_that_a_data_set_knows_are_not_read():
     assert train.examples().whole.dataset.read < 40
 
 
+class Renamed(Named):
+    """With a transform of labels that changes few of them."""
+
+    def __init__(self, count=100):
+        super().__init__(count)
+        self.target_transform = lambda label, at: 1 - label if at == 50 else label
+
+    def __getitem__(self, at):
+        x, label = super().__getitem__(at)
+        return x, self.target_transform(label, at)
+
+
+def test_transformed_labels_are_read_item_by_item():
+    train, test = own("Renamed", test_fraction=0.2)
+    x = torch.cat([first_inputs(part, len(part))[:, 0] for part in (train, test)])
+    labels = torch.cat([train.targets, test.targets])
+    assert int(labels[x == 50]) == 1
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "shape"),
     [
@@ -171,6 +194,11 @@ def test_a_transform_of_a_batch_reaches_the_inputs():
         ("raising", {}, "own_data:raising raised KeyError: 'weight'"),
         ("unlabelled", {}, "has no labels: give each example as a tuple"),
         ("negative", {}, "gives the label -1, and classes start at 0"),
+        (
+            "narrower",
+            {},
+            r"rows of the shape \[4\] in the training data and \[3\] in the test data: they must be alike",
+        ),
         ("table", {"targets": "classes"}, "gives labels in torch.float32, which are no classes: give int64, or use"),
         ("splits", {"options": {"cuont": 3}}, r"takes \(file=None, count=6\), and data.options are {'cuont': 3}"),
         ("tensors", {"file": "x"}, "has no parameter file: leave out data.file"),

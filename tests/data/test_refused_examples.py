@@ -87,6 +87,10 @@ ITEMS = list(zip(X, Y, strict=True))
         (lambda: [{"y": y} for y in Y], "a label and no inputs beside it"),
         (lambda: [(x, "a") for x in X], r"the label of an example must be a number.*, got .'a'"),
         (lambda: as_examples(ITEMS, collate_fn=lambda items: padded(items[:-1])), "gave 7 inputs and 7 labels for 8"),
+        (lambda: as_examples(ITEMS, collate_fn=lambda items: (torch.zeros(len(items), 6), torch.tensor(1))),
+         "gave 8 inputs and 0 labels for 8"),
+        (lambda: as_examples(X, Y, transform=lambda x: x[:5]), "transform of a batch gave 5 inputs for 8 examples"),
+        (lambda: as_examples(X, Y, transform=lambda x: x.numpy()), "inputs must be a tensor.*, got a ndarray"),
         (lambda: loader(sampler=SubsetRandomSampler([1, 2])), "SubsetRandomSampler .* the order of examples is ours"),
         (lambda: loader(sampler=WeightedRandomSampler([1.0] * 50, 50)), r"fit the examples' weights=, or .*length="),
         (lambda: loader(sampler=DistributedSampler(Pairs(), 2, 0)), "leave it out, as fit divides the examples"),
@@ -112,6 +116,16 @@ def test_what_cannot_be_trained_on_is_refused_in_one_line(make, message):
     with pytest.raises(UserError, match=message) as refused:
         fit(*small(), make(), **settings())
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [(lambda x: x[:3], "augment must return as many examples as it is given, 8; got 3"),
+     (lambda x: None, "inputs must be a tensor, .*, got a NoneType")],
+)  # fmt: skip
+def test_an_augmentation_that_loses_examples_is_refused(augment, message):
+    with pytest.raises(UserError, match=message):
+        fit(*small(), X, Y, **settings(), augment=augment)
 
 
 def test_an_iterable_that_raises_says_after_how_many_examples():

@@ -42,6 +42,9 @@ NUMBERS = np.arange(20.0)
         ({}, {"targets": "classes", "standardize_target": True}, "standardize_target is for numbers, and data"),
         ({}, {"test_fraction": 0.99}, "data.test_fraction 0.99 of 20 rows leaves none to train on"),
         ({}, {"options": {"sepp": ";"}}, "data.options are not understood by pandas' reader of csv: .*sepp"),
+        ({}, {"missing": "none"}, "data.missing must be one of refuse, mean, median, drop; got 'none'"),
+        ({}, {"targets": "labels"}, "targets must be one of classes, numbers, counts, or None; got 'labels'"),
+        ({}, {"options": {"chunksize": 3}}, "must let pandas' reader give one table: leave out chunksize"),
         ({}, {"image_size": 3}, "data.image_size is for data.name folder; it cannot be used with 'csv': leave it out"),
     ],
 )  # fmt: skip
@@ -69,6 +72,17 @@ def test_too_many_texts_are_no_categories(tmp_path):
     path = written(tmp_path, age=ages, price=np.arange(600.0))
     with pytest.raises(UserError, match=r"column 'age' is read as text because of 'unknown' in row 312: .*na_values"):
         read(path)
+
+
+def test_numbers_with_a_few_texts_are_said_to_be_categories(tmp_path, caplog):
+    ages = [str(at % 9) for at in range(40)]
+    path = written(tmp_path, age=ages, price=np.arange(40.0))
+    assert read(path)[0].features == ("age",)
+    assert "is read as text" not in caplog.text
+    ages[20] = "3+"
+    path = written(tmp_path, age=ages, price=np.arange(40.0))
+    read(path, unknown_categories="ignore")
+    assert "column 'age' is read as text because of '3+' in row 21, and its 10 values are categories" in caplog.text
 
 
 def test_whole_numbers_that_are_hardly_classes_are_numbers(tmp_path):
@@ -118,7 +132,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.test_fraction has no effect with data.test_file"):
         read(small(tmp_path), test_file=small(tmp_path), test_fraction=0.5)
     other = written(tmp_path, "test.csv", size=[1.0], price=[1.0])
-    with pytest.raises(UserError, match=r"data.test_file needs 'port' is no column of the file"):
+    with pytest.raises(UserError, match=r"data.test_file needs 'port', which is no column of the file"):
         read(small(tmp_path), test_file=other)
 
 

@@ -155,6 +155,13 @@ def test_jobs_that_vary_no_training_share_one_and_a_bad_one_does_not_stop_the_ot
     assert not (out / "merged").exists()
 
 
+def test_a_run_folder_that_is_not_there_leaves_no_folder_of_jobs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["mnits-fc", "--vary", "train.seed=0,1"]) == 2
+    assert "there is no mnits-fc/config.yaml" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_ends_the_jobs_with_their_checkpoints(run_folder, capsys):
     folder = run_folder / "out" / "jobs" / "train.seed=0" / "checkpoints"
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from own_runs import NETS, own_run, ran
 
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.export import main as export
 from ppl_bnn.run import main
@@ -120,6 +121,14 @@ def test_the_page_on_the_command_line_shows_a_network_and_a_prior_that_train(fol
     (folder / "config.yaml").write_text(yaml.safe_dump({**data, **yaml.safe_load(settings)}))
     assert ran(capsys, folder, "--model.likelihood", "normal")[0] == 0
     assert weights(folder) == {"0.weight": (64, 10), "2.weight": (1, 64)}
+
+
+def test_an_out_folder_whose_code_is_gone_says_so(folder, capsys):
+    assert ran(capsys, folder)[0] == 0
+    (folder / "nets.py").unlink()
+    sys.modules.pop("nets")
+    with pytest.raises(FileError, match=r"config.yaml: \S+ must be importable, got 'nets:\w+': ModuleNotFoundError"):
+        opened(folder / "out")
 
 
 def test_the_modules_of_two_runs_are_told_apart(folder, tmp_path, capsys):

@@ -115,7 +115,7 @@ def test_rows_may_be_held_out_and_left_out(diabetes, call):
         (["--data.missing", "zero"], ["data.missing"]),
         (["--data.options", "{sepp: x}"], ["data.options are not understood by pandas' reader of csv"]),
         (["--train.augment", "crop_flip"], ["train.augment is for images, and data.name csv is a table: leave it out"]),
-        (["--model.name", "lenet"], ["lenet takes images of shape [1, 28, 28], got [13]; mlp takes inputs"]),
+        (["--model.name", "lenet"], ["lenet takes images of shape", "16 pixels, got [13]; mlp takes inputs"]),
         (["--data.name", "parquet"], ["cannot be read as parquet"]),
         (["--data.name", "npz"], ["cannot be read as npz"]),
         (["--data.name", "folder", "--data.target", "null"], ["wine.csv is not a folder"]),

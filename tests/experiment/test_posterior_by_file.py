@@ -1,5 +1,7 @@
 """A run's posterior by its file: opened, predicted with and exported like that of a checkpoint."""
 
+import json
+
 import pytest
 import torch
 from ranks import Ranks
@@ -50,6 +52,8 @@ def test_a_pruned_posterior_is_predicted_with_and_exported_by_its_file(tuned, ca
     file = tuned / "pruned.safetensors"
     how = ("--stages", "predict,report", "--predict.posterior", file)
     assert call(*how, run=tuned)[0] == 0
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    assert metrics["predicted_with"] == {"checkpoint": "last", "posterior": "pruned.safetensors"}
     assert "predict: predictive-pruned.nc is up to date" in call(*how, run=tuned)[1]
     pruned = open_run(tuned).pruned()
     x, y = pruned.test_data.inputs(), pruned.test_data.targets
@@ -58,6 +62,8 @@ def test_a_pruned_posterior_is_predicted_with_and_exported_by_its_file(tuned, ca
     # Another file of that name is another posterior.
     save_posterior(file, pruned.model, open_run(tuned).pruned(0.5).posterior)
     assert "predict: recomputing predictive-pruned.nc (posterior: saved" in "\n".join(call(*how, run=tuned)[1])
+    file.unlink()
+    assert_refused(call("--stages", "report", run=tuned), "pruned.safetensors cannot be read (No such file or direct")
     with pytest.raises(FileError, match="pruned just now has no saved predictive"):
         open_run(tuned).pruned(0.5).predictive()
     assert_refused(

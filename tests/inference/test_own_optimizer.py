@@ -218,6 +218,9 @@ OTHER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
         (lambda model, guide: "adam", {"scheduler": lr_scheduler.ReduceLROnPlateau}, "give fit validation data"),
         (lambda model, guide: "adam", {"scheduler": partial(lr_scheduler.StepLR, step_size=1),
                                        "scheduler_every": "batch"}, "must be step or epoch, got 'batch'"),
+        (lambda model, guide: "adam", {"scheduler_every": "epoch"}, "'epoch' has no effect without a scheduler"),
+        (lambda model, guide: "adam", {"scheduler": lr_scheduler.ReduceLROnPlateau, "validation": (X, Y),
+                                       "monitor": "accuracy"}, "follows accuracy, so its mode must be max, got min"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_the_first_step(optimizer, changes, message):

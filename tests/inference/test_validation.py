@@ -96,12 +96,12 @@ def test_a_pyro_model_of_ones_own_has_a_validation_too():
             return pyro.sample("y", dist.Normal(x @ weight + bias, 0.5), obs=y)
 
     y, found = X[:, 0], []
-    for validation in (None, (HELD_X, HELD_X[:, 0])):
+    for validated in ({}, {"validation": (HELD_X, HELD_X[:, 0]), "monitor": "rmse"}):
         pyro.clear_param_store()
         torch.manual_seed(0)
         guide = AutoNormal(model)
         changes = settings(epochs=30, estimator="plain", lr=0.05)
-        found.append(fit(model, guide, X, y, **changes, validation=validation, monitor="rmse"))
+        found.append(fit(model, guide, X, y, **changes, **validated))
     one, other = ([{**row, "accuracy": None} for row in without_scores(history)] for history in found)
     assert one == other
     assert found[1][-1]["val_rmse"] < found[1][0]["val_rmse"] / 2
@@ -190,7 +190,10 @@ def test_an_interrupted_training_keeps_the_best_score_and_its_patience(tmp_path,
         ({"validation": (HELD_X, HELD_Y + 1)}, "labels"),
         ({"validation": (HELD_X, HELD_Y[:5])}, "same number of examples"),
         ({"validation": (HELD_X[:, :3], HELD_Y)}, "shapes cannot be multiplied"),
-        ({"validation": HELD_X}, "y"),
+        ({"validation": HELD_X}, "the validation data have no labels: give"),
+        ({"validation": list(HELD_X)}, "the validation data have no labels: give"),
+        ({"monitor": "accuracy"}, "monitor 'accuracy' has no effect without validation data"),
+        ({"validate_every": 2}, "validate_every 2 has no effect without validation data"),
         ({"validation": HELD, "validate_every": 0}, "validate_every must be at least 1"),
         ({"validation": HELD, "patience": 0}, "patience must be at least 1"),
         ({"validation": HELD, "validation_samples": 0}, "validation_samples must be at least 1"),

@@ -171,7 +171,6 @@ def _use(name, build, inputs, sites, parameters, own_noise, **more):
     return Row("Uses of parameters", name, build, inputs, sites, parameters, own_noise, **more)
 
 
-SEVERAL = dict.fromkeys(("draws", "prune", "save"), "x must be one tensor [N, ...]")
 VECTOR, IMAGE = numbers(4), numbers(1, 6, 6)
 NORMED = (3, 36 + 4 + 192)
 
@@ -194,8 +193,7 @@ ROWS = [
     _use("gradient checkpointing, reentrant", lambda: Checkpointed(use_reentrant=True), VECTOR, 5, 504, 3,
          refused=dict.fromkeys((*STEPS, "save"), "the data would not train the random parameter")),
     _use("several inputs, of one tensor", Split, numbers(5), 3, 44, 3),
-    _use("several inputs", Several, lambda: (torch.randn(EXAMPLES, 3), torch.randn(EXAMPLES, 2)), 3, 44, 3,
-         refused=SEVERAL),
+    _use("several inputs", Several, lambda: (torch.randn(EXAMPLES, 3), torch.randn(EXAMPLES, 2)), 3, 44, 3),
     _use("a dict of outputs, one picked", lambda: Pick(Branches(), _both_outputs), VECTOR, 3, 64, 3),
     _use("a dict of outputs", Branches, VECTOR, 3, 64, 3, refused=no_tensor("dict")),
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit, predict
 from ppl_bnn.models import layer_table, site_priors
+from ppl_bnn.models.random_network import random_sites
 from ppl_bnn.prediction.plain import NotTraceable, plain
 
 
@@ -276,3 +277,15 @@ def test_hooks_of_layers_stay():
     with poutine.condition(data={"0.weight": net[0].weight}):
         torch.testing.assert_close(bnn(torch.ones(1, 2, 5, 5)), net(torch.ones(1, 2, 5, 5)))
     assert len(seen) == 2
+
+
+def test_a_prior_may_be_the_text_that_settings_have():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    for prior, scales in (
+        ("normal(0, 0.1)", {"0.weight": 0.1, "2.weight": 0.1}),
+        ({"0.weight": "normal(0, 0.3)", "2.weight": None}, {"0.weight": 0.3}),
+    ):
+        found = {
+            name: random.prior.stddev.flatten()[0] for name, (_, random) in random_sites(bayesian(net, prior)).items()
+        }
+        assert found == {name: pytest.approx(scale) for name, scale in scales.items()}

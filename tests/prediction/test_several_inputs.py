@@ -165,6 +165,15 @@ def test_a_pyro_model_gets_its_inputs_as_one_argument():
     torch.testing.assert_close(found.mean.float(), BOTH["left"] @ torch.tensor([1.0, 2.0]))
 
 
+def test_a_tuple_of_all_that_the_network_needs_has_no_label():
+    model, guide = made(TwoArguments, BOTH)
+    found = predict(model, guide, tuple(BOTH.values()), num_samples=3, progress=False)
+    assert found.y is None
+    assert torch.equal(found.mean, predict(model, guide, BOTH, num_samples=3, progress=False).mean)
+    labelled = predict(model, guide, (*BOTH.values(), Y), num_samples=3, progress=False)
+    assert torch.equal(labelled.y, Y)
+
+
 def test_what_takes_one_tensor_alone_says_so(tmp_path):
     model, guide = made(TwoArguments, BOTH)
     for refused, message in (
@@ -173,7 +182,7 @@ def test_what_takes_one_tensor_alone_says_so(tmp_path):
         (lambda: export(tmp_path / "x.onnx", model, guide, BOTH), "export takes networks of one input tensor"),
         (lambda: predict(model, guide, X, progress=False), "the network takes 'left', 'right'"),
         # Without y, the last of a tuple is the label, as in fit.
-        (lambda: predict(model, guide, tuple(BOTH.values()), progress=False), "or a tuple beside y"),
+        (lambda: predict(model, guide, (BOTH["left"],), progress=False), "or a tuple beside y"),
         (lambda: predict(model, lambda x, y: None, BOTH, progress=False), "a Pyro guide is predicted with one input"),
         (lambda: predict(model, guide, {"left": X, "other": X}, progress=False), "fails on x, a dict of 'left'"),
         (lambda: predict(model, guide, {**BOTH, "left": X[:5, :2]}, Y, progress=False), "the same number of examples"),

@@ -255,7 +255,7 @@ def test_wrong_input_is_refused_in_one_line(tmp_path):
     images = Images(torch.rand(12, 4), classes.labels, ("a", "b"), "tabular", "test")
     x = torch.rand(12, 4)
     for message, arguments, keywords in (
-        ("data must be Images, got a Tensor: pass inputs of other kinds as x=", (x,), {}),
+        ("a Table or another Split of ppl_bnn.data, got a Tensor: pass inputs of other kinds as x=", (x,), {}),
         ("got both data and x", (images,), {"x": x}),
         (r"x must be the inputs of the 12 examples of the predictive, \[12, ...\], got \[3, 4\]", (), {"x": x[:3]}),
         ("got list", (), {"x": [1, 2]}),

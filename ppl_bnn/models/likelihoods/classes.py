@@ -118,7 +118,7 @@ class Categorical(Likelihood):
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor | None:
         """See `Likelihood`."""
         if self._is_softmax(outputs) and outputs.dim() == 2:
-            return (outputs.argmax(-1) == y).sum()
+            return (outputs.argmax(-1) == y).sum(dtype=outputs.dtype)
         return super().correct(outputs, y)
 
     def _is_softmax(self, outputs: Tensor) -> bool:

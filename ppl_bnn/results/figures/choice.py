@@ -34,7 +34,7 @@ def draw_figures(
     if "observed_data" not in groups:
         raise UserError(f"{path} has no observed y to draw figures with: predict(model, posterior, x, y)")
     title = str(found.attrs["title"])
-    if "mean_probs" not in groups["uncertainty"]:
+    if "class" not in groups["uncertainty"].sizes:
         figures = draw_number_figures(path, folder) + (draw_number_pruning(swept, folder) if swept else [])
     elif "image" in groups.get("constant_data", {}):
         figures = plots.draw_figures(path, swept, folder) + (draw_pruning([swept], folder) if swept else [])

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from ppl_bnn.inference.diagnosis import LayerPosterior, verdict
-from ppl_bnn.results.figures.layout import save
+from ppl_bnn.results.figures.layout import logarithmic_axis, save
 
 
 def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> None:
@@ -26,14 +24,14 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
         axis.hlines(rows, start, end, color="0.75", linewidth=2)
         axis.plot(start, rows, "o", color="C0", markerfacecolor="white", label="at the start")
         axis.plot(end, rows, "o", color="C0", label="now")
-        _logarithmic(axis, label)
+        logarithmic_axis(axis, label)
         least, most = min(start.min(), end.min()), max(start.max(), end.max())
         # At least a factor of four, so that what has hardly moved looks it.
         axis.set_xlim(least / 1.3, max(1.3 * most, 4 * least))
     low, middle, high = np.array([layer.snr for layer in layers]).clip(1e-4).T
     axes[2].hlines(rows, low, high, color="C1", linewidth=4, alpha=0.5, label="5% to 95%")
     axes[2].plot(middle, rows, "o", color="C1", label="median")
-    _logarithmic(axes[2], "signal-to-noise ratio |loc| / scale")
+    logarithmic_axis(axes[2], "signal-to-noise ratio |loc| / scale")
     for offset, name, label, colour in (
         (0.2, "at_prior", "at the prior", "C2"),
         (-0.2, "nearly_deterministic", "nearly deterministic", "C3"),
@@ -45,15 +43,6 @@ def draw_posterior(layers: Sequence[LayerPosterior], title: str, path: Path) -> 
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     save(figure, path)
-
-
-def _logarithmic(axis: Axes, label: str) -> None:
-    axis.set(xscale="log", xlabel=label)
-    # A range of less than a decade needs labels between the powers of ten; over many decades they would overlap.
-    low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _wrapped(text: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ppl_bnn.files import written_atomically
 
@@ -50,6 +51,17 @@ def probability_axis(axis: Axes) -> None:
     """Scale x for a probability: a peak at 0 or 1 lies inside the axes, and the labels of neighbours do not meet."""
     axis.set_xlim(-0.04, 1.04)
     axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+
+
+def logarithmic_axis(axis: Axes, label: str) -> None:
+    """Make x logarithmic, with labels that do not meet. Call it when everything is drawn."""
+    axis.set(xscale="log", xlabel=label)
+    # A range of less than a decade needs labels between the powers of ten; over many decades they would overlap.
+    low, high = axis.get_xlim()
+    between = (1.0, 2.0, 3.0, 5.0, 7.0) if high < 10 * low else (1.0, 3.0) if high < 1e3 * low else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=between))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def show_image(axis: Axes, image: np.ndarray) -> None:

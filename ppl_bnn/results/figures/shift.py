@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ppl_bnn.results import netcdf
-from ppl_bnn.results.figures.layout import new_figure, save
+from ppl_bnn.results.figures.layout import logarithmic_axis, new_figure, save
 
 _UNITS = {
     "rotation": "rotation (degrees)",
@@ -134,7 +134,7 @@ def uncertainty_outside(inside: xr.Dataset, ood: xr.Dataset, title: str, how: Ma
             )
             auroc, fpr95 = (float(ood[key].sel(set=name, score=score)) for key in ("auroc", "fpr95"))
             axis.set_title(f"{name}, {score} uncertainty: AUROC {auroc:.4f}, FPR95 {fpr95:.4f}", fontsize=9)
-            axis.set(xscale="log", xlabel=f"{score} uncertainty ({units})")
+            logarithmic_axis(axis, f"{score} uncertainty ({units})")
         axes[row, 0].set_ylabel(f"share of the {word}")
         axes[row, 0].set_ylim(top=1.3 * axes[row, 0].get_ylim()[1])
         axes[row, 0].legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
