@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ppl_bnn.experiment import stage_prune
 from ppl_bnn.inference import checkpoint
-from ppl_bnn.prediction import predictive
+from ppl_bnn.prediction import drawing
 from ppl_bnn.pruning import finetune
 from ppl_bnn.results import netcdf
 
@@ -88,7 +88,7 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(call, run_f
     base = ["--predict.method", "draws", "--stages"]
     assert call(*base, "train")[0] == 0
     setting = {"predict": "--predict.num_samples", "prune": "--pruning.num_samples"}[stage]
-    real = predictive.drawn_blocks
+    real = drawing.drawn_blocks
 
     def blocks(*arguments, **keywords):
         size, logits = real(*arguments, **keywords)
@@ -98,10 +98,10 @@ def test_a_signal_during_draws_exits_75_and_the_same_command_goes_on(call, run_f
                 os.kill(os.getpid(), signal.SIGTERM)
             return logits(block, sign)
 
-        return predictive.Blocks(size, stopped)
+        return drawing.Blocks(size, stopped)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predictive, "drawn_blocks", blocks)
+        patch.setattr(drawing, "drawn_blocks", blocks)
         code, lines = call(*base, stage, setting, 6)
     assert code == 75
     assert "stopped after draw 3 of 6" in lines[-1]
