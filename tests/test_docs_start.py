@@ -69,7 +69,7 @@ def test_a_newcomers_job(name, tmp_path, data_dir, monkeypatch):
     own = next((block for block in BLOCKS if given in block), "")
     job = next(block for block in jobs() if f'folder="{name}"' in block)
     names: dict = {}
-    for whole, short in (("epochs=500", "epochs=200"), ("epochs=3", "epochs=2"), ("epochs=200", "epochs=120")):
+    for whole, short in (("epochs=500", "epochs=200"), ("epochs=200", "epochs=120")):
         job = job.replace(whole, short)
     # As many draws as figures need.
     monkeypatch.setattr(ppl_bnn, "predict", partial(predict, num_samples=50))
