@@ -14,8 +14,6 @@ from ppl_bnn.experiment.job_plan import Job
 from ppl_bnn.experiment.jobs import _Jobs, main
 from ppl_bnn.results import idata
 
-pytestmark = pytest.mark.any_python
-
 
 @pytest.fixture
 def run_folder(tmp_path, data_dir):

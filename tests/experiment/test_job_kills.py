@@ -15,7 +15,6 @@ from run_folders import written
 from ppl_bnn.experiment.jobs import main
 from ppl_bnn.inference import checkpoint
 
-pytestmark = pytest.mark.any_python
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's list of processes")
 
 

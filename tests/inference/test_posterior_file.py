@@ -29,8 +29,6 @@ from ppl_bnn.inference.posterior_file import load_posterior, save_posterior
 from ppl_bnn.models.random_network import point_state
 from ppl_bnn.safe_tensors import checksum, read_verified
 
-pytestmark = pytest.mark.any_python
-
 X = torch.zeros(1, 60)
 
 

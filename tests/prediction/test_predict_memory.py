@@ -49,14 +49,14 @@ print((most - start - returned) // 2**20, len(found.kept), found.nll > 0)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     ("rows", "kept"),
-    [(200_000, 2**20), pytest.param(1_500_000, 2**30, marks=pytest.mark.slow)],
+    [(200_000, 2**20), pytest.param(1_000_000, 2**30, marks=pytest.mark.slow)],
 )
 def test_predicting_a_mapped_file_takes_less_than_1_gib(rows, kept, tmp_path):
     run = [sys.executable, "-c", PREDICT, str(tmp_path), str(rows), str(kept)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(run, capture_output=True, text=True, check=True, env=environment, timeout=600)
     mebibytes, number, finite = printed.stdout.split()
-    # A chunk of inputs has 25 MiB; the file 76 MiB and 572 MiB.
-    assert int(mebibytes) < (250 if rows < 1_000_000 else 1024)
+    # A chunk of inputs has 25 MiB; the file 76 MiB and 381 MiB.
+    assert int(mebibytes) < (250 if rows < 1_000_000 else 350)
     assert int(number) == (1000 if rows < 1_000_000 else rows)
     assert finite == "True"

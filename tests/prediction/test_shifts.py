@@ -19,7 +19,6 @@ from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.shift import draw_shift_figures
 from ppl_bnn.results.shift import shift_to_inference_data
 
-pytestmark = pytest.mark.any_python
 COUNT = 4000
 COLUMNS = {"width": (0,), "height": (1,), "colour": (2, 3, 4)}
 
