@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_bnn.data import Images
-from ppl_bnn.experiment.originals import columns_of, inputs_at
+from ppl_bnn.data import Images, first_inputs
+from ppl_bnn.experiment.originals import columns_of
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.results import netcdf
 
@@ -56,15 +56,16 @@ def _least_certain(run: Experiment, predictive: Path, folder: Path) -> list[Path
     from ppl_bnn.results.figures.least_certain import write_least_certain
     from ppl_bnn.results.figures.sequences import draw_least_certain
 
-    def pixels(at: np.ndarray) -> np.ndarray:
-        x = inputs_at(run.test_data, torch.from_numpy(at))
+    def shown(at: np.ndarray) -> Tensor:
+        x = first_inputs(run.test_data.rows(torch.from_numpy(at)), len(at))
         assert isinstance(x, Tensor)
-        return (255 * x).round().to(torch.uint8).numpy()
+        return x
+
+    def pixels(at: np.ndarray) -> np.ndarray:
+        return (255 * shown(at)).round().to(torch.uint8).numpy()
 
     def sequences(at: np.ndarray) -> np.ndarray:
-        x = inputs_at(run.test_data, torch.from_numpy(at))
-        assert isinstance(x, Tensor)
-        return x.numpy()
+        return shown(at).numpy()
 
     drawn = netcdf.read_group(predictive, "posterior_predictive")
     kept = drawn is not None and drawn.sizes["obs_id"] > 0

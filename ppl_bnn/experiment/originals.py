@@ -1,4 +1,4 @@
-"""Single examples of a run's data, for its report: only those that are shown are read."""
+"""Rows of a run's table as they were before standardization, for its report."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,16 +7,6 @@ import torch
 from torch import Tensor
 
 from ppl_bnn.data import Split, Table
-from ppl_bnn.data.examples import read_batch
-from ppl_bnn.inputs import Inputs, rows
-
-
-def inputs_at(data: Split, at: Tensor) -> Inputs:
-    """The inputs of the examples at some positions [M], as the network takes them, on the CPU."""
-    if data.in_memory:
-        found: Inputs = rows(data.inputs(), at)
-        return found
-    return read_batch(data.examples(), at, "cpu")[0]
 
 
 def columns_of(data: Split) -> Callable[[np.ndarray], dict[str, Sequence[object]]] | None:
