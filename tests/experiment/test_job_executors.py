@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from run_folders import written
+from run_folders import quick
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.executors import opened_executor
@@ -17,12 +17,7 @@ from ppl_bnn.results import idata
 
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
-    config = {
-        "data": {"dir": str(data_dir), "num_train": 200, "num_test": 60},
-        "train": {"epochs": 1, "optimizer": "adam", "estimator": "local"},
-        "predict": {"num_samples": 4},
-    }
-    return written(tmp_path / "tiny", config)
+    return quick(tmp_path, data_dir)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
-from run_folders import written
+from run_folders import quick
 
 from ppl_bnn import metrics, run
 from ppl_bnn.experiment.job_plan import shard, vary
@@ -53,13 +53,8 @@ def test_shards_are_disjoint_and_complete(size):
 
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
-    config = {
-        "data": {"dir": str(data_dir), "num_train": 200, "num_test": 60},
-        "train": {"epochs": 1, "optimizer": "adam", "estimator": "local"},
-        "predict": {"num_samples": 4},
-        "pruning": {"num_samples": 2, "threshold": [0.5, 1.0], "fractions": [0.0, 0.5]},
-    }
-    return written(tmp_path / "tiny", config)
+    pruning = {"num_samples": 2, "threshold": [0.5, 1.0], "fractions": [0.0, 0.5]}
+    return quick(tmp_path, data_dir, pruning=pruning)
 
 
 @pytest.mark.slow
