@@ -13,7 +13,6 @@ checkpoint saved (run the same command again to resume).
 """
 
 import logging
-import os
 import re
 import signal
 import sys
@@ -22,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
-from ppl_bnn.native.openmp import wait_briefly
+from ppl_bnn.native.openmp import num_cores, wait_briefly
 
 # Before torch is imported, which reads it.
 if __name__ == "__main__":
@@ -135,7 +134,7 @@ def _set_up(config: Config, ranks: Communicator) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
+        torch.set_num_threads(max(1, num_cores() // ranks.local_size))
     if ranks.is_main:
         set_log()
         if found := dict(own_code(config)):

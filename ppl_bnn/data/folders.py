@@ -21,6 +21,7 @@ from ppl_bnn.data.parts import split_rows
 from ppl_bnn.data.settings import Request
 from ppl_bnn.data.splits import Files, Split, as_inputs
 from ppl_bnn.errors import FileError, UserError, some
+from ppl_bnn.native.openmp import num_cores
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 # At most this number of images are looked at before all are taken to have their size and channels.
@@ -249,4 +250,4 @@ def _decoded(files: ImageFiles, progress: bool) -> Tensor:
 
 
 def _workers() -> int:
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return min(_MOST_WORKERS, num_cores())

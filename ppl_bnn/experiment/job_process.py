@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ppl_bnn.native.openmp import num_cores
+
 # Seconds between two looks at the stop file.
 _PAUSE = 0.5
 # Seconds for a checkpoint, once the starting process is gone.
@@ -39,7 +41,7 @@ def run_job(arguments: Sequence[str], log: str, stop: str, working_folder: str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not as a setting, which the out folder would keep for commands that have all cores. MKL has a variable of its
     # own, which comes first.
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs_per_host))
+    threads = str(max(1, num_cores() // jobs_per_host))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     sent = 0
     with path.open("ab") as file:

@@ -1,6 +1,13 @@
-"""How long the threads of a command look for each other before they sleep."""
+"""The threads of a command: the cores for them, and how long they look for each other before they sleep."""
 
 import os
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use, where the system tells, else that of the machine."""
+    # macOS and Windows have no such call.
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def wait_briefly() -> None:

@@ -1,7 +1,6 @@
 """The points of a study in the order in which they are measured, from the options of the command."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides import ESTIMATORS
+from ppl_bnn.native.openmp import num_cores
 from ppl_bnn.registry import lookup
 from ppl_bnn.scaling.hosts import NotPermitted
 from ppl_bnn.scaling.launch import PointFailed, checked_launcher
@@ -92,7 +92,7 @@ def plan_of(options: Namespace, settings: Sequence[str]) -> Plan:
         runs=runs,
         settings=settings,
         launcher=checked_launcher(options.launcher),
-        threads=options.threads or max(1, len(os.sched_getaffinity(0)) // max(options.ranks)),
+        threads=options.threads or max(1, num_cores() // max(options.ranks)),
         steps=options.steps,
         epochs=options.epochs,
         out=Path(options.out),
