@@ -42,6 +42,9 @@ def read_own(function: Callable[..., Any], asked: Request) -> tuple[Split, Split
         # What goes wrong in the user's own function is the user's to mend.
         lines = str(error).splitlines()
         raise UserError(f"data.name {name} raised {type(error).__name__}: {lines[0] if lines else ''}") from error
+    if isinstance(found, list) and len(found) == 2:
+        # Nobody means a set of two examples.
+        found = tuple(found)
     # Two tensors are inputs and labels.
     is_pair = isinstance(found, tuple) and len(found) == 2 and not any(map(_is_array, found))
     if is_pair and settings.test_fraction is not None:

@@ -61,6 +61,10 @@ def pair_of_tensors():
     return (X, Y), (X[:4], Y[:4])
 
 
+def list_of_two():
+    return [(X, Y), (X[:4], Y[:4])]
+
+
 def loaders(batch_size=4):
     return DataLoader(Squares(), batch_size), DataLoader(Squares(6), batch_size)
 
@@ -121,6 +125,8 @@ def test_a_pair_is_training_and_test_data():
     train, test = own("pair_of_tensors")
     assert torch.equal(train.x, X)
     assert (len(test), test.split) == (4, "test")
+    train, test = own("list_of_two")
+    assert (len(train), len(test)) == (30, 4)
     train, test = own("splits", options={"count": 3})
     assert (train.title, len(test)) == ("Mine", 3)
 
