@@ -19,11 +19,12 @@ from ppl_bnn.errors import UserError
 from ppl_bnn.guides.estimators import Uses
 from ppl_bnn.inference.elbo import GuideSites, Replay
 from ppl_bnn.inference.gradient_check import check_gradients
+from ppl_bnn.inference.memory import is_out_of_memory
 from ppl_bnn.inference.norm_check import check_norms, note_single_values
 from ppl_bnn.inference.observed import by_likelihood, check_observed, later_labels
 from ppl_bnn.inputs import Inputs, lead, mapped, parts, rows
 from ppl_bnn.models.evaluating import evaluating, forked_random, unchanged
-from ppl_bnn.models.labels import as_tensor, refuse_dtype
+from ppl_bnn.models.labels import as_tensor, failing, refuse_dtype
 from ppl_bnn.models.modes import mode_setter
 from ppl_bnn.models.param_store import own_parameters
 
@@ -145,9 +146,11 @@ def _first_that_runs(
             x, y = batches[1]
             try:
                 seen = scopes.enter_context(look(x, y))
-            except RuntimeError:
+            except RuntimeError as error:
                 refuse_dtype(x, parameters, lambda other: scopes.enter_context(look(other, y)))
-                raise
+                if is_out_of_memory(error):
+                    raise
+                raise failing(x, error) from error
         yield seen
 
 

@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.inputs import Inputs, parts
 
 
 def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
@@ -70,6 +71,16 @@ def refuse_dtype(x: Any, parameters: Iterable[Tensor], run: Callable[[Any], obje
         f"x has dtype {own} and the network's parameters have {theirs}, and the network fails on this mix: "
         f"pass x.to(torch.{theirs})"
     ) from None
+
+
+def failing(x: Inputs, error: Exception) -> UserError:
+    """The error that says on which inputs [n, ...] the network fails, and how."""
+    kinds = [f"{part.dtype} {['N', *part.shape[1:]]}".replace("'", "").removeprefix("torch.") for part in parts(x)]
+    reason = next(iter(str(error).splitlines()), "")
+    return UserError(
+        f"the network fails on x of {' and '.join(kinds)} ({type(error).__name__}: {reason}): give it inputs of the "
+        "shape and dtype that it takes"
+    )
 
 
 def class_labels(

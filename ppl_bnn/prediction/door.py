@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppl_bnn.errors import UserError, some
 from ppl_bnn.guides.posterior import Posterior, WithLocalLatents, parameters_of
 from ppl_bnn.inputs import Inputs, count, lead, mapped, parts, rows
-from ppl_bnn.models.labels import not_finite, refuse_dtype
+from ppl_bnn.models.labels import failing, not_finite, refuse_dtype
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.model import Model, one_tensor
 from ppl_bnn.prediction.observed_site import observed_site
@@ -175,11 +175,11 @@ def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Inputs, y: ob
 
     try:
         outputs, sites = run_with(model, draw, x, given)
-    except RuntimeError:
+    except RuntimeError as error:
         parameters = [*model.parameters()] if isinstance(model, nn.Module) else []
         for part in [x] if isinstance(x, Tensor) else [part for part in parts(x) if part.is_floating_point()]:
             refuse_dtype(part, (*parameters, *draw.values()), in_dtype)
-        raise
+        raise failing(x, error) from error
     except (TypeError, KeyError) as error:
         if isinstance(x, Tensor):
             _refuse_one_input(model)

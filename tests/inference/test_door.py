@@ -10,6 +10,7 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMulti
 from torch import nn
 
 from ppl_bnn import Classifier, MeanFieldNormal, bayesian, fit
+from ppl_bnn.errors import UserError
 
 # -- inputs and labels -------------------------------------------------------------------------------------------
 
@@ -66,13 +67,17 @@ def test_inputs_of_a_dtype_that_the_network_does_not_take_are_refused(x):
     refused(rf"x has dtype {kind} and the network's parameters have float32, .*torch.float32\)$", *classifier(), x=x)
 
 
+def test_inputs_of_a_shape_that_the_network_does_not_take_are_refused():
+    refused(r"the network fails on x of float32 \[N, 3\] \(RuntimeError: mat1 and mat2", *classifier(), x=X[:, :3])
+
+
 def test_integer_inputs_of_an_embedding_are_trained_on():
     model = Classifier(bayesian(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))), 60)
     tokens = torch.arange(120).reshape(60, 2) % 5
     guide = MeanFieldNormal(model, tokens[:1], Y[:1])
     fit(model, guide, tokens, Y, **settings())
-    # Floating-point tokens fail in the parameters' dtype too: the failure is shown as it is.
-    with pytest.raises(RuntimeError, match="indices"):
+    # Floating-point tokens fail in the parameters' dtype too.
+    with pytest.raises(UserError, match=r"fails on x of float64 \[N, 2\] \(RuntimeError: .*indices"):
         fit(model, guide, tokens.double(), Y, **settings())
 
 

@@ -218,13 +218,20 @@ def test_inputs_of_a_dtype_that_the_network_does_not_take_are_refused(dtype):
             answer(*dense())
 
 
+@pytest.mark.usefixtures("no_draws")
+def test_inputs_of_a_shape_that_the_network_does_not_take_are_refused():
+    for answer in (lambda *pair: predict(*pair, X[:, :3], Y, progress=False), lambda *p: predictor(*p, X[:, :3])):
+        with pytest.raises(UserError, match=r"the network fails on x of float32 \[N, 3\] \(RuntimeError: mat1 and"):
+            answer(*dense())
+
+
 def test_integer_inputs_of_an_embedding_are_predicted():
     net = bayesian(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3)))
     tokens = torch.arange(60).reshape(30, 2) % 5
     guide = MeanFieldNormal(net, tokens[:1])
     assert predict(net, guide, tokens, Y, num_samples=2, progress=False).probs.shape == (2, 30, 3)
-    # Floating-point tokens fail in every dtype of the network's: the failure is shown as it is.
-    with pytest.raises(RuntimeError, match="indices"):
+    # Floating-point tokens fail in every dtype of the network's.
+    with pytest.raises(UserError, match=r"fails on x of float64 \[N, 2\] \(RuntimeError: .*indices"):
         predict(net, guide, tokens.double(), Y, num_samples=2, progress=False)
 
 
