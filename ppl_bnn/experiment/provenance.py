@@ -12,7 +12,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.experiment.shift_kinds import without_effect
+from ppl_bnn.experiment.shift_kinds import outside_identities, without_effect
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
@@ -37,6 +37,8 @@ def inputs_of(
         "data": run.identity(run.test_data),
         "model.likelihood": run.config.model.likelihood,
     }
+    if run.code:
+        inputs["code"] = run.code
     if isinstance(settings, PredictConfig):
         # It has a file of its own.
         del inputs["settings"]["train_log_likelihood"]
@@ -55,6 +57,8 @@ def inputs_of(
             del inputs["settings"][name]
         # A mapping would be compared by the names that are still there.
         inputs["settings"]["own"] = [[name, levels] for name, levels in settings.own.items()]
+        if outside := outside_identities(run):
+            inputs["shift.ood"] = outside
     if isinstance(settings, PruningConfig):
         inputs["predict.compact"] = run.config.predict.compact
         if not settings.finetune_epochs:

@@ -1,5 +1,6 @@
 """A run built from its settings: out folder, data, model and guide."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ppl_bnn.data import DATASETS, Images, Split, first_inputs
 from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
-from ppl_bnn.errors import FileError, UserError
+from ppl_bnn.errors import FileError, UserError, some
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.described import described
@@ -21,6 +22,7 @@ from ppl_bnn.experiment.kinds import kind_of
 from ppl_bnn.experiment.out_folder import run_name, saved_settings
 from ppl_bnn.experiment.prior_run import PriorRun, read_prior
 from ppl_bnn.experiment.run_data import load_data
+from ppl_bnn.experiment.trust import code_checksums
 from ppl_bnn.guides import MeanFieldNormal
 from ppl_bnn.guides.mean_field import InitLoc
 from ppl_bnn.inference import checkpoint
@@ -30,6 +32,8 @@ from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.models.selection import trainable_weights
 from ppl_bnn.native.normals import draw_seed
 from ppl_bnn.prediction.norm_statistics import batch_norms
+
+log = logging.getLogger(__name__)
 
 
 class Experiment:
@@ -71,6 +75,9 @@ class Experiment:
         }
         if prior is not None:
             self.origin["model.prior_from"] = prior.origin
+        self.code = code_checksums(config)
+        # Of shift.ood, by name (`shift_kinds.other_data`).
+        self.others: dict[str, Split] = {}
 
     @cached_property
     def examples(self) -> str:
@@ -111,7 +118,13 @@ class Experiment:
         state = self._read[1]
         if difference := saved_config.first_difference(self.origin, self._origin_of(state)):
             raise FileError(f"{path} belongs to another run: {difference}; choose another folder with --out")
+        self._warn_of_other_code(state, path)
         return state
+
+    def _warn_of_other_code(self, state: checkpoint.Checkpoint, path: Path) -> None:
+        there = state.meta["origin"].get("code", {})
+        if changed := [name for name, found in self.code.items() if there.get(name, found) != found]:
+            log.warning("%s changed after %s was trained, and goes on with its numbers", some(changed), path.name)
 
     def _origin_of(self, state: checkpoint.Checkpoint) -> dict[str, Any]:
         """A checkpoint's origin, completed where an earlier version left something out."""

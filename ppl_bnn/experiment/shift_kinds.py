@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ppl_bnn.data.cache import data_folder
 from ppl_bnn.data.settings import TABLES, Request
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import DataConfig
+from ppl_bnn.experiment.identity import Identity, identity
 from ppl_bnn.experiment.run_data import load_data, target_kind
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.shift_config import SHIFT_KINDS, ShiftConfig
@@ -118,9 +120,28 @@ def noise_of(settings: ShiftConfig, shifts: Mapping[str, Shift]) -> tuple[Shift,
 def other_data(run: Experiment, name: str) -> Split:
     """Another data source: a named set, a file such as ``csv:other.csv``, or an import path; its test part as a rule.
 
-    A table of the run's own kind is read as the run's test rows are: its columns are standardized by the run's training
-    rows. A file without test data of its own is read whole if it is of the run's kind, else its test share.
+    Of it, as many examples as the run's test set has; each source is read once. A table of the run's own kind is read
+    as the run's test rows are: its columns are standardized by the run's training rows. A file without test data of its
+    own is read whole if it is of the run's kind, else its test share.
+
+    Raises:
+        UserError, FileError: it cannot be read.
     """
+    if name not in run.others:
+        run.others[name] = _read(run, name).first(len(run.test_data))
+    return run.others[name]
+
+
+def outside_identities(run: Experiment) -> dict[str, Identity]:
+    """What identifies the out-of-distribution data that are not images of a named set, by their names."""
+    return {name: identity(other_data(run, name), checksum=True) for name in _of_others(run.config.shift.ood or [])}
+
+
+def _of_others(names: list[str]) -> list[str]:
+    return [name for name in names if name not in ("noise", "shuffled", *IMAGE_SETS)]
+
+
+def _read(run: Experiment, name: str) -> Split:
     own, (source, _, file) = run.config.data, name.partition(":")
     if source in DATASETS and source == own.name and source in TABLES:
         # Here, for pandas takes half a second to import.
@@ -169,9 +190,12 @@ def check_shift(run: Experiment) -> None:
         noise_of(settings, shifts)
     for name in names:
         if name in IMAGE_SETS and (shape := described(name).shape) != run.test_data.shape:
-            raise UserError(
-                f"shift.ood {name} has inputs {list(shape)}, and the network takes {run.test_data.shape}: leave it out"
-            )
+            raise _other_shape(run, name, shape)
+    for name in _of_others(names):
+        other = other_data(run, name)
+        # Sequences that are not in memory are padded batch by batch.
+        if other.in_memory and run.test_data.in_memory and other.shape != run.test_data.shape:
+            raise _other_shape(run, name, other.shape)
     if "shuffled" in names and "shuffled" not in shifts:
         raise UserError(f"shift.ood shuffled does not fit {run.examples}: leave it out")
     if not severities and not names:
@@ -193,6 +217,11 @@ def check_shift(run: Experiment) -> None:
             f"shift.temperature_on must leave test {run.examples} to measure on: below {count}, got "
             f"{settings.temperature_on}"
         )
+
+
+def _other_shape(run: Experiment, name: str, shape: Any) -> UserError:
+    shape = list(shape) if isinstance(shape, tuple) else shape
+    return UserError(f"shift.ood {name} has inputs {shape}, and the network takes {run.test_data.shape}: leave it out")
 
 
 def _widest_blur(run: Experiment) -> int:

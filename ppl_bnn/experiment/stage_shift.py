@@ -68,6 +68,6 @@ def _outside(run: Experiment, x: Any, shifts: Mapping[str, Shift]) -> dict[str, 
         elif name == "shuffled":
             sets[f"{title}, shuffled"] = changed(x, shifts["shuffled"], 1.0)
         else:
-            data = other_data(run, name).first(len(run.test_data))
+            data = other_data(run, name)
             sets[data.title] = run.inputs(data) if data.in_memory else data.examples()
     return sets

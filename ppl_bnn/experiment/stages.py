@@ -68,7 +68,7 @@ def train(run: Experiment) -> None:
         loggers=[TensorBoard(run.out / "tensorboard")] if settings.tensorboard else [],
         progress=run.progress,
         folder=run.out,
-        origin=run.origin | {"run": run.name, "described": run.described()},
+        origin=run.origin | {"run": run.name, "described": run.described(), "code": run.code},
         should_stop=run.should_stop,
         communicator=ranks,
     )

@@ -4,9 +4,11 @@ A run folder whose settings name an import path, such as ``model.name: nets:buil
 """
 
 import importlib
+import importlib.util
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -68,6 +70,23 @@ def own_code(config: Config) -> Iterator[tuple[str, str]]:
             # As loose as the look-up itself, which takes any text before and after a colon.
             if ":" in text and not _TORCH.fullmatch(text) and not _is_file(name, text):
                 yield name, text
+
+
+def code_checksums(config: Config) -> dict[str, str]:
+    """The CRC-32 of the source file of each module that the settings import from, by the module's name.
+
+    A module's own file counts, and no other that it imports.
+    """
+    found = {}
+    for name in sorted({path.partition(":")[0] for _, path in own_code(config)}):
+        try:
+            spec = importlib.util.find_spec(name)
+            source = Path(spec.origin).read_bytes() if spec is not None and spec.origin else b""
+        except (ImportError, ValueError, OSError):
+            # What does not import is refused where it is looked up; __main__ and built-in modules have no file.
+            continue
+        found[name] = f"{zlib.crc32(source):08x}"
+    return found
 
 
 def told(found: Mapping[str, str]) -> str:

@@ -41,6 +41,20 @@ def test_modules_beside_the_settings_train_predict_and_export(folder, capsys):
     assert export([str(folder / "out"), "--draws", "2"]) == 0
 
 
+def test_results_are_made_anew_after_a_change_of_the_code_and_the_checkpoint_warns(folder, capsys):
+    assert ran(capsys, folder, "--stages", "train,predict")[0] == 0
+    code, lines = ran(capsys, folder, "--stages", "predict")
+    assert (code, lines[-1]) == (0, "predict: predictive.nc is up to date")
+    sys.modules.pop("nets")
+    (folder / "nets.py").write_text(NETS.replace("nn.ReLU()", "nn.Tanh()"))
+    code, lines = ran(capsys, folder, "--stages", "predict")
+    assert code == 0
+    assert "'nets' changed after step-00000004.safetensors was trained, and goes on with its numbers" in lines
+    assert any("predict: recomputing predictive.nc (code.nets: saved" in line for line in lines)
+    code, lines = ran(capsys, folder, "--stages", "predict")
+    assert lines[-1] == "predict: predictive.nc is up to date"
+
+
 def test_settings_of_the_network_are_settings_of_the_training(folder, capsys):
     assert ran(capsys, folder, "--model.options.width", "5")[0] == 0
     for arguments, now in ((["--model.options.width", "6"], "{'width': 6}"), ([], "{}")):

@@ -184,6 +184,8 @@ def test_a_temperature_is_fitted_to_classes_in_a_table(call, tmp_path):
         ("waves", ["--shift.own", "{no_such_module:fog: [1.0]}"], ["shift.own must be importable", "no_such_module"]),
         ("waves", ["--shift.own", "{math:sqrt: []}"], ["shift.own must give math:sqrt one finite severity or more"]),
         ("classes_in_rows", ["--shift.ood", "[mnist]"], ["shift.ood mnist has inputs [1, 28, 28], and"]),
+        ("classes_in_rows", ["--shift.ood", "[csv:gone.csv]"], ["shift.ood csv:gone.csv cannot be used", "gone.csv"]),
+        ("classes_in_rows", ["--shift.ood", "[kinds_of_data:waves]"], ["shift.ood kinds_of_data:waves has inputs"]),
         ("classes_in_rows", ["--shift.missing", "[1.5]"], ["shift.missing must be a fraction in (0, 1], got 1.5"]),
     ],
 )  # fmt: skip
@@ -192,6 +194,8 @@ def test_settings_of_another_kind_of_data_take_one_line(call, tmp_path, data_dir
     trained = ["--train.epochs", "1", "--data.dir", data_dir]
     code, lines = call("--stages", "train,shift", *trained, *arguments, run=folder)
     assert_refused((code, [line for line in lines if "executes code of its own" not in line]), *parts)
+    # Before any work.
+    assert not (folder / "out" / "checkpoints").exists()
 
 
 def parcels(path, widths):
@@ -218,6 +222,9 @@ def test_a_table_in_a_file_is_listed_in_its_own_units_and_another_file_is_read_a
     code, lines = call("--stages", "train,predict,shift,report", run=folder)
     assert code == 0, lines[-1]
     out = folder / "out"
+    far.write_text("width,colour\n" + "".join(f"{51 + at},green\n" for at in range(20)))
+    code, lines = call("--stages", "shift,report", run=folder)
+    assert (code, any("recomputing shift.nc (shift.ood.csv:" in line for line in lines)) == (0, True)
     run = opened(out)
     rows = list(csv.DictReader((out / "figures" / "least_certain.csv").read_text().splitlines()))
     table = [line.split(",") for line in near.read_text().splitlines()[1:]]
@@ -231,6 +238,6 @@ def test_a_table_in_a_file_is_listed_in_its_own_units_and_another_file_is_read_a
     from ppl_bnn.experiment.shift_kinds import other_data
 
     found, (mean, std) = other_data(run, f"csv:{far}"), run.train_data.feature_scale["width"]
-    assert found.x[3].tolist() == pytest.approx([(53 - mean) / std, 0, 0], rel=1e-5)
+    assert found.x[3].tolist() == pytest.approx([(54 - mean) / std, 0, 0], rel=1e-5)
     original = sorted(float(width) for width, _, _ in table)
     assert min(original) < mean < max(original)
