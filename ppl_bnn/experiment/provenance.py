@@ -12,7 +12,7 @@ from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.experiment.shift_kinds import outside_identities, without_effect
+from ppl_bnn.experiment.shift_kinds import without_effect
 from ppl_bnn.inference import checkpoint
 from ppl_bnn.inference.checkpoint import Checkpoint
 from ppl_bnn.results import netcdf
@@ -57,8 +57,6 @@ def inputs_of(
             del inputs["settings"][name]
         # A mapping would be compared by the names that are still there.
         inputs["settings"]["own"] = [[name, levels] for name, levels in settings.own.items()]
-        if outside := outside_identities(run):
-            inputs["shift.ood"] = outside
     if isinstance(settings, PruningConfig):
         inputs["predict.compact"] = run.config.predict.compact
         if not settings.finetune_epochs:
@@ -147,5 +145,5 @@ def read_inputs(saved: Mapping[str, Any]) -> dict[str, Any]:
     younger: dict[str, Any] = {"compact": "auto", "keep_images": None, "save_snr": False}
     if "temperature_on" in settings:
         younger |= {"own": [], "column": None}
-    defaults = {"predict.compact": "auto", "model.likelihood": "categorical"}
+    defaults = {"predict.compact": "auto", "model.likelihood": "categorical", "shift.ood": {}}
     return {**defaults, **inputs, "settings": {**younger, **settings}}

@@ -10,7 +10,15 @@ from ppl_bnn.experiment.provenance import inputs_of, up_to_date
 from ppl_bnn.experiment.report import read_shift
 from ppl_bnn.experiment.scores import told
 from ppl_bnn.experiment.setup import Experiment
-from ppl_bnn.experiment.shift_kinds import noise_of, ood_names, other_data, severities_for, shifts_for, tilt_column
+from ppl_bnn.experiment.shift_kinds import (
+    noise_of,
+    ood_names,
+    other_data,
+    outside_identities,
+    severities_for,
+    shifts_for,
+    tilt_column,
+)
 from ppl_bnn.native.normals import GENERATOR
 from ppl_bnn.prediction.changed import changed
 from ppl_bnn.prediction.shift import predict_shifted, temperature_metrics
@@ -24,7 +32,8 @@ def shift(run: Experiment) -> None:
     """Predict the test set under graded shifts, and out-of-distribution data; write shift.nc."""
     settings, path = run.config.shift, run.out / "shift.nc"
     state = run.restored(settings.checkpoint)
-    inputs = inputs_of(run, state, settings)
+    # A report does without the out-of-distribution data.
+    inputs = inputs_of(run, state, settings) | {"shift.ood": outside_identities(run)}
     if up_to_date(path, inputs, "shift"):
         return
     from ppl_bnn.results.shift import shift_to_inference_data

@@ -146,7 +146,7 @@ def _first_that_runs(
             x, y = batches[1]
             try:
                 seen = scopes.enter_context(look(x, y))
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:
                 refuse_dtype(x, parameters, lambda other: scopes.enter_context(look(other, y)))
                 if is_out_of_memory(error):
                     raise

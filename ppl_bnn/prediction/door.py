@@ -175,7 +175,7 @@ def _run(model: Callable[..., Any], draw: Mapping[str, Tensor], x: Inputs, y: ob
 
     try:
         outputs, sites = run_with(model, draw, x, given)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         parameters = [*model.parameters()] if isinstance(model, nn.Module) else []
         for part in [x] if isinstance(x, Tensor) else [part for part in parts(x) if part.is_floating_point()]:
             refuse_dtype(part, (*parameters, *draw.values()), in_dtype)

@@ -76,6 +76,8 @@ def test_integer_inputs_of_an_embedding_are_trained_on():
     tokens = torch.arange(120).reshape(60, 2) % 5
     guide = MeanFieldNormal(model, tokens[:1], Y[:1])
     fit(model, guide, tokens, Y, **settings())
+    with pytest.raises(UserError, match=r"fails on x of int64 \[N, 2\] \(IndexError: index out of range"):
+        fit(model, guide, tokens + 5, Y, **settings())
     # Floating-point tokens fail in the parameters' dtype too.
     with pytest.raises(UserError, match=r"fails on x of float64 \[N, 2\] \(RuntimeError: .*indices"):
         fit(model, guide, tokens.double(), Y, **settings())

@@ -230,6 +230,8 @@ def test_integer_inputs_of_an_embedding_are_predicted():
     tokens = torch.arange(60).reshape(30, 2) % 5
     guide = MeanFieldNormal(net, tokens[:1])
     assert predict(net, guide, tokens, Y, num_samples=2, progress=False).probs.shape == (2, 30, 3)
+    with pytest.raises(UserError, match=r"fails on x of int64 \[N, 2\] \(IndexError: index out of range"):
+        predict(net, guide, tokens + 5, Y, num_samples=2, progress=False)
     # Floating-point tokens fail in every dtype of the network's.
     with pytest.raises(UserError, match=r"fails on x of float64 \[N, 2\] \(RuntimeError: .*indices"):
         predict(net, guide, tokens.double(), Y, num_samples=2, progress=False)
