@@ -80,12 +80,24 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers of the last report, ``metrics.json``. Raises FileError if there is none, or it is damaged."""
+        """The numbers of the last report, ``metrics.json``.
+
+        Raises FileError if there is none, it is damaged, or the report was of another step or posterior.
+        """
+        own = self._own_predictive()
         path = self._written(self.folder / "metrics.json", "report")
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FileError(f"{path} is not valid JSON ({error}); delete it and run the stage report") from None
+        with_what = found.get("predicted_with", {"checkpoint": "last", "posterior": None})
+        reported = predictive_path(self.folder, replace(self.settings.predict, **with_what))
+        if reported.name != own.name:
+            raise FileError(
+                f"{path} is of {reported.name}, and this posterior's results are {own.name}: run the stages predict "
+                "and report with its predict.checkpoint or predict.posterior"
+            )
+        self._check_step(path, found.get("step", self.step), "stages predict and report")
         return found
 
     def predictive(self) -> "Predictive":
@@ -127,12 +139,18 @@ class Run:
         return replace(self, model=model, posterior=posterior, _predictive=predictive)
 
     def _predictive_path(self) -> Path:
-        if self._predictive is None:
-            raise FileError("a posterior that was pruned just now has no saved predictive: predict with it")
-        path = self._written(self._predictive, "predict")
-        if (step := read_attrs(path).get("step", self.step)) != self.step:
-            raise FileError(f"{path} is of step {step}, and this is step {self.step}: run the stage predict again")
+        path = self._written(self._own_predictive(), "predict")
+        self._check_step(path, read_attrs(path).get("step", self.step), "stage predict")
         return path
+
+    def _own_predictive(self) -> Path:
+        if self._predictive is None:
+            raise FileError("a posterior that was pruned just now has no saved predictive or report: predict with it")
+        return self._predictive
+
+    def _check_step(self, path: Path, step: int, stages: str) -> None:
+        if step != self.step:
+            raise FileError(f"{path} is of step {step}, and this is step {self.step}: run the {stages} again")
 
     def _written(self, path: Path, stage: str) -> Path:
         if not path.exists():

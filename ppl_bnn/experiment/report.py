@@ -45,6 +45,7 @@ def report(run: Experiment) -> None:
     posterior = _check(run, predictive, shifted, pruning)
     what: dict[str, Any] = {
         "run": run.name,
+        "step": netcdf.read_attrs(predictive)["inputs"]["checkpoint"],
         "data": {
             "title": run.test_data.title,
             "train": len(run.train_data),

@@ -82,6 +82,8 @@ def test_another_saved_step_has_its_own_files(out):
     assert not torch.equal(start.posterior.draw(0)["fc1.weight"], open_run(out).posterior.draw(0)["fc1.weight"])
     with pytest.raises(FileError, match=r"predictive-step-00000000.nc is not there: python -m ppl_bnn.run .*out --st"):
         start.predictive()
+    with pytest.raises(FileError, match=r"metrics.json is of predictive.nc, .* are predictive-step-00000000.nc: run"):
+        start.metrics  # noqa: B018
 
 
 def test_a_predictive_of_an_earlier_step_is_not_taken_for_this_one(out, call):
@@ -90,6 +92,8 @@ def test_a_predictive_of_an_earlier_step_is_not_taken_for_this_one(out, call):
     run = open_run(out)
     with pytest.raises(FileError, match=r"predictive.nc is of step 6, and this is step 0: run the stage predict again"):
         run.inference_data()
+    with pytest.raises(FileError, match=r"metrics.json is of step 6, and this is step 0: run the stages predict and"):
+        run.metrics  # noqa: B018
 
 
 def test_numbers_with_a_learnt_noise_scale_need_no_data_either(call, run_folder):

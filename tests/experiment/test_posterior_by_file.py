@@ -56,6 +56,13 @@ def test_a_pruned_posterior_is_predicted_with_and_exported_by_its_file(tuned, ca
     assert metrics["predicted_with"] == {"checkpoint": "last", "posterior": "pruned.safetensors"}
     assert "predict: predictive-pruned.nc is up to date" in call(*how, run=tuned)[1]
     pruned = open_run(tuned).pruned()
+    assert pruned.metrics == metrics
+    for other, message in (
+        (open_run(tuned), r"metrics.json is of predictive-pruned.nc, and this posterior's results are predictive.nc"),
+        (open_run(tuned).pruned(0.5), "pruned just now has no saved predictive or report"),
+    ):
+        with pytest.raises(FileError, match=message):
+            other.metrics  # noqa: B018
     x, y = pruned.test_data.inputs(), pruned.test_data.targets
     same(predict(pruned.model, pruned.posterior, x, y, num_samples=5, method="draws", progress=False),
          pruned.predictive())  # fmt: skip
