@@ -82,7 +82,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", type=str, default="last", help="saved step to use")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 or newer")
     parser.add_argument(
-        "--data_dir", type=str | None, default=None, help="folder of the data sets (default: the run's)"
+        "--data_dir", type=str | None, default=None, help="folder of the data, if they moved (default: the run's)"
     )
     return parser
 

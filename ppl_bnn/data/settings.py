@@ -53,7 +53,8 @@ class DataSettings:
     file: str | None = setting(
         None, help="the file or folder to read: a table for csv and parquet; arrays x and y (and x_test, y_test) for "
         "npz (or a folder of .npy), h5 and torch; images for folder (in train and test, or in one folder); for cifar10 "
-        "an .npz of its images as JPEGs. A relative path is looked for here, then in the run folder",
+        "an .npz of its images as JPEGs. A relative path is looked for here, then in the run folder; then the file's "
+        "name in data.dir, if that is set",
         decisive=False, per_host=True,
     )  # fmt: skip
     test_file: str | None = setting(

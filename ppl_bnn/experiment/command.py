@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ppl_bnn.errors import CallbackFailed, Diverged, FileError, Interrupted, UserError, WorkerLost
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.located import locate_files
 from ppl_bnn.experiment.recipes import config_of
 from ppl_bnn.experiment.trust import check_trust
 
@@ -148,19 +149,5 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
     settings = parser.instantiate(parsed)
     config = Config(**{name: settings[name] for name in Config.__dataclass_fields__})
     check_trust(config, folder, trusted=parsed.trust, files=overriding)
-    _locate_files(config, path.parent)
+    locate_files(config, path.parent)
     return parsed, config
-
-
-def _locate_files(config: Config, folder: Path) -> None:
-    """Make paths of files absolute: relative ones of data are looked for here, then in the run folder."""
-    if config.predict.posterior is not None:
-        config.predict.posterior = str(Path(config.predict.posterior).expanduser().absolute())
-    # The archive that stands in for a download is looked for here alone.
-    if config.data.name == "cifar10":
-        return
-    for name in ("file", "test_file"):
-        given = getattr(config.data, name)
-        if given is not None:
-            places = [Path(given).expanduser().absolute(), (folder / given).absolute()]
-            setattr(config.data, name, str(next((place for place in places if place.exists()), places[0])))

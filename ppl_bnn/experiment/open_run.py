@@ -174,7 +174,8 @@ def open_run(
         folder: a run folder, or the out folder of a run.
         device: where model and posterior are put, such as ``cuda``.
         checkpoint: the saved step: ``last``, ``best``, or a name such as ``step-00006000``.
-        data_dir: the folder of the data sets, if it is another than in the run's settings.
+        data_dir: the folder of the data sets, if it is another than in the run's settings; a file of your own that is
+            no longer where it was is looked for there by its name.
         trust: whether code that the settings name by its import path may run although the folder is not yours.
 
     Raises:

@@ -9,12 +9,15 @@ from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
 from ppl_bnn.experiment.config_check import check
+from ppl_bnn.experiment.located import locate_files
 from ppl_bnn.experiment.trust import check_trust
 from ppl_bnn.inference import checkpoint
 
 
 def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = None, trusted: bool = False) -> Config:
     """The settings saved in an out folder, for another device, and with another `data_dir` if the data moved.
+
+    A file of data that is no longer where it was is looked for by its name in `data_dir`.
 
     Raises:
         FileError: the folder has no settings, or invalid ones, or is another user's and not `trusted` (`check_trust`);
@@ -28,6 +31,7 @@ def saved_settings(out: Path, *, device: str = "cpu", data_dir: str | None = Non
         config.device, config.data.dir = device, data_dir or config.data.dir
         check_trust(config, out, trusted=trusted)
         check(config)
+        locate_files(config, out)
     except (AttributeError, TypeError, UserError) as error:
         if isinstance(error, FileError):
             raise

@@ -11,6 +11,7 @@ from ppl_bnn.errors import FileError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import PredictConfig, PruningConfig, ShiftConfig
 from ppl_bnn.experiment.identity import read_identity
+from ppl_bnn.experiment.located import without_folder
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.shift_kinds import without_effect
 from ppl_bnn.inference import checkpoint
@@ -57,6 +58,9 @@ def inputs_of(
             del inputs["settings"][name]
         # A mapping would be compared by the names that are still there.
         inputs["settings"]["own"] = [[name, levels] for name, levels in settings.own.items()]
+        if settings.ood is not None:
+            # What is in a file counts, not where it lies (`shift_kinds.outside_identities`).
+            inputs["settings"]["ood"] = [without_folder(name) for name in settings.ood]
     if isinstance(settings, PruningConfig):
         inputs["predict.compact"] = run.config.predict.compact
         if not settings.finetune_epochs:

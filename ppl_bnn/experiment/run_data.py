@@ -1,13 +1,14 @@
 """The data of a run, by its settings."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import NamedTuple
 
 from ppl_bnn.data import DataSettings, Split, load
 from ppl_bnn.data.cache import data_folder
-from ppl_bnn.data.settings import TargetKind
+from ppl_bnn.data.settings import FILES, TargetKind
 from ppl_bnn.errors import FileError, UserError
-from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.config import Config, DataConfig
 from ppl_bnn.models.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
 
@@ -27,6 +28,7 @@ def load_data(config: Config, *, progress: bool) -> RunData:
         UserError, FileError: as `ppl_bnn.data.load`; or validation leaves no examples to train on.
     """
     settings = config.data
+    _check_files(settings)
     how = {known.name: getattr(settings, known.name) for known in fields(DataSettings)}
     try:
         train, test = load(
@@ -45,6 +47,16 @@ def load_data(config: Config, *, progress: bool) -> RunData:
         raise UserError(f"train.validation must be below the number of training examples, {len(train)}; got {held_out}")
     cut = len(train) - held_out
     return RunData(train.first(cut), train.rows(slice(cut, None), "validation"), test)
+
+
+def _check_files(settings: DataConfig) -> None:
+    """Raise FileError for a file that is neither where settings have it nor in `data.dir` (`located.locate_files`)."""
+    if settings.dir is None or settings.name not in FILES:
+        return
+    for name in ("file", "test_file"):
+        given = getattr(settings, name)
+        if given is not None and not Path(given).exists():
+            raise FileError(f"data.{name} {given} is not there, and neither is {Path(settings.dir, Path(given).name)}")
 
 
 def target_kind(config: Config) -> TargetKind | None:

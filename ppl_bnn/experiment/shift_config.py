@@ -53,11 +53,11 @@ class ShiftConfig:
         "function takes (inputs [N, ...], severity) and returns inputs of the same shape",
     )  # fmt: skip
     ood: list[str] | None = setting(
-        None, help="out-of-distribution data: names of data sets, any source with its file (csv:other.csv) or import "
-        "path, noise (the test examples under the strongest noise), or shuffled (each column of a row from another "
-        "training row; the steps of a sequence in another order; tokens at random) (default: fashion-mnist and "
-        "digits100k for mnist, mnist for fashion-mnist and digits100k, noise for other images, shuffled for others "
-        "where it fits)",
+        None, help="out-of-distribution data: names of data sets, any source with its file (csv:other.csv, looked for "
+        "as data.file is) or import path, noise (the test examples under the strongest noise), or shuffled (each "
+        "column of a row from another training row; the steps of a sequence in another order; tokens at random) "
+        "(default: fashion-mnist and digits100k for mnist, mnist for fashion-mnist and digits100k, noise for other "
+        "images, shuffled for others where it fits)",
     )  # fmt: skip
     temperature_on: Natural = setting(
         0, help="classes: fit a temperature on the first test examples, this number of them, and evaluate it on the "

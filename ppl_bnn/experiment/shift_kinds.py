@@ -14,6 +14,7 @@ from ppl_bnn.data.settings import TABLES, Request
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import DataConfig
 from ppl_bnn.experiment.identity import Identity, identity
+from ppl_bnn.experiment.located import without_folder
 from ppl_bnn.experiment.run_data import load_data, target_kind
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.shift_config import SHIFT_KINDS, ShiftConfig
@@ -134,7 +135,10 @@ def other_data(run: Experiment, name: str) -> Split:
 
 def outside_identities(run: Experiment) -> dict[str, Identity]:
     """What identifies the out-of-distribution data that are not images of a named set, by their names."""
-    return {name: identity(other_data(run, name), checksum=True) for name in _of_others(run.config.shift.ood or [])}
+    return {
+        without_folder(name): identity(other_data(run, name), checksum=True)
+        for name in _of_others(run.config.shift.ood or [])
+    }
 
 
 def _of_others(names: list[str]) -> list[str]:
@@ -149,13 +153,13 @@ def _read(run: Experiment, name: str) -> Split:
 
         settings = DataSettings(**{known.name: getattr(own, known.name) for known in fields(DataSettings)})
         asked = Request(settings, data_folder(own.dir), target_kind(run.config), own.holdout)
-        return read_more(asked, _located(run, file))
+        return read_more(asked, Path(file))
     if name in DATASETS or source not in DATASETS:
         data = DataConfig(name=name, dir=own.dir)
     elif source == own.name:
-        data = replace(own, test_file=str(_located(run, file)), test_fraction=None, holdout=0, num_test=None)
+        data = replace(own, test_file=file, test_fraction=None, holdout=0, num_test=None)
     else:
-        data = DataConfig(name=source, dir=own.dir, file=str(_located(run, file)), target=own.target)
+        data = DataConfig(name=source, dir=own.dir, file=file, target=own.target)
     whole = replace(run.config.train, validation=0)
     try:
         found = load_data(replace(run.config, data=data, train=whole), progress=run.progress)
@@ -164,12 +168,6 @@ def _read(run: Experiment, name: str) -> Split:
         raise UserError(f"shift.ood {name} cannot be used: {error}") from error
     # The test set of the transformed digits is MNIST's own.
     return found.train if name == "digits100k" else found.test
-
-
-def _located(run: Experiment, file: str) -> Path:
-    # As data.file: a relative path is looked for here, then in the run folder.
-    here, there = Path(file).expanduser(), run.out.parent / file
-    return there if there.exists() and not here.exists() else here
 
 
 def check_shift(run: Experiment) -> None:

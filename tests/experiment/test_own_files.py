@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from refusals import assert_refused
 from run_folders import written
 from sklearn.datasets import load_diabetes, load_wine
 
+from ppl_bnn import open_run
+from ppl_bnn.errors import FileError
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
@@ -63,6 +66,15 @@ def test_a_csv_of_numbers_goes_from_training_to_report(diabetes, call, tmp_path,
     assert (run.train_data.title, run.examples) == ("patients", "rows")
     x, y = run.examples_of(run.test_data)
     assert (x.shape, y.shape) == ((88, 10), (88,))
+    # A file that moved is looked for by its name.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (diabetes / "patients.csv").rename(tmp_path / "patients.csv")
+    found = open_run(diabetes / "out", data_dir=str(moved))
+    with pytest.raises(FileError, match=r"data.file .*/diabetes/patients.csv is not there, and neither is .*/moved/pa"):
+        found.test_data  # noqa: B018
+    (tmp_path / "patients.csv").rename(moved / "patients.csv")
+    assert torch.equal(opened(diabetes / "out", data_dir=str(moved)).test_data.inputs(), x)
 
 
 @pytest.mark.any_python

@@ -184,7 +184,7 @@ def test_a_temperature_is_fitted_to_classes_in_a_table(call, tmp_path):
         ("waves", ["--shift.own", "{no_such_module:fog: [1.0]}"], ["shift.own must be importable", "no_such_module"]),
         ("waves", ["--shift.own", "{math:sqrt: []}"], ["shift.own must give math:sqrt one finite severity or more"]),
         ("classes_in_rows", ["--shift.ood", "[mnist]"], ["shift.ood mnist has inputs [1, 28, 28], and"]),
-        ("classes_in_rows", ["--shift.ood", "[csv:gone.csv]"], ["shift.ood csv:gone.csv cannot be used", "gone.csv"]),
+        ("classes_in_rows", ["--shift.ood", "[csv:gone.csv]"], ["shift.ood csv:/", "gone.csv cannot be used: "]),
         ("classes_in_rows", ["--shift.ood", "[kinds_of_data:waves]"], ["shift.ood kinds_of_data:waves has inputs"]),
         ("classes_in_rows", ["--shift.missing", "[1.5]"], ["shift.missing must be a fraction in (0, 1], got 1.5"]),
     ],
@@ -209,22 +209,25 @@ def parcels(path, widths):
 def test_a_table_in_a_file_is_listed_in_its_own_units_and_another_file_is_read_as_it_was(call, tmp_path):
     pytest.importorskip("pandas")
     near = parcels(tmp_path / "near.csv", [2 + (at % 37) / 10 for at in range(150)])
-    far = tmp_path / "far.csv"
-    # Neither the target nor a known category.
-    far.write_text("width,colour\n" + "".join(f"{50 + at},green\n" for at in range(20)))
-    folder = written(tmp_path / "run", {
+    folder, out, far = tmp_path / "run", tmp_path / "elsewhere" / "out", tmp_path / "run" / "far.csv"
+    written(folder, {
         "data": {"name": "csv", "file": str(near), "target": "size"},
         "model": {"name": "mlp", "prior": "normal(0, 0.5)", "likelihood": "normal(learnt)"},
         "train": {"epochs": 20, "batch_size": 32, "optimizer": "adam", "lr": 0.02, "kl_weight": 0.1},
         "predict": {"num_samples": 10},
-        "shift": {"num_samples": 10, "ood": [f"csv:{far}"], "feature_noise": [1.0], "missing": [], "covariate": []},
+        "shift": {"num_samples": 10, "ood": ["csv:far.csv"], "feature_noise": [1.0], "missing": [], "covariate": []},
     })  # fmt: skip
-    code, lines = call("--stages", "train,predict,shift,report", run=folder)
+    # Neither the target nor a known category.
+    far.write_text("width,colour\n" + "".join(f"{50 + at},green\n" for at in range(20)))
+    code, lines = call("--stages", "train,predict,shift,report", "--out", out, run=folder)
     assert code == 0, lines[-1]
-    out = folder / "out"
     far.write_text("width,colour\n" + "".join(f"{51 + at},green\n" for at in range(20)))
-    code, lines = call("--stages", "shift,report", run=folder)
-    assert (code, any("recomputing shift.nc (shift.ood.csv:" in line for line in lines)) == (0, True)
+    code, lines = call("--stages", "shift,report", run=out)
+    assert (code, any("recomputing shift.nc (shift.ood.csv:far.csv" in line for line in lines)) == (0, True)
+    # Where it lies does not count.
+    far = far.rename(tmp_path / "far.csv")
+    code, lines = call("--stages", "shift", "--data.dir", tmp_path, run=out)
+    assert (code, lines[-1]) == (0, "shift: shift.nc is up to date")
     run = opened(out)
     rows = list(csv.DictReader((out / "figures" / "least_certain.csv").read_text().splitlines()))
     table = [line.split(",") for line in near.read_text().splitlines()[1:]]
