@@ -75,6 +75,18 @@ def shape_of(x: Any) -> Any:
     return mapped(x, lambda part: tuple(part.shape[1:]))
 
 
+def form_of(x: Any, *, sizes: bool) -> Any:
+    """What two inputs of one network have in common: `shape_of`, or without `sizes` the dimensions and kind of numbers.
+
+    Without sizes it is a text for each part, such as ``float [*, *]``. Batches of sequences have lengths of their own.
+    """
+    return shape_of(x) if sizes else mapped(x, _dimensions)
+
+
+def _dimensions(part: Tensor) -> str:
+    return f"{'float' if part.is_floating_point() else 'int'} [{', '.join('*' * (part.dim() - 1))}]"
+
+
 def split(x: I, size: int) -> list[I]:
     """The examples in order, in parts of `size` examples, the last one shorter."""
     if isinstance(x, Tensor):

@@ -18,6 +18,7 @@ from ppl_bnn.experiment.located import without_folder
 from ppl_bnn.experiment.run_data import load_data, target_kind
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.shift_config import SHIFT_KINDS, ShiftConfig
+from ppl_bnn.inputs import form_of
 from ppl_bnn.prediction.shifts import SHIFTS, Shift, shifts_of
 from ppl_bnn.registry import lookup
 
@@ -188,12 +189,14 @@ def check_shift(run: Experiment) -> None:
         noise_of(settings, shifts)
     for name in names:
         if name in IMAGE_SETS and (shape := described(name).shape) != run.test_data.shape:
-            raise _other_shape(run, name, shape)
+            raise _other_shape(name, shape, run.test_data.shape)
     for name in _of_others(names):
-        other = other_data(run, name)
-        # Sequences that are not in memory are padded batch by batch.
-        if other.in_memory and run.test_data.in_memory and other.shape != run.test_data.shape:
-            raise _other_shape(run, name, other.shape)
+        both = other_data(run, name), run.test_data
+        # As `predict_shifted` compares them.
+        sizes = all(data.in_memory for data in both)
+        given, taken = (form_of(first_inputs(data, 2), sizes=sizes) for data in both)
+        if given != taken:
+            raise _other_shape(name, given, taken)
     if "shuffled" in names and "shuffled" not in shifts:
         raise UserError(f"shift.ood shuffled does not fit {run.examples}: leave it out")
     if not severities and not names:
@@ -217,9 +220,9 @@ def check_shift(run: Experiment) -> None:
         )
 
 
-def _other_shape(run: Experiment, name: str, shape: Any) -> UserError:
-    shape = list(shape) if isinstance(shape, tuple) else shape
-    return UserError(f"shift.ood {name} has inputs {shape}, and the network takes {run.test_data.shape}: leave it out")
+def _other_shape(name: str, given: Any, taken: Any) -> UserError:
+    given, taken = (list(shape) if isinstance(shape, tuple) else shape for shape in (given, taken))
+    return UserError(f"shift.ood {name} has inputs {given}, and the network takes {taken}: leave it out")
 
 
 def _widest_blur(run: Experiment) -> int:

@@ -12,7 +12,7 @@ from ppl_bnn.data import Examples, as_examples
 from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.errors import UserError
 from ppl_bnn.guides.posterior import Posterior
-from ppl_bnn.inputs import Inputs, count, lead, rows, shape_of
+from ppl_bnn.inputs import Inputs, count, form_of, lead, rows
 from ppl_bnn.models.likelihoods import Categorical
 from ppl_bnn.prediction.changed import IN_MEMORY, Changed, changed
 from ppl_bnn.prediction.predictive import predict
@@ -78,7 +78,8 @@ def predict_shifted(
 
     Raises:
         UserError: an unknown shift, inputs of another shape, or, with the shifts of images, pixels that are not finite
-            and in [0, 1]; before any prediction is made.
+            and in [0, 1]; before any prediction is made. Of data that are not in memory, whose batches may be padded
+            to any length, only the number of dimensions and the kind of numbers must agree.
         Interrupted: `should_stop` said so.
     """
     x, y = _given(x, y)
@@ -89,7 +90,9 @@ def predict_shifted(
     if unknown := severities.keys() - known.keys():
         raise UserError(f"unknown shift {min(unknown)!r}; the shifts are {', '.join(known)}")
     for name, inputs in {"the test set": x, **outside}.items():
-        given, taken = shape_of(_first(inputs)), shape_of(_first(x))
+        # A collate_fn may pad each batch to a length of its own.
+        sizes = _in_memory(inputs) and _in_memory(x)
+        given, taken = (form_of(_first(of), sizes=sizes) for of in (inputs, x))
         if given != taken:
             raise UserError(f"{name} has {_noun(x)} {_text(given)}, the network takes {_text(taken)}")
         if isinstance(inputs, Tensor) and any(shifts.get(kind) is shift for kind, shift in SHIFTS.items()):
@@ -217,6 +220,10 @@ def _noun(x: object) -> str:
 
 def _text(shape: object) -> str:
     return str(list(shape)) if isinstance(shape, tuple) and all(isinstance(n, int) for n in shape) else str(shape)
+
+
+def _in_memory(x: Inputs | Examples) -> bool:
+    return isinstance(x, IN_MEMORY) or is_plain(x)
 
 
 def _first(x: Inputs | Examples) -> Inputs:

@@ -5,10 +5,11 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds_of_data import bag_of_words
 from torch import nn
 
-from ppl_bnn import MeanFieldNormal, Model, bayesian, metrics, predict
-from ppl_bnn.data import TensorExamples
+from ppl_bnn import Classifier, MeanFieldNormal, Model, bayesian, metrics, predict
+from ppl_bnn.data import TensorExamples, as_examples
 from ppl_bnn.errors import UserError
 from ppl_bnn.inputs import lead, rows
 from ppl_bnn.models.likelihoods import Normal
@@ -211,6 +212,23 @@ def test_what_does_not_fit_is_refused_before_any_prediction(regression):
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             predict_shifted(model, guide, x, y, **changes, **HOW)
+
+
+def test_sequences_that_are_padded_batch_by_batch_have_any_length():
+    def items(*lengths):
+        return as_examples([(torch.arange(1, 1 + n), n % 2) for n in lengths], collate_fn=padded)
+
+    def padded(items):
+        x, y = zip(*items, strict=True)
+        return nn.utils.rnn.pad_sequence(x, batch_first=True), torch.tensor(y)
+
+    model = Classifier(bayesian(bag_of_words((4,), 2)), 4)
+    guide = MeanFieldNormal(model, torch.zeros(1, 4).long())
+    outside = {"long": items(6, 9, 5)}
+    _, other = predict_shifted(model, guide, items(4, 2, 3, 4), severities={}, outside=outside, shifts={}, **HOW)
+    assert other["long"].mean.shape == (3, 2)
+    with pytest.raises(UserError, match=r"rows has inputs float \[\*\], the network takes int \[\*\]"):
+        predict_shifted(model, guide, items(4, 2), severities={}, outside={"rows": torch.rand(3, 4)}, shifts={}, **HOW)
 
 
 class Logged:
