@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ppl_bnn.data.parts import Part, split_rows
 from ppl_bnn.data.settings import DataSettings, Request
 from ppl_bnn.data.splits import Arrays, Files, Split, as_input, as_inputs
 from ppl_bnn.data.table_files import tables_of
-from ppl_bnn.data.targets import Targets, read_targets
+from ppl_bnn.data.targets import Targets, check_classes, read_targets
 from ppl_bnn.errors import UserError, some
 from ppl_bnn.inputs import Inputs, mapped, shape_of
 
@@ -57,45 +57,63 @@ class Found:
         return sum(int(part.dtype.itemsize) * int(np.prod(part.shape)) for each in self.x.values() for part in each)
 
 
-def read_array_data(asked: Request) -> tuple[Split, Split]:
+def read_array_data(asked: Request, more: Path | None = None) -> tuple[Split, Split]:
     """Return (train, test) of a file of arrays: `Images` of uint8, a `Table` of [N, D], else `Arrays`.
 
     Inputs of more than `max_memory` are read batch by batch, as `Files`; those of npz and h5 stay on disk.
 
+    Args:
+        more: a file whose rows are returned in place of the test rows. Its targets are not read.
+
     Raises:
         UserError: files or arrays that cannot be used.
     """
-    found = _found(asked)
+    found = _found(asked, more)
     settings = asked.settings
     known = asked.known(found.train)
-    name = settings.target or "y"
-    y = _vector(found.y, name)
-    how: Any = {"kind": asked.targets, "standardize": settings.standardize_target, "where": found.where}
     if found.bytes > settings.max_memory * 2**20:
-        return _on_disk(found, known, read_targets(y, known, name=name, **how), asked)
+        return _on_disk(found, known, _targets(found, known, asked), asked)
     # A copy, in memory.
     x = {key: np.concatenate([np.asarray(part) for part in each]) for key, each in found.x.items()}
     first = next(iter(x.values()))
     if len(x) == 1 and first.ndim == 2 and first.dtype.kind == "f":
-        return _tables(next(iter(x)), first, y, name, found, asked)
+        return _tables(next(iter(x)), first, found, asked)
     if settings.missing != "refuse":
         raise UserError(f"data.missing {settings.missing} is for tables, numbers [N, D]: leave it out")
     for key, part in x.items():
         _check_finite(key, part, found.where)
-    read = read_targets(y, known, name=name, **how)
+    read = _targets(found, known, asked)
     if len(x) == 1 and _are_pixels(first):
         return _images(torch.from_numpy(first), read, found, asked)
     tensors = {key: torch.from_numpy(part) for key, part in x.items()}
     return _both(tensors if len(tensors) > 1 else next(iter(tensors.values())), read, found, asked)
 
 
-def _found(asked: Request) -> Found:
+def read_more_arrays(asked: Request, file: Path) -> Split:
+    """The rows of another file, as the test rows of a data set: standardized by its training rows.
+
+    Its targets are not read.
+
+    Raises:
+        UserError: files or arrays that cannot be used.
+    """
+    found: Any = read_array_data(asked, file)[1]
+    return replace(found, title=file.name.partition(".")[0] or file.name)  # type: ignore[no-any-return]
+
+
+def _found(asked: Request, more: Path | None) -> Found:
     """The arrays that the settings name, of which lengths are right."""
     settings = asked.settings
     arrays = read_arrays(asked.file, settings.name, setting="data.file")
     target, names = _names(arrays, settings)
     sources = [{name: arrays[name] for name in (*names, target)}]
-    if target + _TEST in arrays:
+    has_test = target + _TEST in arrays or settings.test_file is not None
+    if more is not None:
+        others = read_arrays(more, settings.name, setting="shift.ood")
+        own = {name: _named(others, name, "shift.ood needs") for name in names}
+        # Any value of the target's kind.
+        sources.append({**own, target: np.repeat(np.asarray(arrays[target][:1]), _length(own[names[0]]), axis=0)})
+    elif target + _TEST in arrays:
         if (given := settings.test_file or settings.test_fraction) is not None:
             raise UserError(
                 f"data.file has test data, {target + _TEST}, and the settings name others, {given}: use one"
@@ -107,17 +125,16 @@ def _found(asked: Request) -> Found:
     elif lone := [name + _TEST for name in names if name + _TEST in arrays]:
         log.warning("data: %s has no %s beside it, and is left out", some(lone), target + _TEST)
     for source in sources:
-        lengths = {name: len(part) if part.shape else 0 for name, part in source.items()}
+        lengths = {name: _length(part) for name, part in source.items()}
         if len(set(lengths.values())) > 1 or not min(lengths.values()):
             raise UserError(f"arrays need the same number of rows, at least 1; got {lengths}")
     for name in (*names, target):
         _check_array(name, [source[name] for source in sources], numbers=name != target)
     counts = [len(source[target]) for source in sources]
-    train, test = (
-        split_rows(counts[0], settings.test_fraction)
-        if len(counts) == 1
-        else (np.arange(counts[0]), np.arange(counts[0], sum(counts)))
-    )
+    train, test = np.arange(counts[0]), np.arange(counts[0], sum(counts))
+    if not has_test:
+        train, own_test = split_rows(counts[0], settings.test_fraction)
+        test = test if len(counts) > 1 else own_test
 
     def where(at: int) -> str:
         return f"row {at + 1}" if at < counts[0] else f"row {at - counts[0] + 1} of the test data"
@@ -128,6 +145,10 @@ def _found(asked: Request) -> Found:
             raise UserError(f"the array {name!r} must be of one type, got {' and '.join(kinds.values())}: convert one")
     y = np.concatenate([np.asarray(source[target]) for source in sources])
     return Found({name: [source[name] for source in sources] for name in names}, y, train, test, where)
+
+
+def _length(part: Any) -> int:
+    return len(part) if part.shape else 0
 
 
 def _names(arrays: Mapping[str, Any], settings: DataSettings) -> tuple[str, list[str]]:
@@ -163,6 +184,17 @@ def _check_array(name: str, parts: Sequence[Any], *, numbers: bool) -> None:
             raise UserError(f"rows of the array {name!r} have the shape {shapes}: they must be alike")
 
 
+def _targets(found: Found, known: NDArray[np.int64], asked: Request) -> Targets:
+    name = asked.settings.target or "y"
+    read = read_targets(
+        _vector(found.y, name), known, name=name, kind=asked.targets, standardize=asked.settings.standardize_target,
+        where=found.where,
+    )  # fmt: skip
+    if len(next(iter(found.x.values()))) > 1:
+        check_classes(read, found.train, found.test, found.where)
+    return read
+
+
 def _vector(y: NDArray[Any], name: str) -> NDArray[Any]:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -177,16 +209,15 @@ def _check_finite(name: str, part: NDArray[Any], where: Callable[[int], str]) ->
         raise UserError(f"the array {name!r} has NaN or infinity in {where(at)}: correct it, or leave that row out")
 
 
-def _tables(
-    name: str, x: NDArray[Any], y: NDArray[Any], target: str, found: Found, asked: Request
-) -> tuple[Split, Split]:
+def _tables(name: str, x: NDArray[Any], found: Found, asked: Request) -> tuple[Split, Split]:
     features = [f"{name}{at}" for at in range(x.shape[1])]
     frame = pd.DataFrame(x, columns=features)
-    frame[target] = y
-    count = len(found.train)
-    if (found.test > found.train.max()).all() and (np.diff(found.train) == 1).all():
-        return tables_of(frame.iloc[:count], frame.iloc[count:], target, features, asked)
-    return tables_of(frame, None, target, features, asked)
+    target = asked.settings.target or "y"
+    frame[target] = _vector(found.y, target)
+    count = len(found.x[name][0])
+    more = frame.iloc[count:] if len(found.x[name]) > 1 else None
+    divided = len(found.train) < count
+    return tables_of(frame.iloc[:count], more, target, features, asked, divided=divided)
 
 
 def _are_pixels(part: Any) -> bool:

@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,15 @@ from ppl_bnn.errors import UserError, WorkerLost
 from ppl_bnn.inputs import Inputs
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class OfFiles(Protocol):
+    """A data set of files, which are known without being read."""
+
+    def files_fingerprint(self) -> str:
+        """A text that differs where the files do, their times last (`fingerprints.of_labelled_files`)."""
+        ...
 
 
 @dataclass
@@ -80,8 +89,9 @@ class DatasetExamples:
         return self._stream(rows, key, workers=self.num_workers, pin_memory=pin_memory)
 
     def fingerprint(self) -> str:
-        """The class, the length, and the CRC-32 of a few items."""
-        return f"{len(self)} items of {self._name}, {of_samples(self)}"
+        """The class, the length, the CRC-32 of a few items, and what `OfFiles` tell of themselves."""
+        files = self.dataset.files_fingerprint() if isinstance(self.dataset, OfFiles) else ""
+        return f"{len(self)} items of {self._name}, {of_samples(self)}{files}"
 
     @property
     def _name(self) -> str:

@@ -1,8 +1,10 @@
 """Texts by which large data are known without reading all of them."""
 
+import os
+import re
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,9 +34,21 @@ def of_files(paths: Iterable[str | Path]) -> str:
     return f", files of {' '.join(str(one.st_size) for one in found)} bytes{_TIMES}{times}"
 
 
+def of_labelled_files(paths: Sequence[str], labels: Tensor) -> str:
+    """The CRC-32 of the names, sizes and labels of many files, and that of their times.
+
+    A name is a path without the folders that all files are in.
+    """
+    root, found = len(os.path.commonpath(paths)), [Path(path).stat() for path in paths]
+    lines = "".join(f"{path[root:]}\0{one.st_size}\n" for path, one in zip(paths, found, strict=True))
+    known = zlib.crc32(lines.encode(errors="surrogateescape"), int(crc32_of([labels]), 16))
+    times = torch.tensor([int(one.st_mtime) for one in found])
+    return f", files {known:08x}{_TIMES}{crc32_of([times])}"
+
+
 def without_times(fingerprint: str) -> str:
     """A fingerprint without the times of files, which a copy on another host need not keep."""
-    return fingerprint.partition(_TIMES)[0]
+    return re.sub(f"{_TIMES}[^;]*", "", fingerprint)
 
 
 _TIMES = ", modified "

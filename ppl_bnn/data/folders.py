@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppl_bnn.data.as_examples import as_examples
+from ppl_bnn.data.fingerprints import of_labelled_files
 from ppl_bnn.data.images import Images
 from ppl_bnn.data.parts import split_rows
 from ppl_bnn.data.settings import Request
@@ -69,6 +71,15 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         return torch.from_numpy(self.pixels(row)), int(self.labels[row])
+
+    def files_fingerprint(self) -> str:
+        """The CRC-32 of names, sizes and labels of all images, and that of their times. No image is read."""
+        return self._known
+
+    @cached_property
+    def _known(self) -> str:
+        # A million files on a network take minutes.
+        return of_labelled_files(self.paths.tolist(), torch.from_numpy(self.labels))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """The pixels of an image, [C, H, W].
@@ -152,6 +163,8 @@ def _roots(asked: Request) -> tuple[Path, Path | None]:
         return own or root, given
     if own is None:
         return root, None
+    if others := [name for name in _TEST if (root / name).is_dir() and root / name != test]:
+        log.warning("data: the images in %s are the test set, and those in %s are left out", test, some(others))
     if test is not None and settings.test_fraction is not None:
         raise UserError(f"data.test_fraction has no effect, as there is {test}: leave it out")
     return own, test

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from ppl_bnn.data.cache import data_folder
+from ppl_bnn.data.classes import warn_of_classes
 from ppl_bnn.data.images import JPEG, SHAPES, TITLES, load_cifar10, load_digits, load_digits100k
 from ppl_bnn.data.settings import DataSettings, Request, TargetKind, check_data_settings
 from ppl_bnn.data.splits import Split
@@ -21,6 +22,8 @@ def load(
     *,
     targets: TargetKind | None = None,
     holdout: int = 0,
+    num_train: int | None = None,
+    validation: int = 0,
     progress: bool = True,
     **settings: Any,
 ) -> tuple[Split, Split]:
@@ -35,6 +38,9 @@ def load(
         targets: what the targets of a file are; None to see it from their values.
         holdout: if not 0, keep the last `holdout` training examples out of training and return them in place of
             the test set, so that recipes are chosen without looking at the test set. Not for ``digits100k``.
+        num_train: use only this number of training examples, the first; None for all.
+        validation: number of the last of these that the caller keeps out of training. They are returned among the
+            training examples, and no statistics are taken of them.
         progress: show a progress bar where images are made or read.
         settings: of `DataSettings`, such as `file` and `target`.
 
@@ -46,7 +52,7 @@ def load(
     read = lookup(DATASETS, name, what="the data set")
     # A file may be given as a Path.
     given: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    asked = Request(DataSettings(name, **given), data_folder(folder), targets, holdout, progress)
+    asked = Request(DataSettings(name, **given), data_folder(folder), targets, holdout, num_train, validation, progress)
     check_data_settings(asked.settings, own=name not in DATASETS)
     if targets not in (None, *get_args(TargetKind)):
         raise UserError(f"targets must be one of {', '.join(get_args(TargetKind))}, or None; got {targets!r}")
@@ -66,6 +72,8 @@ def load(
     if holdout:
         cut = len(train) - holdout
         train, test = train.first(cut), train.rows(slice(cut, None), "validation")
+    train = train.first(num_train)
+    warn_of_classes(train, test)
     return train, test
 
 
@@ -125,7 +133,7 @@ DATASETS: dict[str, Callable[[Request], tuple[Split, Split]]] = {
     "fashion-mnist": lambda asked: load_digits("fashion-mnist", asked.folder),
     "cifar10": lambda asked: load_cifar10(asked.folder, asked.settings.file),
     "digits100k": lambda asked: load_digits100k(asked.folder, asked.progress),
-    "diabetes": lambda asked: diabetes(),
+    "diabetes": diabetes,
     "csv": _tables,
     "parquet": _tables,
     "npz": _arrays,

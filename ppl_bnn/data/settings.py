@@ -137,6 +137,8 @@ class Request:
         folder: the cache of data sets.
         targets: what the targets are; None to see it from their values.
         holdout: number of the last training examples that are not trained on: no statistics are taken of them.
+        num_train: number of the training examples that are used, the first of those without the holdout; None for all.
+        validation: number of the last of these that are not trained on either.
         progress: show a progress bar.
     """
 
@@ -144,6 +146,8 @@ class Request:
     folder: Path
     targets: TargetKind | None = None
     holdout: int = 0
+    num_train: int | None = None
+    validation: int = 0
     progress: bool = False
 
     @property
@@ -154,8 +158,10 @@ class Request:
 
     def known(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the numbers of training rows, in their order, that statistics are taken of."""
-        # A holdout of all of them is refused later.
-        return train[: len(train) - self.holdout] if self.holdout < len(train) else train
+        used = train[: max(0, len(train) - self.holdout)][: self.num_train]
+        trained_on = used[: max(0, len(used) - self.validation)]
+        # A holdout or validation of all of them is refused later.
+        return trained_on if len(trained_on) else train
 
     @property
     def title(self) -> str:

@@ -3,19 +3,17 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from ppl_bnn.data.encoding import Rows, category_names, encode
+from ppl_bnn.data.encoding import Rows, encode
 from ppl_bnn.data.frames import missing_column, read_frame
 from ppl_bnn.data.parts import split_rows
 from ppl_bnn.data.settings import DataSettings, Request
 from ppl_bnn.data.tables import Table
-from ppl_bnn.data.targets import Targets, read_targets
+from ppl_bnn.data.targets import Targets, check_classes, read_targets
 from ppl_bnn.errors import UserError, some
 
 log = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ def tables_of(
     rows = _rows(frame, test, [*features, target], asked, divided or test is None)
     read = _target(rows, target, asked)
     if test is not None:
-        _check_classes(rows, read, category_names(rows.frame[target]))
+        check_classes(read, rows.train, rows.test, rows.where)
     found = encode(rows, features, asked.settings)
     x = torch.from_numpy(found.x)
     both = (
@@ -176,13 +174,3 @@ def _target(rows: Rows, name: str, asked: Request) -> Targets:
         found, rows.known, name=name, kind=asked.targets, standardize=asked.settings.standardize_target,
         where=rows.where,
     )  # fmt: skip
-
-
-def _check_classes(rows: Rows, read: Targets, names: NDArray[Any]) -> None:
-    """Refuse a class that the test file has and the training file has not."""
-    if read.classes and (new := set(read.y[rows.test].tolist()) - set(read.y[rows.train].tolist())):
-        at = next(at for at in rows.test if int(read.y[at]) in new)
-        raise UserError(
-            f"data.target {read.name} is {names[at]!r:.60} in {rows.where(int(at))}, a class without a training row: "
-            "leave that row out, or give training rows of it"
-        )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_bnn.data.settings import Request
 from ppl_bnn.data.splits import InMemory, check_targets
 from ppl_bnn.errors import UserError
 
@@ -82,11 +83,11 @@ class Table(InMemory):
         return replace(self, x=self.x[which], y=self.y[which], split=split or self.split)
 
 
-def diabetes() -> tuple[Table, Table]:
+def diabetes(asked: Request) -> tuple[Table, Table]:
     """Return (train, test) of scikit-learn's diabetes table (Efron et al. 2004): 442 patients, 10 features.
 
     The target is the disease's progression after a year. A quarter of the rows, 110, are the test set, by a fixed
-    permutation. x and y are standardized by the training rows, so an RMSE of 1 is that of the mean.
+    permutation. x and y are standardized by the rows that are trained on, so an RMSE of 1 is that of the mean.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -101,7 +102,7 @@ def diabetes() -> tuple[Table, Table]:
     bunch = load_diabetes(scaled=False)
     order = np.random.default_rng(0).permutation(len(bunch.target))
     test, train = np.split(order, [len(order) // 4])
-    x, y = (_standardized(values, train) for values in (bunch.data, bunch.target))
+    x, y = (_standardized(values, asked.known(train)) for values in (bunch.data, bunch.target))
     found = (
         Table(
             torch.from_numpy(x[rows]),
@@ -116,7 +117,7 @@ def diabetes() -> tuple[Table, Table]:
     return next(found), next(found)
 
 
-def _standardized(values: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Columns with mean 0 and standard deviation 1 over the training rows, float32."""
-    known = values[train]
+def _standardized(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Columns with mean 0 and standard deviation 1 over some rows, float32."""
+    known = values[rows]
     return ((values - known.mean(0)) / known.std(0)).astype(np.float32)

@@ -84,6 +84,26 @@ def kind_of(values: NDArray[Any]) -> TargetKind:
     return "classes"
 
 
+def check_classes(
+    read: Targets, train: NDArray[np.int64], test: NDArray[np.int64], where: Callable[[int], str]
+) -> None:
+    """Refuse a class that test data of their own have and the training rows have not.
+
+    Args:
+        train, test: numbers of rows.
+        where: what a message calls the row of a number.
+    """
+    if not read.classes:
+        return
+    lone = test[~np.isin(read.y[test], read.y[train])]
+    if len(lone):
+        at = int(lone[0])
+        raise UserError(
+            f"data.target {read.name} is {read.classes[int(read.y[at])]!r:.60} in {where(at)}, a class without a "
+            "training row: leave that row out, or give training rows of it"
+        )
+
+
 def _plain(values: NDArray[Any], name: str) -> NDArray[Any]:
     """The values as an array of booleans, whole numbers, floats or texts; whole floats are whole numbers."""
     if values.dtype.kind == "O":

@@ -2,10 +2,11 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ppl_bnn.data import DataSettings, Split, load
 from ppl_bnn.data.cache import data_folder
+from ppl_bnn.data.classes import warn_of_classes
 from ppl_bnn.data.settings import FILES, TargetKind
 from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment.config import Config, DataConfig
@@ -29,24 +30,39 @@ def load_data(config: Config, *, progress: bool) -> RunData:
     """
     settings = config.data
     _check_files(settings)
-    how = {known.name: getattr(settings, known.name) for known in fields(DataSettings)}
+    how = vars(data_settings(config)) | read_for(config)
     try:
-        train, test = load(
-            folder=settings.dir, targets=target_kind(config), holdout=settings.holdout, progress=progress, **how
-        )
+        train, test = load(folder=settings.dir, progress=progress, **how)
     except OSError as error:
         where = (
             f"the data folder {data_folder(settings.dir)}" if settings.file is None else f"data.file {settings.file}"
         )
         raise FileError(f"{where} cannot be used: {error.strerror or error}") from None
-    train, test = train.first(settings.num_train), test.first(settings.num_test)
+    test = test.first(settings.num_test)
     held_out = config.train.validation
     if not held_out:
         return RunData(train, None, test)
     if held_out >= len(train):
         raise UserError(f"train.validation must be below the number of training examples, {len(train)}; got {held_out}")
     cut = len(train) - held_out
-    return RunData(train.first(cut), train.rows(slice(cut, None), "validation"), test)
+    validation = train.rows(slice(cut, None), "validation")
+    train = train.first(cut)
+    warn_of_classes(train, validation)
+    return RunData(train, validation, test)
+
+
+def data_settings(config: Config) -> DataSettings:
+    """What a run's data are read from, and how."""
+    return DataSettings(**{known.name: getattr(config.data, known.name) for known in fields(DataSettings)})
+
+
+def read_for(config: Config) -> dict[str, Any]:
+    """What a run's data are read for, by the names of `Request`: its targets, and which rows it trains on."""
+    settings = config.data
+    return {
+        "targets": target_kind(config), "holdout": settings.holdout, "num_train": settings.num_train,
+        "validation": config.train.validation,
+    }  # fmt: skip
 
 
 def _check_files(settings: DataConfig) -> None:

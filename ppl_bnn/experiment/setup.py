@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_bnn.data import DATASETS, Images, Split, first_inputs
+from ppl_bnn.data.fingerprints import without_times
 from ppl_bnn.devices import usable_device
 from ppl_bnn.distributed import Alone, Communicator
 from ppl_bnn.errors import FileError, UserError, some
@@ -135,9 +136,13 @@ class Experiment:
             origin[part] = saved_config.completed(part, origin.get(part, {}))
         if "trained on" in origin:
             there = read_identity(origin["trained on"])
+            now = self.origin["trained on"]
             # Trained before files of the user's own were told apart by more than their number of images.
-            checksum = there.get("checksum") or self.origin["trained on"].get("checksum")
-            origin["trained on"] = {**there, "checksum": checksum}
+            there = {**there, "checksum": there.get("checksum") or now.get("checksum")}
+            # Copies of the files have other times. Training says so.
+            if without_times(there.get("fingerprint", "")) == without_times(now.get("fingerprint", "")):
+                there["fingerprint"] = now.get("fingerprint")
+            origin["trained on"] = there
         return origin
 
     def restored(self, name: str) -> checkpoint.Checkpoint:

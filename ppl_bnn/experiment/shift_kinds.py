@@ -1,21 +1,21 @@
 """Which shifts and which out-of-distribution data fit a run's data, and the check of their settings."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_bnn.data import DATASETS, IMAGE_SETS, DataSettings, Split, Table, described, first_inputs
+from ppl_bnn.data import DATASETS, IMAGE_SETS, Split, Table, described, first_inputs
 from ppl_bnn.data.cache import data_folder
-from ppl_bnn.data.settings import TABLES, Request
+from ppl_bnn.data.settings import ARRAYS, TABLES, Request
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import DataConfig
 from ppl_bnn.experiment.identity import Identity, identity
 from ppl_bnn.experiment.located import without_folder
-from ppl_bnn.experiment.run_data import load_data, target_kind
+from ppl_bnn.experiment.run_data import data_settings, load_data, read_for
 from ppl_bnn.experiment.setup import Experiment
 from ppl_bnn.experiment.shift_config import SHIFT_KINDS, ShiftConfig
 from ppl_bnn.inputs import form_of
@@ -122,9 +122,9 @@ def noise_of(settings: ShiftConfig, shifts: Mapping[str, Shift]) -> tuple[Shift,
 def other_data(run: Experiment, name: str) -> Split:
     """Another data source: a named set, a file such as ``csv:other.csv``, or an import path; its test part as a rule.
 
-    Of it, as many examples as the run's test set has; each source is read once. A table of the run's own kind is read
-    as the run's test rows are: its columns are standardized by the run's training rows. A file without test data of its
-    own is read whole if it is of the run's kind, else its test share.
+    Of it, as many examples as the run's test set has; each source is read once. A table or arrays of the run's own
+    kind are read as the run's test rows are: standardized by the rows that the run trains on. A file without test data
+    of its own is read whole if it is of the run's kind, else its test share.
 
     Raises:
         UserError, FileError: it cannot be read.
@@ -148,13 +148,14 @@ def _of_others(names: list[str]) -> list[str]:
 
 def _read(run: Experiment, name: str) -> Split:
     own, (source, _, file) = run.config.data, name.partition(":")
-    if source in DATASETS and source == own.name and source in TABLES:
+    if source == own.name and source in (*TABLES, *ARRAYS):
         # Here, for pandas takes half a second to import.
+        from ppl_bnn.data.array_data import read_more_arrays
         from ppl_bnn.data.table_files import read_more
 
-        settings = DataSettings(**{known.name: getattr(own, known.name) for known in fields(DataSettings)})
-        asked = Request(settings, data_folder(own.dir), target_kind(run.config), own.holdout)
-        return read_more(asked, Path(file))
+        asked = Request(data_settings(run.config), data_folder(own.dir), **read_for(run.config))
+        read = read_more if source in TABLES else read_more_arrays
+        return read(asked, Path(file))
     if name in DATASETS or source not in DATASETS:
         data = DataConfig(name=name, dir=own.dir)
     elif source == own.name:

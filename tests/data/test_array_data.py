@@ -192,12 +192,14 @@ def holed(array, row):
     return array
 
 
+LONE = {"x": PIXELS, "y": LABELS[:40] % 2, "x_test": PIXELS[:9], "y_test": LABELS[:9]}
 SERIES = RNG.normal(size=(50, 3, 2))
 
 
 @pytest.mark.parametrize(
     ("arrays", "settings", "message"),
     [
+        (LONE, {}, r"data.target y is '2' in row 3 of the test data, a class without a training row"),
         ({"x": ROWS}, {}, "data.target 'y' is no array of the file: there are 'x'"),
         ({"y": LABELS}, {}, "there is no array to predict 'y' from: the file has 'y' alone"),
         ({"x": ROWS, "y": LABELS}, {"features": ["z"]}, "data.features 'z' is no array"),

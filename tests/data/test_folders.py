@@ -1,5 +1,6 @@
 """Folders of images as data: real digits as PNG files, in memory and decoded as they are asked for."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ppl_bnn.data import Files, Images, first_inputs, load
 from ppl_bnn.data.examples import read_batches
+from ppl_bnn.data.fingerprints import without_times
 from ppl_bnn.errors import FileError, UserError
 
 NOTHING = 1e-6
@@ -74,12 +76,37 @@ def test_images_decoded_as_they_are_asked_for_are_the_same(digits, workers):
         assert torch.equal(torch.cat([y for _, y in found]), one.targets)
 
 
+def test_images_on_disk_are_known_by_names_sizes_labels_and_times(copied):
+    def found():
+        return read(copied, max_memory=NOTHING, workers=0)[0].first(40).fingerprint(whole=False)
+
+    known = found()
+    assert found() == known
+    image = next((copied / "train" / "7").iterdir())
+    os.utime(image, (0, 0))
+    touched = found()
+    assert touched != known
+    assert without_times(touched) == without_times(known)
+    image.write_bytes(image.read_bytes() + b" ")
+    assert without_times(found()) != without_times(known)
+    image.write_bytes(image.read_bytes()[:-1])
+    assert without_times(found()) == without_times(known)
+    image.rename(copied / "train" / "7" / "x.png")
+    assert without_times(found()) != without_times(known)
+
+
 def test_one_tree_is_divided(digits):
     for settings in ({}, {"max_memory": NOTHING, "workers": 0}):
         train, test = read(digits / "train", test_fraction=0.25, **settings)
         assert (len(train), len(test)) == (60, 20)
         whole = inputs(read(digits)[0]).flatten(1).sum(1).sort().values
         assert torch.equal(torch.cat([inputs(train), inputs(test)]).flatten(1).sum(1).sort().values, whole)
+
+
+def test_a_second_folder_of_test_images_is_said_to_be_left_out(copied, caplog):
+    shutil.copytree(copied / "val", copied / "test")
+    read(copied)
+    assert f"the images in {copied / 'test'} are the test set, and those in 'val' are left out" in caplog.text
 
 
 def test_a_test_folder_may_lie_elsewhere_and_have_fewer_classes(digits, copied):

@@ -87,6 +87,10 @@ def test_no_statistics_are_of_rows_that_are_held_out(tmp_path):
     whole, _ = read(path)
     assert whole.x[:20, 0].mean().abs() > 1e-3
     assert train.target_scale != whole.target_scale
+    part, _ = read(path, num_train=30, validation=10)
+    assert len(part) == 30
+    assert torch.equal(part.x[:20], train.x)
+    assert part.target_scale == train.target_scale
 
 
 def test_a_share_of_the_rows_is_the_test_set(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from small_tables import read, small, written
 
 from ppl_bnn.data import frames, load
+from ppl_bnn.data.parts import split_rows
 from ppl_bnn.errors import FileError, UserError
 
 DATES = [f"2026-01-{day:02}" for day in range(1, 21)]
@@ -101,6 +102,19 @@ def test_a_class_without_training_rows_is_refused(tmp_path):
         UserError, match=r"data.target kind is 'c' in row 2 of the test data, a class without a training"
     ):
         read(path, "kind", test_file=test)
+
+
+def test_classes_that_held_out_rows_alone_have_or_lack_are_told(tmp_path, caplog):
+    path = written(tmp_path, size=NUMBERS, kind=["a", "b"] * 10)
+    test = split_rows(20, None)[1]
+    frame = pd.read_csv(path)
+    frame.loc[test[:2], "kind"] = "c"
+    frame.to_csv(path, index=False)
+    read(path, "kind")
+    assert "2 of 4 test examples are of classes that no training example has: 'c'; no network learns" in caplog.text
+    caplog.clear()
+    read(path, "kind", holdout=1)
+    assert "data: the last 1 examples, which are held out, have 1 classes, and the training examples 2" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_inputs_of_version_0_1_0_are_read():
     younger = {
         "predict.compact": "auto",
         "model.likelihood": "categorical",
+        "shift.ood": {},
         "settings": {"compact": "auto", "keep_images": None, "save_snr": False},
     }
     assert read_inputs(old) == read_inputs(new) == younger | new

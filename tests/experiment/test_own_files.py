@@ -1,6 +1,8 @@
 """Files of the user's own at the command line: a CSV from training to report, and what is refused."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,10 @@ from sklearn.datasets import load_diabetes, load_wine
 
 from ppl_bnn import open_run
 from ppl_bnn.errors import FileError
+from ppl_bnn.experiment.config import Config, DataConfig, ModelConfig, TrainConfig
+from ppl_bnn.experiment.run_data import load_data
 from ppl_bnn.experiment.setup import opened
+from ppl_bnn.experiment.shift_kinds import other_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
@@ -153,14 +158,44 @@ def test_arrays_on_disk_are_trained_on_as_those_in_memory(tmp_path, call):
     assert call(*arguments, *disk, run=folder)[0] == 0
     logs = [pd.read_csv(tmp_path / name / "log.csv")[["loss", "nll", "kl"]] for name in ("memory", "disk")]
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
+    os.utime(folder / "rows.npz", (0, 0))
     code, lines = call(*arguments, *disk, run=folder)
-    assert code == 0
+    assert code == 0, lines
     assert lines[-1] == "train: complete already (2 epochs)"
     assert_refused(call("--data.max_memory", "1", *disk[:2], run=folder), "data.max_memory: saved 0.001, now 1.0")
     np.savez(folder / "rows.npz", x=x + 1, y=x.sum(1))
     code, lines = call(*disk, run=folder)
     assert code == 2
     assert "belongs to another run: trained on.fingerprint: saved '300 rows of [6] torch.float64" in lines[-1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_statistics_are_of_the_rows_trained_on_also_of_out_of_distribution_data(tmp_path, kind):
+    values = np.random.default_rng(2).normal(3, 2, (50, 2)).astype(np.float32)
+    path = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        pd.DataFrame({"a": values[:, 0], "y": values[:, 1]}).to_csv(path, index=False)
+    else:
+        np.savez(path, x=values[:, :1], y=values[:, 1])
+    data = DataConfig(name=kind, file=str(path), target="y", holdout=4, num_train=30)
+    config = Config(data, ModelConfig(likelihood="normal"), train=TrainConfig(validation=10))
+    found = load_data(config, progress=False)
+    assert (len(found.train), len(found.validation)) == (20, 10)
+    for part in (found.train.x, found.train.y):
+        torch.testing.assert_close(part.mean(0), torch.zeros(part.shape[1:]), atol=1e-6, rtol=0)
+    run = SimpleNamespace(config=config, out=tmp_path / "out", others={}, test_data=range(50))
+    other = other_data(run, f"{kind}:{path}")
+    assert (len(other), other.title) == (50, "rows")
+    assert set(found.train.x[:, 0].tolist()) <= set(other.x[:, 0].tolist())
+
+
+def test_a_validation_of_one_class_is_told(tmp_path, caplog):
+    pd.DataFrame({"a": np.arange(50.0), "y": ["b", "c"] * 25}).to_csv(tmp_path / "rows.csv", index=False)
+    config = Config(
+        DataConfig(name="csv", file=str(tmp_path / "rows.csv"), target="y"), train=TrainConfig(validation=1)
+    )
+    load_data(config, progress=False)
+    assert "the last 1 examples, which are held out, have 1 classes, and the training examples 2" in caplog.text
 
 
 def test_named_data_lie_in_the_cache_unless_a_folder_is_named(tmp_path, data_dir, call, monkeypatch):
