@@ -17,7 +17,7 @@ from torch import nn
 from ppl_bnn import Classifier, KLScaledELBO, MeanFieldNormal, TrainingStep, bayesian, fit, predict, prune
 from ppl_bnn.data import as_examples
 from ppl_bnn.data.examples import batches
-from ppl_bnn.errors import Diverged, Interrupted
+from ppl_bnn.errors import Diverged, Interrupted, UserError
 from ppl_bnn.guides import ESTIMATORS
 from ppl_bnn.inference.data_parallel import rank_seed
 from ppl_bnn.inference.log import BatchAccuracy
@@ -188,6 +188,9 @@ def test_what_goes_bad_there_is_named(device, backend, log_every, step):
     # It is asked where steps are read: after each, or after an epoch of three.
     with pytest.raises(Diverged, match=rf"step {step} .*net\.4\.bias"):
         fit(model, guide, x, y, **SETTINGS, should_stop=spoil, log_every=log_every)
+    x[5] = float("inf")
+    with pytest.raises(UserError, match=r"^example 5: its inputs have NaN or infinite values \(step [123]\)"):
+        fit(*small(device)[:2], x, y, **SETTINGS, log_every=log_every)
 
 
 @pytest.mark.skipif(GPU, reason="a GPU does not count")

@@ -28,9 +28,10 @@ class TrainingLog:
     """Records of a training, and the sums of those that are not complete yet.
 
     Attributes:
-        epochs: one record an epoch.
-        steps: one record every 50 steps: step, seconds so far, and the means over those steps. kl_weight is the mean by
-            which loss = nll + kl_weight * kl.
+        epochs: one record an epoch, with means over its steps.
+        steps: one record every 50 steps: step, seconds so far, and the means over those steps.
+
+    The mean of kl_weight, in both, is the one by which loss = nll + kl_weight * kl.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
@@ -41,8 +42,6 @@ class TrainingLog:
         self._starts, self._step = [0], 0
         self._epoch: dict[str, float] = state.get("sums", {})
         self._window: dict[str, float] = state.get("window", {})
-        # Of the last epoch, whose record has the weight of its last step.
-        self._kl_weight = math.nan
 
     @property
     def rows(self) -> int:
@@ -72,16 +71,15 @@ class TrainingLog:
             self.steps.append({"step": step, "seconds": before + self._window["seconds"], **means})
             self._window = {}
 
-    def end_epoch(self, epoch: int, step: int, *, kl_weight: float, lr: float) -> None:
+    def end_epoch(self, epoch: int, step: int, *, lr: float) -> None:
         """Close the record of an epoch (counted from 1)."""
         means = _means(self._epoch)
-        parts = {name: means[name] for name in ("loss", "nll", "kl")}
+        parts = {name: means[name] for name in ("loss", "nll", "kl", "kl_weight", "accuracy")}
         seconds, speed = self._epoch["seconds"], means["samples_per_second"]
         self.epochs.append(
-            {"epoch": epoch, "step": step, "seconds": seconds, **parts, "kl_weight": kl_weight,
-             "accuracy": means["accuracy"], "lr": lr, "samples_per_second": speed}
-        )  # fmt: skip
-        self._epoch, self._kl_weight = {}, means["kl_weight"]
+            {"epoch": epoch, "step": step, "seconds": seconds, **parts, "lr": lr, "samples_per_second": speed}
+        )
+        self._epoch = {}
 
     def add_scores(self, scores: Mapping[str, float]) -> None:
         """Add the scores of a validation to the last epoch's record, as ``val_nll`` and so on."""
@@ -128,7 +126,7 @@ class TrainingLog:
         write_text(folder / "performance.json", json.dumps(content) + "\n")
 
     def __str__(self) -> str:
-        means = _means(self._epoch) if self._epoch else {**self.epochs[-1], "kl_weight": self._kl_weight}
+        means = _means(self._epoch) if self._epoch else self.epochs[-1]
         # Without class labels there is no accuracy.
         shown = [name for name in ("loss", "nll", "kl", "kl_weight", "accuracy") if not math.isnan(means[name])]
         parts = [f"{name} {means[name]:{'.8g' if name == 'kl_weight' else '.4f'}}" for name in shown]
@@ -157,7 +155,9 @@ class BatchAccuracy(Messenger):
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
     rows = sums["rows"]
     means = {name: sums[name] / rows for name in ("loss", "nll", "kl")}
-    means["kl_weight"] = sums["weighted_kl"] / sums["kl"] if sums["kl"] else sums["kl_weight"]
+    weight = sums["weighted_kl"] / sums["kl"] if sums["kl"] else sums["kl_weight"]
+    # A constant weight of 0.1 is 0.1, not 0.09999999999999999.
+    means["kl_weight"] = float(f"{weight:.12g}")
     return {**means, "accuracy": sums["correct"] / rows, "samples_per_second": rows / sums["seconds"]}
 
 

@@ -46,22 +46,22 @@ class Loop:
         self.onlookers.start(done)
         ended = "ended" in self.checkpoints.meta
         while not ended and len(self.records.epochs) < step.settings.epochs:
-            number, kl_weight, stop, ended = self._steps(number)
-            ended = self._end_epoch(number, kl_weight, stop=stop) if not ended else self._end(number, "callback")
+            number, stop, ended = self._steps(number)
+            ended = self._end_epoch(number, stop=stop) if not ended else self._end(number, "callback")
         if self.checkpoints.folder is not None and ranks.is_main and number > done:
             # Again, with the messages of the last checkpoint.
             self.records.write_performance(self.checkpoints.folder, ranks)
         self.onlookers.end()
 
-    def _steps(self, number: int) -> tuple[int, float, bool, bool]:
+    def _steps(self, number: int) -> tuple[int, bool, bool]:
         """The steps that are left of an epoch, after step `number`.
 
         Returns:
-            The last step's number and KL weight, whether to stop, and whether a callback ended the training.
+            The last step's number, whether to stop, and whether a callback ended the training.
         """
         step, settings, ranks, records = self.step, self.step.settings, self.step.ranks, self.records
         count, epoch = len(step.reader.examples), len(records.epochs)
-        rows_done, unread, kl_weight, agreed = records.rows, [], 1.0, None
+        rows_done, unread, agreed = records.rows, [], None
         while rows_done < count:
             started = time.perf_counter()
             batch = next(self.batches)
@@ -89,7 +89,7 @@ class Loop:
             unread.clear()
             self.onlookers.step(number)
             if self.onlookers.end_now() and not ends:
-                return number, kl_weight, False, True
+                return number, False, True
             if not ends and (agreed.stop or agreed.save):
                 self.checkpoints.write(number, records)
                 if agreed.stop:
@@ -97,9 +97,9 @@ class Loop:
                     ranks.barrier()
                     raise Interrupted(f"stopped at step {number} of {self.bar.total}")
         assert agreed is not None
-        return number, kl_weight, agreed.stop, False
+        return number, agreed.stop, False
 
-    def _end_epoch(self, number: int, kl_weight: float, *, stop: bool) -> bool:
+    def _end_epoch(self, number: int, *, stop: bool) -> bool:
         """Close an epoch after its last step; returns whether the training ends early.
 
         Args:
@@ -107,7 +107,7 @@ class Loop:
         """
         step, settings, ranks, records = self.step, self.step.settings, self.step.ranks, self.records
         epoch, score = len(records.epochs) + 1, None
-        records.end_epoch(epoch, number, kl_weight=kl_weight, lr=step.optimizer.param_groups[0]["lr"])
+        records.end_epoch(epoch, number, lr=step.optimizer.param_groups[0]["lr"])
         if self.validation is not None and self.validation.due_after(epoch):
             score = self.validation(number, records)
             self.bar.set_postfix_str(str(records), refresh=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.inference.ivon import IVON
-from ppl_bnn.inputs import Inputs, parts
+from ppl_bnn.inputs import Inputs
 from ppl_bnn.models.random_network import point_parameters
 from ppl_bnn.registry import lookup
 
@@ -100,15 +100,13 @@ def set_lr(
 
 
 def first_gone_bad(model: nn.Module, guide: nn.Module, x: Inputs, *labels: Tensor) -> str:
-    """Name what is not finite: the inputs [B, ...], a parameter, a layer's output, or a gradient.
+    """Name what is not finite: a parameter, a layer's output, or a gradient.
 
-    Model and guide are called with (x, *labels).
+    Model and guide are called with (x, *labels), the inputs [B, ...] first.
 
     For a step whose gradients are still in place. Gradients are looked through from the output to the input, the way
     they go bad.
     """
-    if not all(torch.isfinite(part).all() for part in parts(x)):
-        return "the inputs hold NaN or infinite values"
     named = [*((f"{key} of the guide", value) for key, value in guide.named_parameters())]
     named += point_parameters(model).items()
     own = {id(value) for _, value in named}

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_bnn import inputs
 from ppl_bnn.data.datasets import raise_if_lost
 from ppl_bnn.data.examples import Examples, Labels, Streamed, batches, is_in_order, read_batches
+from ppl_bnn.data.parts import Part
 from ppl_bnn.data.tensors import is_plain
 from ppl_bnn.distributed import Communicator, shard
 from ppl_bnn.errors import WorkerLost
@@ -19,6 +21,8 @@ from ppl_bnn.native.normals import draw_seed
 
 # Epochs have the indices below it; see `ppl_bnn.inference.data_parallel.rank_seed`.
 _TRANSFORMS = 2**48
+# Above every example's number.
+NO_ROW = 2**62
 
 
 class _Part(NamedTuple):
@@ -87,6 +91,13 @@ class Reader:
         finally:
             read.close()
 
+    def number_in_whole(self, row: int) -> int:
+        """The number by which a user knows example `row`: of a part of some data, its number in all of them."""
+        examples = self.examples
+        while isinstance(examples, Part):
+            row, examples = int(examples.at[row]), examples.whole
+        return row
+
     def _parts(self, epochs: range, skip: int) -> Iterator[_Part]:
         # Where data are read in other processes, row numbers are needed here.
         device = "cpu" if isinstance(self.examples, Streamed) else self.device
@@ -113,6 +124,13 @@ class Reader:
                 yield Batch(*part, x, y)  # type: ignore[arg-type]
         finally:
             read.close()
+
+
+def first_not_finite(rows: Tensor, x: Inputs) -> int:
+    """The lowest of the example numbers `rows` [B] whose inputs in `x` [B, ...] are NaN or infinite, else `NO_ROW`."""
+    bad = [~part.detach().reshape(len(rows), -1).isfinite().all(1) for part in inputs.parts(x)]
+    found = rows.cpu()[torch.stack(bad).any(0).cpu()]
+    return int(found.min()) if len(found) else NO_ROW
 
 
 @contextmanager

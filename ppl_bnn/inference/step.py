@@ -19,7 +19,7 @@ from ppl_bnn.inference.elbo import KLScaledELBO, Terms
 from ppl_bnn.inference.gradient_step import GradientStep, MicroBatch
 from ppl_bnn.inference.memory import refuse_if_too_large
 from ppl_bnn.inference.optimizers import first_gone_bad
-from ppl_bnn.inference.reading import Batch, Reader
+from ppl_bnn.inference.reading import NO_ROW, Batch, Reader, first_not_finite
 from ppl_bnn.inference.settings import TrainSettings
 from ppl_bnn.inference.updates import NonFiniteGradient
 from ppl_bnn.inputs import Inputs
@@ -92,7 +92,8 @@ class Step:
 
         Raises:
             Diverged: the loss or a gradient is NaN or infinite on any rank; nothing was updated.
-            UserError: the step does not fit into memory, or the augmentation changes the number of examples.
+            UserError: the same, and inputs on any rank are NaN or infinite; the step does not fit into memory; the
+                augmentation changes the number of examples.
         """
         self.set_lr(progress)
         # An example that does not count must not move batch norm's statistics either.
@@ -111,7 +112,7 @@ class Step:
             agreed = self._read(stop, save)
             update(found.squares)
         except NonFiniteGradient:
-            raise Diverged(self._what_went_bad(number, agreed.found[0][0], x, y)) from None
+            raise self._what_went_bad(number, agreed.found[0][0], batch, x) from None
         except (RuntimeError, MemoryError) as error:
             flat = self.core.objective.flat
             held = 0 if flat is None else flat.nbytes
@@ -151,7 +152,8 @@ class Step:
         for one, numbers, (terms, _) in zip(unread, parts, agreed.found, strict=True):
             if numbers[4] or not math.isfinite(terms.loss):
                 x, y = self.reader.again(one.batch)
-                raise Diverged(self._what_went_bad(one.number, Terms(*numbers[:3]), self._augmented(x), y))
+                batch = one.batch._replace(x=x, y=y)
+                raise self._what_went_bad(one.number, Terms(*numbers[:3]), batch, self._augmented(x))
         return agreed
 
     @property
@@ -187,7 +189,20 @@ class Step:
         with poutine.block(), lookup(ESTIMATORS, self.settings.estimator)():
             return KLScaledELBO(len(self.reader.examples)).differentiable_loss(self.model, self.guide, x, y)
 
-    def _what_went_bad(self, number: int, terms: Terms, x: Inputs, y: Tensor) -> str:
+    def _what_went_bad(self, number: int, terms: Terms, batch: Batch, x: Inputs) -> UserError | Diverged:
+        """The error of a step of `batch`, whose inputs are `x` once augmented; collective."""
+        looked_at = (
+            (batch.x, "its inputs have", "correct the example, or leave it out"),
+            (x, "augment gives it", "correct or leave out train.augment"),
+        )
+        for values, what, advice in looked_at:
+            row = int(self.ranks.gather(torch.tensor([first_not_finite(batch.rows, values)])).min())
+            if row != NO_ROW:
+                return UserError(
+                    f"example {self.reader.number_in_whole(row)}: {what} NaN or infinite values (step {number}): "
+                    f"{advice}. The last checkpoint is good"
+                )
+        y = batch.y
         if flat := self.core.objective.flat:
             if self.core.update.bad is not None:
                 # The gradients are of a later step; nothing was updated since.
@@ -196,7 +211,7 @@ class Step:
             flat.give_gradients()
         where = first_gone_bad(self.model, self.guide, x, y)
         found = f"(loss {terms.loss}, nll {terms.nll}, kl {terms.kl} nats per datum): {where}"
-        return (
+        return Diverged(
             f"training went bad at step {number} {data_parallel.report(self.ranks, found, terms.loss)}. "
             "The last checkpoint is good; try a smaller train.lr, train.clip_norm, or a smaller guide.init_scale"
         )

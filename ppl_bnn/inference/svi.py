@@ -148,14 +148,15 @@ def fit(
     ``pyro.param`` statements are trained too, and are in the caller's parameter store afterwards.
 
     Returns:
-        One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight (of its last step),
-        accuracy (of the single draws used in training, for categorical labels), lr, samples_per_second, and the scores
-        of its validation.
+        One record an epoch: epoch, step, seconds, loss, nll and kl (nats per datum), kl_weight (the mean by which
+        loss = nll + kl_weight * kl), accuracy (of the single draws used in training, for categorical labels), lr,
+        samples_per_second, and the scores of its validation.
 
     Raises:
         UserError: settings out of range; labels, outputs, sites, parameters or `num_data` that do not fit; `folder`
             holds a training with other settings; fewer examples than ranks, or ranks with other settings, inputs or
-            labels than rank 0; bfloat16 on a device without it; a step that does not fit into memory.
+            labels than rank 0; bfloat16 on a device without it; a step that does not fit into memory;
+            inputs that are NaN or infinite, once a loss or gradient is: the message names the first example.
         Diverged: the loss or a gradient is NaN or infinite; the message says where it began. Neither the
             parameters nor the last checkpoint hold any of it. Or a parameter is not the same on all ranks.
         CallbackFailed: a callback or logger raised an error, its cause. The last checkpoint is good.

@@ -37,12 +37,12 @@ def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
 
 
-def not_finite(values: Tensor) -> str:
-    """Which examples of [N, ...] have values that are not finite, in words; empty if there are none."""
+def not_finite(values: Tensor, *, first: int = 0) -> str:
+    """Which examples of [N, ...], from number `first` on, are not finite, in words; empty if all are."""
     if values.isfinite().all():
         return ""
     bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero()
-    return f"{len(bad)} examples have NaN or infinite values, the first is {int(bad[0])}"
+    return f"{len(bad)} examples have NaN or infinite values, the first is {first + int(bad[0])}"
 
 
 def refuse_dtype(x: Any, parameters: Iterable[Tensor], run: Callable[[Any], object]) -> None:

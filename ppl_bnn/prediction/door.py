@@ -93,8 +93,12 @@ def checked_y(y: object, x: Inputs, target: Target) -> Tensor | None:
     return found
 
 
-def check_inputs(x: object) -> None:
-    """Raise UserError unless x is a tensor [N, ...], or a tuple or dict of such, of N >= 1 examples, all finite."""
+def check_inputs(x: object, *, first: int = 0) -> None:
+    """Raise UserError unless x is a tensor [N, ...], or a tuple or dict of such, of N >= 1 examples, all finite.
+
+    Args:
+        first: number of the first example, for the message.
+    """
     if not isinstance(x, Tensor | tuple | dict):
         kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}".removeprefix("builtins.")
         hint = {"numpy": "pass torch.as_tensor(x)", "pandas": "pass torch.as_tensor(x.to_numpy())"}
@@ -105,7 +109,7 @@ def check_inputs(x: object) -> None:
     if count(x) == 0:
         raise UserError(f"x must be a tensor of at least 1 example [N, ...], got shape {list(lead(x).shape)}")
     for name, part in _named(x, "x"):
-        if bad := not_finite(part):
+        if bad := not_finite(part, first=first):
             raise UserError(f"{name} must be finite; {bad}")
 
 

@@ -222,9 +222,9 @@ def _unfinished(so_far: Predictive | None, num_samples: int, ranks: Communicator
 
 def _observed(target: Target, posterior: Posterior, chunk: Chunk, seed: int) -> Tensor | None:
     """What was observed of a chunk, as the likelihood takes it, once its inputs are found to be finite."""
+    check_inputs(chunk.x, first=chunk.first)
+    y = chunk.y
     try:
-        check_inputs(chunk.x)
-        y = chunk.y
         if target.site is not None and y is not None:
             y = observed_values(target, posterior, chunk.x, y, seed=seed)
         return checked_y(y, chunk.x, target)

@@ -12,7 +12,7 @@ from small_training import X, Y, settings, small
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from ppl_bnn import as_examples, fit
-from ppl_bnn.errors import Diverged, Interrupted, UserError
+from ppl_bnn.errors import Interrupted, UserError
 from ppl_bnn.inference import checkpoint
 
 
@@ -180,10 +180,16 @@ def test_a_loader_in_its_own_order_is_honoured_with_a_length(caplog, tmp_path):
     assert "exact only if the iterable repeats itself" in caplog.text
 
 
-def test_inputs_that_are_not_finite_are_found_by_the_step():
-    data = as_examples(Changed(lambda row: (X[0] * torch.nan, Y[0])), num_workers=1)
-    with pytest.raises(Diverged, match="the inputs hold NaN or infinite values"):
-        fit(*small(), data, **settings())
+@pytest.mark.parametrize(
+    ("data", "augment", "message"),
+    [(as_examples(Changed(lambda row: (X[0] / 0, Y[0])), num_workers=1), "none", "example 37: its inputs have NaN"),
+     (Pairs(), lambda x: x / x.gt(X.min()), f"example {int(X.argmin()) // 6}: augment gives it NaN")],
+    ids=["inputs", "augment"],
+)  # fmt: skip
+def test_the_first_example_that_is_not_finite_is_named_once_a_step_meets_it(data, augment, message, tmp_path):
+    with pytest.raises(UserError, match=rf"^{message}.* \(step \d+\): correct .*\. The last checkpoint is good$"):
+        fit(*small(), data, **settings(epochs=1, augment=augment), folder=tmp_path)
+    assert checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).step == 0
 
 
 def test_a_training_waits_for_slow_items_and_counts_the_time():

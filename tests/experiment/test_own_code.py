@@ -108,6 +108,7 @@ def test_an_augmentation_of_ones_own_changes_the_training(call, run_folder, tmp_
         (["--model.prior", "nets:fan_out"], "model.prior must be importable, got 'nets:fan_out': AttributeError"),
         (["--model.prior", "nets:failing_prior"], "model.prior nets:failing_prior(0.weight, torch.Size([8, 3])) fail"),
         (["--model.likelihood", "nets:failing_likelihood"], "cannot be made: KeyError: 'scale'"),
+        (["--data.name", "nets:not_finite", "--quiet"], "error: example 41: its inputs have NaN or infinite values ("),
     ],
 )  # fmt: skip
 def test_own_code_that_fails_is_refused_in_one_line(folder, capsys, arguments, message):

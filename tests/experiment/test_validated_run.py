@@ -47,11 +47,12 @@ def test_it_ends_early_with_the_best_parameters_and_is_complete(call, run_folder
 
 
 def test_the_line_of_a_training_shows_the_weight_of_the_kl(call, run_folder):
-    _, lines = call("--stages", "train", "--train.epochs", "1", "--train.kl_weight", "0.125")
+    _, lines = call("--stages", "train", "--train.epochs", "1", "--train.kl_schedule", "linear", "--train.kl_ramp", "1")
     (line,) = (line for line in lines if line.startswith("train: 1 epochs"))
     numbers = dict(part.strip().split(" ")[:2] for part in line.split(";")[1].split(","))
     loss, nll, kl, weight = (float(numbers[name]) for name in ("loss", "nll", "kl", "kl_weight"))
-    assert weight == 0.125
+    # The weight ramps to 0.1 at the end of the training, so the last step's is above the mean.
+    assert 0.02 < weight < 0.08
     assert loss == pytest.approx(nll + weight * kl, abs=2e-4)
 
 

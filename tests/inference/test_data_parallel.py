@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from ppl_bnn import MeanFieldNormal, bayesian, fit
 from ppl_bnn.data.examples import batches
 from ppl_bnn.distributed import shard
-from ppl_bnn.errors import Diverged, Interrupted
+from ppl_bnn.errors import Diverged, Interrupted, UserError
 from ppl_bnn.inference import checkpoint, data_parallel
 
 # -- what each rank works on -------------------------------------------------------------------------------------
@@ -204,13 +204,17 @@ def train_until_rank_1_goes_bad(communicator, folder):
     model.net.get_submodule("1").register_forward_hook(spoil)
     with pytest.raises(Diverged) as bad:
         fit(model, guide, X, Y, **settings(), communicator=communicator, folder=folder)
-    return {"state": state(model, guide), "message": str(bad.value)}
+    with pytest.raises(UserError) as not_finite:
+        fit(*small(), X.index_fill(0, torch.tensor([5, 6]), math.nan), Y, **settings(), communicator=communicator)
+    return {"state": state(model, guide), "message": str(bad.value), "example": str(not_finite.value)}
 
 
 def test_a_bad_number_on_one_rank_stops_all_before_the_update(tmp_path):
     found = Ranks(tmp_path / "ranks", 2, train_until_rank_1_goes_bad, tmp_path / "out").results()
     assert found[0]["message"] == found[1]["message"]
     assert "at step 6 (loss nan" in found[0]["message"]
+    assert found[0]["example"] == found[1]["example"]
+    assert found[0]["example"].startswith(("example 5: its inputs have NaN", "example 6: its inputs have NaN"))
     assert "output of layer net.1 is the first that is not finite, on rank 1 of 2" in found[0]["message"]
     assert_same([one["state"] for one in found])
     assert all(value.isfinite().all() for value in found[0]["state"].values())

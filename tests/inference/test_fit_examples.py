@@ -1,8 +1,6 @@
 """Training on data of any kind is the training on their tensors: batches, resuming, ranks, several inputs."""
 
 import os
-import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +13,11 @@ from small_ranks import small as small64
 from small_training import X, Y, assert_same_state, settings, small, state, timeless
 from torch import nn
 from torch.utils.data import DataLoader
+from worker_processes import workers
 
 from ppl_bnn import Classifier, MeanFieldNormal, Model, Normal, as_examples, bayesian, fit, normalize
 from ppl_bnn.distributed import Alone
-from ppl_bnn.errors import Interrupted, UserError, WorkerLost
+from ppl_bnn.errors import UserError
 from ppl_bnn.inference import checkpoint, data_parallel
 from ppl_bnn.inference.reading import Reader
 
@@ -30,12 +29,6 @@ def whole():
     found = small()
     fit(*found, X, Y, **settings(**EPOCHS))
     return state(*found)
-
-
-def workers():
-    """The processes that this one has started and that still run."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [child for child in children if Path(f"/proc/{child}/stat").read_text().split()[2] != "Z"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "random" not in kind and "dicts" not in kind])
@@ -57,21 +50,6 @@ def test_a_data_loader_gives_its_batch_size(whole):
     one = small()
     (record,) = fit(*one, DataLoader(Pairs(), 8), **{**how, "epochs": 1, "batch_size": 25})
     assert record["step"] == 2
-
-
-@pytest.mark.parametrize("data", [Random(), Stream()], ids=["random items", "an iterable"])
-def test_a_training_with_workers_stops_in_mid_epoch_and_resumes_bitwise(data, tmp_path):
-    examples = as_examples(data, num_workers=2, length=50 if isinstance(data, Stream) else None)
-    whole = small()
-    fit(*whole, examples, **settings(**EPOCHS))
-    asked = iter(range(100))
-    with pytest.raises(Interrupted, match="stopped at step 10 of 14"):
-        fit(*small(), examples, **settings(**EPOCHS), folder=tmp_path, should_stop=lambda: next(asked) == 9)
-    resumed = small(seed=5)
-    # The order of an iterable alone depends on the number of workers.
-    examples = examples if isinstance(data, Stream) else as_examples(data, num_workers=1)
-    fit(*resumed, examples, **settings(**EPOCHS), folder=tmp_path)
-    assert_same_state(state(*whole), state(*resumed))
 
 
 def test_random_items_differ_from_epoch_to_epoch_and_not_with_the_number_of_workers():
@@ -144,32 +122,6 @@ def test_targets_of_a_regression_are_checked_in_each_batch():
     items = [(X[row], targets[row, 0] if row != 33 else torch.tensor(torch.nan)) for row in range(50)]
     with pytest.raises(UserError, match=r"^example \d+: the targets y have shape \[1\]|example 33: .* must be finite"):
         fit(model, guide, items, **settings())
-
-
-class KillsItsWorker(Pairs):
-    """A data set whose process is killed in the second epoch."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-
-    def __getitem__(self, row):
-        if (self.folder / "steps.csv").exists() or (self.folder / "log.csv").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(row)
-
-
-def test_a_killed_worker_is_one_clear_line_and_the_last_checkpoint_is_good(tmp_path):
-    before = workers()
-    data = as_examples(KillsItsWorker(tmp_path), num_workers=1)
-    with pytest.raises(
-        WorkerLost, match=r"a worker process that reads data is gone .*The last checkpoint is good$"
-    ) as lost:
-        fit(*small(), data, **settings(epochs=20), folder=tmp_path)
-    assert "\n" not in str(lost.value)
-    assert workers() == before
-    done = checkpoint.load(checkpoint.find(tmp_path / "checkpoints")).step
-    assert 7 <= done < 140
 
 
 # -- several inputs ----------------------------------------------------------------------------------------------
