@@ -198,6 +198,7 @@ def check_shift(run: Experiment) -> None:
         given, taken = (form_of(first_inputs(data, 2), sizes=sizes) for data in both)
         if given != taken:
             raise _other_shape(name, given, taken)
+    _check_titles(run, _of_others(names))
     if "shuffled" in names and "shuffled" not in shifts:
         raise UserError(f"shift.ood shuffled does not fit {run.examples}: leave it out")
     if not severities and not names:
@@ -219,6 +220,16 @@ def check_shift(run: Experiment) -> None:
             f"shift.temperature_on must leave test {run.examples} to measure on: below {count}, got "
             f"{settings.temperature_on}"
         )
+
+
+def _check_titles(run: Experiment, names: list[str]) -> None:
+    # A result tells the sets apart by their titles.
+    seen: dict[str, str] = {}
+    for name in names:
+        title = other_data(run, name).title
+        if title in seen:
+            raise UserError(f"shift.ood {seen[title]} and {name} are both called {title!r}: rename one")
+        seen[title] = name
 
 
 def _other_shape(name: str, given: Any, taken: Any) -> UserError:

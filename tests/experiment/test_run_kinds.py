@@ -187,6 +187,11 @@ def test_a_temperature_is_fitted_to_classes_in_a_table(call, tmp_path):
         ("classes_in_rows", ["--shift.ood", "[csv:gone.csv]"], ["shift.ood csv:/", "gone.csv cannot be used: "]),
         ("classes_in_rows", ["--shift.ood", "[kinds_of_data:waves]"], ["shift.ood kinds_of_data:waves has inputs"]),
         ("pictures", ["--shift.ood", "[kinds_of_data:waves]"], ["waves has inputs float [*, *], and the network"]),
+        (
+            "classes_in_rows",
+            ["--shift.ood", "[kinds_of_data:numbers_in_rows,kinds_of_data:numbers_in_rows]"],
+            ["shift.ood kinds_of_data:numbers_in_rows and kinds_of_data:numbers_in_rows are both called 'Parcels'"],
+        ),
         ("classes_in_rows", ["--shift.missing", "[1.5]"], ["shift.missing must be a fraction in (0, 1], got 1.5"]),
     ],
 )  # fmt: skip
