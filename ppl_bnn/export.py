@@ -1,6 +1,6 @@
 """A trained posterior's predictive as one ONNX file, for machines without torch.
 
-    ppl_bnn export runs/mnist-fc/out                            # 32 frozen draws -> out/predictive.onnx
+    ppl_bnn export runs/mnist-fc                                # 32 frozen draws -> out/predictive.onnx
     ppl_bnn export runs/mnist-fc/out --fraction 0.95            # of the posterior with 95% pruned
     ppl_bnn export runs/mnist-fc/out --pruned                   # of its pruned.safetensors, fine-tuned or not
     ppl_bnn export runs/mnist-fc/out --method moments           # no draws: moments through the layers
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> None:
     # Not for --help: what they bring along takes seconds to import.
     from ppl_bnn.data import first_inputs
+    from ppl_bnn.experiment import saved_config
     from ppl_bnn.experiment.provenance import pruned_path
     from ppl_bnn.experiment.setup import opened
     from ppl_bnn.inference.posterior_file import load_posterior
@@ -43,7 +44,10 @@ def _run(options: Namespace) -> None:
 
     if sum([bool(options.fraction), options.pruned, options.posterior is not None]) > 1:
         raise UserError("give one of --fraction, --pruned and --posterior: each says which posterior it is")
-    out = Path(options.out)
+    out = Path(options.run)
+    # An out folder with damaged settings is one too.
+    if not (out / "checkpoints").exists():
+        out = saved_config.out_of(out)
     run = opened(out, data_dir=options.data_dir, trusted=options.trust)
     step = run.restored(options.checkpoint).step
     file = str(pruned_path(out, run.config.pruning)) if options.pruned else options.posterior
@@ -67,7 +71,7 @@ def _run(options: Namespace) -> None:
 
 def _parser() -> ArgumentParser:
     parser = command_parser("export", __doc__, trust=True)
-    parser.add_argument("out", type=str, help="a run's out folder, with config.yaml and checkpoints/")
+    parser.add_argument("run", type=str, help="run folder whose results are in <run>/out, or a run's out folder")
     parser.add_argument("--file", type=str | None, default=None, help="file to write (default: <out>/predictive.onnx)")
     parser.add_argument("--method", type=str, default="draws", help="draws or moments")
     parser.add_argument("--draws", type=int, default=32, help="number of frozen weight draws")

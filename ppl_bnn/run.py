@@ -42,7 +42,6 @@ from ppl_bnn.experiment.recipes import recipes
 from ppl_bnn.experiment.setup import Experiment, device_of
 from ppl_bnn.experiment.stage_check import STAGES, check_stages, stage_names
 from ppl_bnn.experiment.summary import summary
-from ppl_bnn.experiment.trust import own_code, told
 from ppl_bnn.files import alone_in
 from ppl_bnn.native.memory import keep_freed_memory
 
@@ -127,18 +126,13 @@ def _train_elastically(names: list[str], parsed: Namespace, config: Config, stop
 
 
 def _set_up(config: Config, ranks: Communicator) -> None:
-    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others log errors only.
-
-    It says which code of its own the run executes.
-    """
+    """Share the host's cores out among the ranks on it, and leave the log to rank 0: the others log errors only."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif ranks.size > 1:
         torch.set_num_threads(max(1, num_cores() // ranks.local_size))
     if ranks.is_main:
         set_log()
-        if found := dict(own_code(config)):
-            log.info(told(found))
     else:
         set_log(logging.ERROR, f"rank {ranks.rank}: ")
 

@@ -26,6 +26,11 @@ class NoShape(nn.Sequential):
         super().__init__(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
 
 
+class Unfit(Net):
+    def forward(self, x):
+        return super().forward(x[:, 1:])
+
+
 def already(shape):
     return bayesian(Net(shape, num_outputs=2), dist.Normal(0.0, 0.3))
 

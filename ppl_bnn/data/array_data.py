@@ -74,7 +74,7 @@ def read_array_data(asked: Request, more: Path | None = None) -> tuple[Split, Sp
     if found.bytes > settings.max_memory * 2**20:
         return _on_disk(found, known, _targets(found, known, asked), asked)
     # A copy, in memory.
-    x = {key: np.concatenate([np.asarray(part) for part in each]) for key, each in found.x.items()}
+    x = {key: _as_numbers(np.concatenate([np.asarray(part) for part in each]), asked) for key, each in found.x.items()}
     first = next(iter(x.values()))
     if len(x) == 1 and first.ndim == 2 and first.dtype.kind == "f":
         return _tables(next(iter(x)), first, found, asked)
@@ -220,6 +220,15 @@ def _tables(name: str, x: NDArray[Any], found: Found, asked: Request) -> tuple[S
     return tables_of(frame.iloc[:count], more, target, features, asked, divided=divided)
 
 
+def _are_numbers(part: Any, asked: Request) -> bool:
+    """Whether an array has numbers to compute with: no pixels, no tokens."""
+    return part.dtype.kind == "f" or (not asked.tokens and part.dtype.kind in "iu" and part.dtype != np.uint8)
+
+
+def _as_numbers(part: NDArray[Any], asked: Request) -> NDArray[Any]:
+    return part.astype(np.float64) if part.dtype.kind != "f" and _are_numbers(part, asked) else part
+
+
 def _are_pixels(part: Any) -> bool:
     return part.dtype == np.uint8 and len(part.shape) in (3, 4)
 
@@ -268,10 +277,10 @@ def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Reque
     )  # fmt: skip
     first = next(iter(found.x.values()))[0]
     one = len(found.x) == 1
-    transform: Callable[[Inputs], Inputs] = as_inputs
+    transform: Callable[[Inputs], Inputs] = as_inputs if asked.tokens else _floats
     if one and _are_pixels(first):
         transform = _pixels
-    elif one and len(first.shape) == 2 and first.dtype.kind == "f":
+    elif one and len(first.shape) == 2 and _are_numbers(first, asked):
         name, parts = next(iter(found.x.items()))
         transform = standardized_columns(parts, known, name=name, where=found.where)
     starts = np.cumsum([0, *(len(part) for part in next(iter(found.x.values())))])
@@ -287,6 +296,10 @@ def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Reque
         return Files(data, read.y[at], shape, asked.title, split, read.classes, read.name, read.scale)
 
     return part_of(found.train, "train"), part_of(found.test, "test")
+
+
+def _floats(x: Inputs) -> Inputs:
+    return mapped(as_inputs(x), lambda part: part.float())
 
 
 def _pixels(x: Any) -> Tensor:

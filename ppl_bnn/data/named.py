@@ -25,6 +25,7 @@ def load(
     num_train: int | None = None,
     validation: int = 0,
     progress: bool = True,
+    tokens: bool = True,
     **settings: Any,
 ) -> tuple[Split, Split]:
     """Return (train, test), downloading into `folder` what is not there yet.
@@ -42,6 +43,7 @@ def load(
         validation: number of the last of these that the caller keeps out of training. They are returned among the
             training examples, and no statistics are taken of them.
         progress: show a progress bar where images are made or read.
+        tokens: whole numbers in files of arrays stay int64; else they are numbers to compute with, as floats are.
         settings: of `DataSettings`, such as `file` and `target`.
 
     Raises:
@@ -52,7 +54,9 @@ def load(
     read = lookup(DATASETS, name, what="the data set")
     # A file may be given as a Path.
     given: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    asked = Request(DataSettings(name, **given), data_folder(folder), targets, holdout, num_train, validation, progress)
+    asked = Request(
+        DataSettings(name, **given), data_folder(folder), targets, holdout, num_train, validation, progress, tokens
+    )
     check_data_settings(asked.settings, own=name not in DATASETS)
     if targets not in (None, *get_args(TargetKind)):
         raise UserError(f"targets must be one of {', '.join(get_args(TargetKind))}, or None; got {targets!r}")

@@ -140,6 +140,7 @@ class Request:
         num_train: number of the training examples that are used, the first of those without the holdout; None for all.
         validation: number of the last of these that are not trained on either.
         progress: show a progress bar.
+        tokens: whole numbers in arrays stay int64; else they are numbers to compute with, as floats are.
     """
 
     settings: DataSettings
@@ -149,6 +150,7 @@ class Request:
     num_train: int | None = None
     validation: int = 0
     progress: bool = False
+    tokens: bool = True
 
     @property
     def file(self) -> Path:

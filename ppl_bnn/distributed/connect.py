@@ -9,8 +9,14 @@ from typing import NoReturn
 from ppl_bnn.distributed.communicator import Alone, Communicator
 from ppl_bnn.errors import UserError
 
-# Where launchers of MPI programs put the number of ranks: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# Where launchers of MPI programs put the number of ranks, and the rank: Open MPI, MPICH and Intel MPI, MVAPICH, srun.
+_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+}
+_RANKS = {"HOROVOD_SIZE": "HOROVOD_RANK", "WORLD_SIZE": "RANK", **_MPI}
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HOW = "install Horovod with `make horovod`, or start the ranks with torchrun"
 
@@ -59,6 +65,13 @@ def connect(
     return ranks
 
 
+def is_first(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the launcher of this process made it rank 0, or started it alone; it need not be connected yet."""
+    environment = os.environ if environment is None else environment
+    rank = next((name for size, name in _RANKS.items() if size in environment), "")
+    return environment.get(rank, "0") == "0"
+
+
 def leave(code: int) -> NoReturn:
     """End this process with an exit code; one of several ranks without Python's finalization.
 
@@ -79,7 +92,7 @@ def _launched(environment: Mapping[str, str]) -> tuple[int, str]:
         return int(environment["HOROVOD_SIZE"]), "horovodrun"
     if "WORLD_SIZE" in environment:
         return int(environment["WORLD_SIZE"]), "torchrun"
-    for name in _MPI_SIZES:
+    for name in _MPI:
         if name in environment:
             return int(environment[name]), "srun" if name.startswith("SLURM") else "mpirun"
     return 1, "nothing"

@@ -151,3 +151,14 @@ def parse_run(make_parser: Callable[[], ArgumentParser], arguments: Sequence[str
     check_trust(config, folder, trusted=parsed.trust, files=overriding)
     locate_files(config, path.parent)
     return parsed, config
+
+
+def settings_parser() -> ArgumentParser:
+    """The parser of a run and its settings, for commands that pass these on to ``ppl_bnn run``."""
+    parser = command_parser("run", None, trust=True)
+    parser.add_argument("run", type=str)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--elastic", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_class_arguments(Config)
+    return parser

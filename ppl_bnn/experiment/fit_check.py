@@ -1,6 +1,7 @@
 """The check that likelihood, network and data go together, before any work; it needs the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,9 +10,11 @@ from ppl_bnn.data import Split, Table, first_inputs
 from ppl_bnn.data.augmentation import AUGMENTATIONS
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment.config import Config
-from ppl_bnn.inputs import lead
+from ppl_bnn.inference.memory import is_out_of_memory
+from ppl_bnn.inputs import Inputs, lead
 from ppl_bnn.models import Model
 from ppl_bnn.models.evaluating import evaluating, forked_random
+from ppl_bnn.models.labels import failing
 from ppl_bnn.models.likelihoods import Likelihood
 from ppl_bnn.models.likelihoods.parse import num_outputs, parse_likelihood
 
@@ -42,12 +45,13 @@ def checked_reading(config: Config, model: Model, train: Split, test: Split, nee
         needed: the number of outputs that the likelihood needs.
 
     Raises:
-        UserError: settings for images with a table; network outputs or targets that the likelihood does not take.
+        UserError: settings for images with a table; a network that fails on these inputs; network outputs or targets
+            that the likelihood does not take.
     """
     _check_settings(config, train)
     device = next(iter(model.parameters())).device
     first = first_inputs(train, 2, device)
-    with evaluating(model), forked_random(lead(first)):
+    with evaluating(model), forked_random(lead(first)), fitting(config, first):
         # Only their shape counts: the prior's draws may overflow.
         outputs = torch.zeros_like(model.outputs(first)).cpu()
         latents = {name: value.cpu() for name, value in model.likelihood.latents().items()}
@@ -68,6 +72,22 @@ def checked_reading(config: Config, model: Model, train: Split, test: Split, nee
             f"needs [N, {needed}] for data.name {config.data.name}: use model.name mlp, which follows the likelihood"
         ) from None
     return read
+
+
+@contextmanager
+def fitting(config: Config, x: Inputs) -> Iterator[None]:
+    """Context manager of a forward pass of inputs [n, ...]. Raises UserError where the run's network fails on them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # What goes wrong in a network of the user's own is the user's to mend.
+        raise UserError(
+            f"model.name {config.model.name} does not fit data.name {config.data.name}: {failing(x, error)}"
+        ) from error
 
 
 def _check_settings(config: Config, data: Split) -> None:

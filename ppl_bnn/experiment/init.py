@@ -30,6 +30,7 @@ from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.recipes import recipes
 from ppl_bnn.experiment.run_data import target_kind
 from ppl_bnn.experiment.starting_config import Source, starting_config
+from ppl_bnn.experiment.trust import check_trust
 
 # By the ending of the file's name; endings of compression come after them.
 _KINDS = {
@@ -105,8 +106,11 @@ def _read(parsed: Namespace) -> Source:
     settings |= {name: getattr(parsed, name) for name in ("target", "features") if getattr(parsed, name) is not None}
     if ".tsv" in file.name.lower():
         settings["options"] = {"sep": "\t"}
-    likelihood = parsed.likelihood
-    kind = None if likelihood is None else target_kind(Config(model=ModelConfig(likelihood=likelihood)))
+    likelihood, kind = parsed.likelihood, None
+    if likelihood is not None:
+        config = Config(model=ModelConfig(likelihood=likelihood))
+        check_trust(config, Path(parsed.run), trusted=parsed.trust)
+        kind = target_kind(config)
     found = _remedied(settings, kind)
     shape = found.train.shape
     if settings["name"] == "folder" and "image_size" not in found.settings and max(shape[1:]) > _LARGEST_IMAGE:
@@ -130,7 +134,7 @@ def _remedied(settings: dict[str, Any], kind: Any) -> _Given:
         # Reading tells of itself when the run begins.
         set_log(logging.WARNING)
         try:
-            train, test = load(**tried, targets=kind, progress=False)
+            train, test = load(**tried, targets=kind, progress=False, tokens=False)
         except UserError as error:
             left = error
             continue
@@ -151,7 +155,7 @@ def _in_options(message: str) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = command_parser("init", __doc__, usage="RUN (--data FILE [--target NAME] | --recipe NAME)")
+    parser = command_parser("init", __doc__, trust=True, usage="RUN (--data FILE [--target NAME] | --recipe NAME)")
     add, helps = parser.add_argument, {known.name: known.metadata["help"] for known in fields(DataSettings)}
     add("run", type=str, help="folder to make")
     add("--data", type=str | None, default=None, help=f"file or folder: a folder of images, or {', '.join(_KINDS)}")

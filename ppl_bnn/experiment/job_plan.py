@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ppl_bnn.errors import UserError
+from ppl_bnn.experiment.trust import names_code
 
 # What a training does not depend on.
 _AFTER_TRAINING = ("predict.", "pruning.")
@@ -27,8 +28,7 @@ class Job(NamedTuple):
 
     def arguments(self) -> list[str]:
         """The job's part of the command line. It comes last, so that it counts."""
-        varied = [word for name, value in self.settings.items() for word in (f"--{name}", _text(value))]
-        return [*varied, "--out", str(self.folder), "--stages", ",".join(self.stages)]
+        return [*_options(self.settings), "--out", str(self.folder), "--stages", ",".join(self.stages)]
 
 
 def vary(options: Iterable[str]) -> list[dict[str, Any]]:
@@ -56,6 +56,15 @@ def shard(text: str) -> slice:
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(f"--shard takes I/N with I from 0 to N - 1, got {text!r}")
     return slice(int(match[1]), None, int(match[2]))
+
+
+def varied_code(combinations: Iterable[Settings]) -> list[list[str]]:
+    """The options of each combination that may name code of the user's own, each set of them once."""
+    found = {}
+    for job in combinations:
+        code = {name: value for name, value in job.items() if names_code(_text(value))}
+        found[name_of(code)] = _options(code)
+    return list(found.values())
 
 
 def check_folders(combinations: Sequence[Settings]) -> None:
@@ -98,6 +107,10 @@ def without_seed(job: Settings) -> dict[str, Any]:
 def name_of(settings: Settings) -> str:
     """The name of a folder for these settings: ``train.seed=0,train.lr=0.01``."""
     return ",".join(f"{name}={re.sub(r'[^A-Za-z0-9._+-]+', '_', _text(value))}" for name, value in settings.items())
+
+
+def _options(settings: Settings) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", _text(value))]
 
 
 def _text(value: Any) -> str:

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
-from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded
+from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded, parse_run, settings_parser
 from ppl_bnn.experiment.executors import EXECUTORS, Engine, Future, opened_executor
 from ppl_bnn.experiment.job_plan import (
     Job,
@@ -48,11 +48,11 @@ from ppl_bnn.experiment.job_plan import (
     shard,
     training_folder,
     training_of,
+    varied_code,
     vary,
     without_seed,
 )
 from ppl_bnn.experiment.job_process import run_job
-from ppl_bnn.experiment.recipes import config_of
 from ppl_bnn.experiment.stage_check import stage_names
 
 # Seconds between two looks at the jobs, and for jobs to end by themselves after a signal.
@@ -101,8 +101,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
-    # Without it no job could start, and folders of jobs would be left behind.
-    config_of(Path(parsed.run))
     out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
     if parsed.workers is not None and parsed.workers < 1:
@@ -110,6 +108,9 @@ def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     part = shard(parsed.shard)
     check_folders(combinations)
     options, rest = _slurm_options(rest)
+    # Without a run, or with another user's code, no job could start, and folders of jobs would be left behind.
+    for varied in varied_code(combinations):
+        parse_run(settings_parser, [parsed.run, *rest, *varied])
     with (
         opened_executor(parsed.executor, workers=parsed.workers, options=options, folder=out.resolve()) as engine,
         # Inside: an executor that is closed waits for its jobs, which a signal must still reach.

@@ -12,6 +12,7 @@ from ppl_bnn.errors import FileError, UserError
 from ppl_bnn.experiment.config import Config, DataConfig
 from ppl_bnn.models.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT
 from ppl_bnn.models.likelihoods.parse import parse_likelihood
+from ppl_bnn.models.networks import NETWORKS
 
 
 class RunData(NamedTuple):
@@ -59,9 +60,10 @@ def data_settings(config: Config) -> DataSettings:
 def read_for(config: Config) -> dict[str, Any]:
     """What a run's data are read for, by the names of `Request`: its targets, and which rows it trains on."""
     settings = config.data
+    # A network of the user's own may embed tokens.
     return {
         "targets": target_kind(config), "holdout": settings.holdout, "num_train": settings.num_train,
-        "validation": config.train.validation,
+        "validation": config.train.validation, "tokens": config.model.name not in NETWORKS,
     }  # fmt: skip
 
 

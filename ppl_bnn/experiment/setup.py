@@ -17,7 +17,7 @@ from ppl_bnn.errors import FileError, UserError, some
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config, ModelConfig
 from ppl_bnn.experiment.described import described
-from ppl_bnn.experiment.fit_check import checked_reading, likelihood_and_outputs
+from ppl_bnn.experiment.fit_check import checked_reading, fitting, likelihood_and_outputs
 from ppl_bnn.experiment.identity import Identity, identity, read_identity
 from ppl_bnn.experiment.kinds import kind_of
 from ppl_bnn.experiment.out_folder import run_name, saved_settings
@@ -66,7 +66,9 @@ class Experiment:
             batch_norms(net)
         self.model = Model(net, likelihood, len(self.train_data)).to(self.device)
         self._read_targets = checked_reading(config, self.model, self.train_data, self.test_data, num_outputs)
-        self.rows = layer_table(self.model.net, self.example()[0])
+        x = self.example()[0]
+        with fitting(config, x):
+            self.rows = layer_table(self.model.net, x)
         self.guide = self._build_guide().to(self.device)
         if config.channels_last:
             self.model, self.guide = (part.to(memory_format=torch.channels_last) for part in (self.model, self.guide))

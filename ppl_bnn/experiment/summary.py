@@ -5,7 +5,7 @@ import torch
 from ppl_bnn.data import IMAGE_SETS, described, first_inputs
 from ppl_bnn.data.named import Described
 from ppl_bnn.experiment.config import Config
-from ppl_bnn.experiment.fit_check import likelihood_and_outputs
+from ppl_bnn.experiment.fit_check import fitting, likelihood_and_outputs
 from ppl_bnn.experiment.run_data import load_data
 from ppl_bnn.experiment.setup import network
 from ppl_bnn.inputs import Inputs
@@ -23,4 +23,6 @@ def summary(config: Config) -> str:
         about, x = Described(train.title, train.shape, len(train.classes)), first_inputs(train, 1)
     net = network(config, about.shape, likelihood_and_outputs(config, about.num_classes)[1])
     kind = "deterministic" if model.deterministic else "Bayesian"
-    return f"{model.name} ({kind}) on {about.title}\n\n{render_table(network_table(net, x))}"
+    with fitting(config, x):
+        table = render_table(network_table(net, x))
+    return f"{model.name} ({kind}) on {about.title}\n\n{table}"

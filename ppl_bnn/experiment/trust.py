@@ -5,16 +5,19 @@ A run folder whose settings name an import path, such as ``model.name: nets:buil
 
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from ppl_bnn.data import DATASETS
+from ppl_bnn.distributed import is_first
 from ppl_bnn.errors import FileError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.config import Config
@@ -27,23 +30,29 @@ _NO_CODE = {
 # Classes of torch that do nothing but what they are named for. A function such as torch:load could run any code.
 _TORCH = re.compile(r"torch\.(nn|optim|optim\.lr_scheduler):[A-Z]\w*")
 
+# A job's out folder lies at most that many folders below its run folder: <run>/out/jobs/<training>/<prediction>.
+_DEEPEST = 4
+
 # Of the run that was made importable last.
 _run_folders: list[str] = []
+
+log = logging.getLogger("ppl_bnn")
 
 
 def check_trust(config: Config, folder: Path, *, trusted: bool = False, files: Iterable[Path] = ()) -> dict[str, str]:
     """Return the import paths of a run, {setting: path}, and make them importable; refuse those of another user.
 
     Modules are looked for in the run folder first, then in the working directory, then where Python looks. A run
-    without such paths is not checked.
+    without such paths is not checked. Rank 0 logs the paths; nothing is imported before.
 
     Args:
-        folder: the run folder, or the out folder in it; a recipe's name has no folder.
+        folder: the run folder, or an out folder in it; a recipe's name has no folder.
         trusted: the user trusts the code, whoever owns the files.
         files: further files of settings.
 
     Raises:
-        FileError: the folder, its config.yaml or one of `files` belongs to another user, and `trusted` is false.
+        FileError: the folder, its config.yaml, a module's file in it or in the working directory, or one of `files`
+            belongs to another user, and `trusted` is false.
     """
     found = dict(own_code(config))
     if not found:
@@ -51,15 +60,19 @@ def check_trust(config: Config, folder: Path, *, trusted: bool = False, files: I
     folders = [folder] if folder.is_dir() else []
     # Code lies beside the config.yaml that a person wrote.
     if folders and saved_config.is_out(folder):
-        folders.append(folder.resolve().parent)
-    for path in (*folders, *(one / "config.yaml" for one in folders), *files):
+        folders.append(_run_folder(folder.resolve()))
+    working = [Path.cwd()] if trusted or _is_own(Path.cwd()) else []
+    run_folders, others = [str(path.resolve()) for path in folders], [str(path) for path in working]
+    modules = _module_files(config, [*run_folders, *others])
+    for path in (*folders, *(one / "config.yaml" for one in folders), *files, *modules):
         if not trusted and not _is_own(path):
             raise FileError(
                 f"{path} belongs to another user, and the run executes code ({_listed(found)}): look at that code, "
                 "then allow it with --trust (trust=True in Python)"
             )
-    working = [Path.cwd()] if trusted or _is_own(Path.cwd()) else []
-    _make_importable([str(path.resolve()) for path in folders], [str(path) for path in working])
+    _make_importable(run_folders, others)
+    if is_first():
+        log.info("this run executes code of its own: %s", _listed(found))
     return found
 
 
@@ -67,9 +80,14 @@ def own_code(config: Config) -> Iterator[tuple[str, str]]:
     """Each setting that holds an import path, and that path; torch's optimizers and layers do not count."""
     for name, value in _settings(config):
         for text in _texts(value):
-            # As loose as the look-up itself, which takes any text before and after a colon.
-            if ":" in text and not _TORCH.fullmatch(text) and not _is_file(name, text):
+            if names_code(text) and not _is_file(name, text):
                 yield name, text
+
+
+def names_code(text: str) -> bool:
+    """Whether a text may be an import path, other than of torch's optimizers and layers."""
+    # As loose as the look-up itself, which takes any text before and after a colon.
+    return ":" in text and not _TORCH.fullmatch(text)
 
 
 def code_checksums(config: Config) -> dict[str, str]:
@@ -89,9 +107,26 @@ def code_checksums(config: Config) -> dict[str, str]:
     return found
 
 
-def told(found: Mapping[str, str]) -> str:
-    """The line that a command says of a run's own code."""
-    return f"this run executes code of its own: {_listed(found)}"
+def _run_folder(out: Path) -> Path:
+    """The run folder around an out folder: the first whose settings a person wrote, or else the folder around it."""
+    around = list(out.parents)[:_DEEPEST]
+    written = (path for path in around if (path / "config.yaml").exists() and not saved_config.is_out(path))
+    return next(written, out.parent)
+
+
+def _module_files(config: Config, folders: list[str]) -> Iterator[Path]:
+    """The files in `folders` of the modules that the settings name, and of the packages around these modules."""
+    importlib.invalidate_caches()
+    for name in {path.partition(":")[0] for _, path in own_code(config)}:
+        places: Iterable[str] = folders
+        for part in name.split("."):
+            # By its last name, which imports no package around it.
+            spec = PathFinder.find_spec(part, list(places))
+            if spec is None:
+                break
+            if spec.origin:
+                yield Path(spec.origin)
+            places = spec.submodule_search_locations or []
 
 
 def _listed(found: Mapping[str, str]) -> str:

@@ -5,10 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from ppl_bnn.experiment.command import command_parser, parse_run
-from ppl_bnn.experiment.config import Config
+from ppl_bnn.experiment.command import parse_run, settings_parser
 
 
 def run_settings(run: str, options: Sequence[str]) -> dict[str, Any]:
@@ -17,14 +14,6 @@ def run_settings(run: str, options: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError, ArgumentError: a folder without settings, or settings that cannot be read.
     """
-    _, config = parse_run(_parser, [run, *options])
+    _, config = parse_run(settings_parser, [run, *options])
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return settings
-
-
-def _parser() -> ArgumentParser:
-    parser = command_parser("run", None, trust=True)
-    parser.add_argument("run", type=str)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Config)
-    return parser

@@ -123,11 +123,13 @@ def test_several_arrays_are_several_inputs(tmp_path, settings):
     np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_whole_numbers_are_tokens(tmp_path):
+def test_whole_numbers_are_tokens_unless_they_are_numbers(tmp_path):
     tokens = RNG.integers(0, 90, (20, 7)).astype(np.int16)
     train, _ = read(pt, tmp_path / "tokens.pt", {"x": tokens, "y": LABELS[:20]})
-    assert isinstance(train, Arrays)
-    assert train.inputs().dtype == torch.int64
+    assert (type(train), train.inputs().dtype) == (Arrays, torch.int64)
+    paths = [npz(tmp_path / kind, x=tokens.astype(kind), y=LABELS[:20]) for kind in ("int16", "float32")]
+    for more in ({}, {"max_memory": NOTHING}):
+        torch.testing.assert_close(*(inputs(load("npz", file=path, tokens=False, **more)[0]) for path in paths))
 
 
 def test_names_of_arrays_are_settings(tmp_path):

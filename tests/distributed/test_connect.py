@@ -5,13 +5,19 @@ import sys
 
 import pytest
 
-from ppl_bnn.distributed import Alone, RankLost, connect, run_elastic
+from ppl_bnn.distributed import Alone, RankLost, connect, is_first, run_elastic
 from ppl_bnn.distributed.horovod_backend import HorovodRanks
 
 
 def test_one_process_is_alone():
     for environment in ({}, {"WORLD_SIZE": "1", "RANK": "0"}, {"SLURM_NTASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "1"}):
         assert isinstance(connect(environment=environment), Alone)
+
+
+def test_the_first_rank_is_known_before_the_ranks_meet():
+    first = [{}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}]
+    others = [{"WORLD_SIZE": "2", "RANK": "1"}, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}]
+    assert [is_first(environment) for environment in (*first, *others)] == [True] * 4 + [False] * 2
 
 
 def test_ranks_that_no_launcher_introduced_are_refused():

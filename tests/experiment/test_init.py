@@ -1,5 +1,6 @@
 """`ppl_bnn init`: a run folder for a file of the user's own, and what it refuses."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,15 @@ def test_a_likelihood_that_is_asked_for_and_columns_that_are_named(capsys):
     assert found["model"]["prior"]["fc1*"] == "normal(0, 0.58)"
 
 
+def test_a_likelihood_of_ones_own_in_the_working_directory(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("my_likelihood.py").write_text("from ppl_bnn import Poisson\nmake = Poisson\n")
+    table(visits=RANDOM.permutation(60))
+    code, lines = init(capsys, "my-run", "--data", "my.csv", "--target", "visits", "--likelihood", "my_likelihood:make")
+    assert (code, lines[0]) == (0, "this run executes code of its own: model.likelihood my_likelihood:make")
+    assert written()["model"]["likelihood"] == "my_likelihood:make"
+
+
 def test_missing_values_and_categories_of_test_rows_alone_are_provided_for(capsys):
     towns = np.array(["x", "y"])[classes_of(2)].astype(object)
     # The test rows are the first fifth of a fixed permutation.
@@ -140,8 +150,9 @@ def test_a_folder_of_images(capsys, size, mode, shape, image_size):
     assert run(["my-run", "--stages", "train,predict", "--train.epochs", "1", "--predict.num_samples", "2"]) == 0
 
 
-def test_arrays_of_vectors(capsys):
-    np.savez("arrays.npz", x=RANDOM.normal(size=(50, 7)).astype("float32"), y=classes_of(2, 50))
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_arrays_of_vectors(capsys, kind):
+    np.savez("arrays.npz", x=(9 * RANDOM.normal(size=(50, 7))).astype(kind), y=classes_of(2, 50))
     assert init(capsys, "my-run", "--data", "arrays.npz")[0] == 0
     assert {"name": "mlp", "likelihood": "categorical"}.items() <= written()["model"].items()
     assert run(["my-run", "--stages", "train", "--train.epochs", "1"]) == 0

@@ -198,8 +198,7 @@ def test_a_temperature_is_fitted_to_classes_in_a_table(call, tmp_path):
 def test_settings_of_another_kind_of_data_take_one_line(call, tmp_path, data_dir, kind, arguments, parts):
     folder = folder_of(tmp_path, kind)
     trained = ["--train.epochs", "1", "--data.dir", data_dir]
-    code, lines = call("--stages", "train,shift", *trained, *arguments, run=folder)
-    assert_refused((code, [line for line in lines if "executes code of its own" not in line]), *parts)
+    assert_refused(call("--stages", "train,shift", *trained, *arguments, run=folder), *parts)
     # Before any work.
     assert not (folder / "out" / "checkpoints").exists()
 

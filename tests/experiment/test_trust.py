@@ -9,7 +9,7 @@ from own_runs import own_run, ran
 from refusals import assert_refused
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.experiment import trust
+from ppl_bnn.experiment import saved_config, trust
 from ppl_bnn.experiment.config import Config, DataConfig, ModelConfig, ShiftConfig, TrainConfig
 from ppl_bnn.experiment.trust import check_trust, own_code
 from ppl_bnn.export import main as export
@@ -65,7 +65,9 @@ def test_jobs_pass_trust_on(folder, capsys):
     command = [str(folder), "--vary", "train.seed=0,1", "--stages", "train", "--train.epochs", "1"]
     assert jobs(command) == 2
     assert "belongs to another user" in capsys.readouterr().err
+    assert not (folder / "out").exists()
     assert jobs([*command, "--trust"]) == 0
+    assert capsys.readouterr().err.count("executes code of its own") == 1
 
 
 def test_what_counts_as_own_code():
@@ -84,6 +86,31 @@ def test_what_counts_as_own_code():
     assert found(data=DataConfig(name="torch:load")) == {"data.name": "torch:load"}
     assert found(data=DataConfig(dir="C:data", file="D:file"), model=ModelConfig(options={"title": "a:b"})) == {}
     assert dict(own_code(Config(device="cuda:0"))) == {}
+
+
+@pytest.mark.parametrize("other", ["nets.py", "own_package/__init__.py", "own_package/inner/layers.py"])
+def test_a_module_of_another_user_is_not_imported(folder, monkeypatch, other):
+    (folder / "own_package" / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "inner/layers.py"):
+        (folder / "own_package" / name).write_text("")
+    prior = {"a*": "nets:site", "*": "own_package.inner.layers:site"}
+    monkeypatch.setattr(trust, "_is_own", lambda path: path != folder / other)
+    with pytest.raises(UserError, match=f"{folder / other} belongs to another user"):
+        check_trust(Config(model=ModelConfig(prior=prior)), folder)
+    assert not {"nets", "own_package"} & sys.modules.keys()
+
+
+def test_the_code_of_a_job_lies_in_its_run_folder(folder, monkeypatch):
+    config = Config(model=ModelConfig(name="nets:Net"))
+    job = folder / "out" / "jobs" / "train.seed=0" / "predict.seed=1"
+    for out in (job, job.parent):
+        (out / "checkpoints").mkdir(parents=True)
+        saved_config.save(config, out / "config.yaml")
+    check_trust(config, job)
+    assert sys.path[:2] == [str(job), str(folder)]
+    monkeypatch.setattr(trust, "_is_own", lambda path: path != folder)
+    with pytest.raises(UserError, match=f"{folder} belongs to another user"):
+        check_trust(config, job)
 
 
 def test_trust_of_a_folder_in_python(of_another_user):
