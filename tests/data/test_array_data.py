@@ -9,7 +9,7 @@ import torch
 from examples_conformance import conforms
 
 from ppl_bnn.data import Arrays, Files, Images, Table, first_inputs, load
-from ppl_bnn.errors import FileError, UserError
+from ppl_bnn.errors import UserError
 
 # Less than any of these arrays has.
 NOTHING = 1e-6
@@ -267,36 +267,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, settings, message)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ["npz", "h5", "torch"])
-def test_a_file_of_another_kind_is_refused(tmp_path, kind):
-    path = tmp_path / "rows"
-    with pytest.raises(FileError, match=r"data.file .*rows is not there"):
-        load(kind, file=path)
-    path.write_text("size,price\n1,2\n")
-    with pytest.raises(FileError, match=f"data.file .*rows cannot be read as {kind}: ") as refusal:
-        load(kind, file=path)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_file_that_could_run_code_is_refused(tmp_path):
-    np.save(tmp_path / "x.npy", np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(FileError, match="cannot be read as npz"):
-        load("npz", file=tmp_path)
-    torch.save({"x": print}, tmp_path / "data.pt")
-    with pytest.raises(FileError, match="cannot be read as torch"):
-        load("torch", file=tmp_path / "data.pt")
-
-
-def test_what_holds_no_arrays_is_refused(tmp_path):
-    torch.save([torch.zeros(3)], tmp_path / "data.pt")
-    with pytest.raises(FileError, match="must hold a dict of tensors, such as x and y"):
-        load("torch", file=tmp_path / "data.pt")
-    np.save(tmp_path / "x.npy", ROWS)
-    with pytest.raises(FileError, match=r"is one array: give a folder with x.npy and y.npy"):
-        load("npz", file=tmp_path / "x.npy")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileError, match="empty has no arrays"):
-        load("npz", file=tmp_path / "empty")
+def test_test_data_in_two_ways_are_refused(tmp_path):
     path = npz(tmp_path / "own", x=ROWS, y=LABELS, x_test=ROWS, y_test=LABELS)
     with pytest.raises(UserError, match=r"data.file has test data, y_test, and the settings name others, 0.5: use one"):
         load("npz", file=path, test_fraction=0.5)
