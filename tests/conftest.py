@@ -10,14 +10,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pyro
 import pytest
 import torch
-from run_folders import written
+from run_folders import DATA, few_digits
 
 from ppl_bnn.data import Images, load, sources
 from ppl_bnn.experiment import report
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
-
-DATA = Path(os.environ.get("PPL_BNN_DATA", Path(__file__).parent.parent / "data"))
 
 # What a failed assert compared is shown for those of the helpers too.
 pytest.register_assert_rewrite(
@@ -79,15 +77,8 @@ def mnist() -> tuple[Images, Images]:
 
 @pytest.fixture
 def run_folder(tmp_path, data_dir):
-    """A run of seconds on real MNIST: 600 training and 200 test digits."""
-    config = {
-        "data": {"dir": str(data_dir), "num_train": 600, "num_test": 200},
-        "model": {"prior": "normal(0, 0.1)"},
-        "train": {"epochs": 2, "optimizer": "adam", "estimator": "local", "kl_weight": 0.1},
-        "predict": {"num_samples": 5},
-        "pruning": {"num_samples": 3, "threshold": [0.5, 10.0], "fractions": [0.0, 0.5, 0.9]},
-    }
-    return written(tmp_path / "tiny", config)
+    """A run of seconds on real MNIST."""
+    return few_digits(tmp_path, data_dir)
 
 
 @pytest.fixture

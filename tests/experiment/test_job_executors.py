@@ -49,18 +49,9 @@ def test_submitits_local_executor_runs_the_jobs_and_finds_them_done(two_chains, 
     assert used == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-def test_an_executor_of_ones_own_is_named_by_its_import_path(two_chains, tmp_path, monkeypatch):
-    (tmp_path / "own_cluster.py").write_text(
-        "from concurrent.futures import ThreadPoolExecutor\ndef make():\n    return ThreadPoolExecutor(1)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    two_chains("--executor", "own_cluster:make")
-
-
-@pytest.mark.slow
 # Dask closes its sockets after its event loop.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_dasks_client_runs_the_jobs(two_chains, tmp_path, monkeypatch):
+def test_an_executor_of_ones_own_dasks_client_is_named_by_its_import_path(two_chains, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     (tmp_path / "dask_cluster.py").write_text(
         "from distributed import Client\n"

@@ -22,8 +22,6 @@ from ppl_bnn.results import idata as inference_data
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.figures.networks import read_networks
 
-pytestmark = pytest.mark.any_python
-
 
 def test_varied_settings_are_combined_and_read_as_yaml():
     assert vary(["train.seed=0,1", "predict.checkpoint=last,step-00000006"]) == [
@@ -123,6 +121,7 @@ def test_trainings_become_the_chains_of_one_file(run_folder, capsys):
     assert "predictive.nc: 2 chains" in capsys.readouterr().err
 
 
+@pytest.mark.any_python
 def test_chains_count_by_their_draws_of_each_image(run_folder):
     out = run_folder / "out"
     common = [str(run_folder), "--stages", "train,predict", "--predict.num_samples", "200", "--predict.method", "draws"]

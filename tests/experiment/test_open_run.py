@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_folders import DATA, few_digits
 from safetensors.torch import load_file, save_file
 
 from ppl_bnn import open_run, predict
@@ -24,10 +25,18 @@ OLD = Path(__file__).parents[1] / "fixtures" / "version_0_1_0"
 QUICK = ("--train.epochs", 1, "--pruning.threshold", "[]", "--pruning.fractions", "[0.5]", "--predict.method", "draws")
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A trained run that was predicted with, and its report."""
+    folder = few_digits(tmp_path_factory.mktemp("reported"), DATA)
+    assert main([str(folder), "--stages", "train,predict,report", *map(str, QUICK)]) == 0
+    return folder
+
+
 @pytest.fixture
-def out(call, run_folder):
-    """The out folder of a trained run that was predicted with."""
-    assert call("--stages", "train,predict,report", *QUICK)[0] == 0
+def out(reported, run_folder):
+    """Its out folder, copied."""
+    shutil.copytree(reported / "out", run_folder / "out")
     return run_folder / "out"
 
 

@@ -11,8 +11,6 @@ from ppl_bnn.experiment.jobs import main as jobs
 from ppl_bnn.experiment.out_folder import run_name
 from ppl_bnn.results import netcdf
 
-pytestmark = pytest.mark.any_python
-
 
 @pytest.fixture
 def out(call, tmp_path):

@@ -14,7 +14,6 @@ from ppl_bnn.models.networks import bnn_fc
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
-pytestmark = pytest.mark.any_python
 QUICK = ("--train.epochs", 1, "--pruning.threshold", "[]", "--pruning.fractions", "[0.5]", "--predict.method", "draws")
 
 

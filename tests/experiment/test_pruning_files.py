@@ -16,7 +16,6 @@ from ppl_bnn.experiment.setup import opened
 from ppl_bnn.results import netcdf
 from ppl_bnn.run import main
 
-pytestmark = pytest.mark.any_python
 ONE_LEVEL = ("--pruning.fractions", "[0.5]", "--pruning.threshold", "[]")
 
 

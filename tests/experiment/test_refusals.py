@@ -167,7 +167,8 @@ def _with_origin(state, origin):
 
 
 def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, monkeypatch):
-    arrays, _ = jpegs()
+    # Each class is trained on.
+    arrays, _ = jpegs(14)
     np.savez(tmp_path / "c.npz", **arrays)
     how = ("--data.name", "cifar10", "--model.name", "vgg16", "--model.deterministic", "true", "--stages")
     how += ("train,predict", "--train.epochs", "1", "--data.file")
@@ -180,9 +181,9 @@ def test_data_of_a_file_are_known_by_their_content(call, run_folder, tmp_path, m
     last = checkpoint.find(run_folder / "out" / "checkpoints")
     content = checkpoint.load(last)
     known = content.meta["origin"]["trained on"]
-    assert {**known, "checksum": None} == {"title": "CIFAR-10 (JPEG)", "split": "train", "count": 8, "checksum": None}
+    assert {**known, "checksum": None} == {"title": "CIFAR-10 (JPEG)", "split": "train", "count": 10, "checksum": None}
     assert len(known["checksum"]) == 8
-    origin = {**content.meta["origin"], "trained on": "8 images of CIFAR-10 (JPEG)"}
+    origin = {**content.meta["origin"], "trained on": "10 images of CIFAR-10 (JPEG)"}
     monkeypatch.setattr(
         "ppl_bnn.inference.checkpoint.load", lambda path, load=checkpoint.load: _with_origin(load(path), origin)
     )
@@ -280,7 +281,7 @@ def test_a_divergence_exits_1_with_one_line(call):
 
 
 def test_the_network_must_fit_the_images(call, tmp_path):
-    np.savez(tmp_path / "c.npz", **jpegs()[0])
+    np.savez(tmp_path / "c.npz", **jpegs(14)[0])
     assert_refused(
         call("--data.name", "cifar10", "--data.file", tmp_path / "c.npz"),
         "bnn-fc takes images of shape [1, 28, 28], got [3, 32, 32]",

@@ -16,7 +16,6 @@ from run_folders import written
 from ppl_bnn.experiment.setup import opened
 from ppl_bnn.results import netcdf
 
-pytestmark = pytest.mark.any_python
 CLASSES = {"accuracy", "nll", "ece", "brier"}
 NUMBERS = {"nll", "rmse", "crps", "coverage_90", "width_90", "quantile_error"}
 OF_ROWS = {"feature_noise", "missing", "covariate"}
@@ -45,6 +44,8 @@ KINDS = {
         "mlp", "categorical", "images", CLASSES, {"rotation", "noise", "blur"}, OF_CLASSES | {"gallery.html"},
     ),
 }  # fmt: skip
+# On every Python: a table, sequences, images.
+ANYWHERE = ("numbers_in_rows", "waves", "pictures")
 
 
 def folder_of(tmp_path, kind, **shift):
@@ -60,7 +61,9 @@ def folder_of(tmp_path, kind, **shift):
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.any_python] * (kind in ANYWHERE)) for kind in KINDS]
+)
 def test_every_kind_of_data_goes_through_every_stage(call, tmp_path, kind):
     _, _, word, scores, shifts, figures = KINDS[kind]
     folder, out = folder_of(tmp_path, kind), tmp_path / kind / "out"

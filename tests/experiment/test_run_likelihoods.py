@@ -16,7 +16,6 @@ from ppl_bnn.prediction.predictive import predict
 from ppl_bnn.results import netcdf
 from ppl_bnn.results.saved_draws import read_predictive
 
-pytestmark = pytest.mark.any_python
 NUMBERS = {"nll", "rmse", "crps", "quantile_error", "coverage_95", "width_95", "interval_score_95"}
 
 
@@ -56,6 +55,7 @@ def diabetes(tmp_path):
     return written(tmp_path / "table", config)
 
 
+@pytest.mark.any_python
 def test_a_regression_goes_through_every_stage(call, diabetes):
     code, lines = call("--stages", "summary,train,diagnose,predict,prune,report", run=diabetes)
     assert code == 0
@@ -119,6 +119,7 @@ def test_a_learnt_scale_is_trained_saved_and_pruned_with(call, diabetes):
     assert (diabetes / "out" / "pruned.safetensors").exists()
 
 
+@pytest.mark.any_python
 def test_a_regression_is_exported(call, diabetes):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -12,8 +12,6 @@ from ppl_bnn.inference.posterior_file import load_posterior
 from ppl_bnn.pruning import finetune
 from ppl_bnn.results import netcdf
 
-pytestmark = pytest.mark.any_python
-
 
 def test_an_earlier_step_is_pruned_by_name(call, run_folder):
     call("--stages", "train,prune", "--train.checkpoint_every", "1")

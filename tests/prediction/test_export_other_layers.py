@@ -8,7 +8,6 @@ from torchvision.models import VisionTransformer
 from ppl_bnn import Classifier, MeanFieldNormal, UserError, bayesian, predict, to_inference_data
 from ppl_bnn.prediction.onnx import export
 
-pytestmark = pytest.mark.any_python
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 SERIES = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from run_folders import DATA
 from torch import nn
 from torch.distributions import Categorical, Normal
 
@@ -20,7 +21,6 @@ from ppl_bnn.results.figures.shift import draw_shift_figures
 from ppl_bnn.results.shift import shift_to_inference_data
 from ppl_bnn.run import main
 
-pytestmark = pytest.mark.any_python
 SEVERITIES = {"rotation": [90.0], "noise": [0.5], "blur": [1.0, 2.0]}
 
 
@@ -165,6 +165,7 @@ def test_refusals(changes, message):
         predict_shifted(net, guide, x, arguments.pop("y"), **arguments)
 
 
+@pytest.mark.any_python
 def test_shift_nc_and_its_figures(tmp_path):
     net, guide, x, y = small()
     outside = {"flat": torch.full((30, 1, 8, 8), 0.5), "light": torch.ones(10, 1, 8, 8)}
@@ -220,8 +221,6 @@ def test_a_deterministic_network_has_no_densities():
 @pytest.fixture(scope="module")
 def run_out(tmp_path_factory):
     """A run of seconds on real digits with every result this page knows."""
-    from conftest import DATA
-
     folder = tmp_path_factory.mktemp("run") / "little"
     folder.mkdir()
     (folder / "config.yaml").write_text(json.dumps({

@@ -149,26 +149,31 @@ def test_a_bad_command_is_one_line_before_any_work(tmp_path, capsys, arguments, 
     assert not (tmp_path / "out").exists()
 
 
+# Parts that need several ranks.
+OF_RANKS = ("figure-2", "cycle-time")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, pytestconfig):
-    """All parts at the scale tiny, on archives of a few made-up images and on real digits."""
+    """A folder with archives of a few made-up images and on real digits."""
     folder = tmp_path_factory.mktemp("study")
     np.savez(folder / "c.npz", **jpegs(103)[0])
     return folder
 
 
 @pytest.mark.slow
-def test_the_whole_study_at_a_tiny_scale_fills_every_row(whole, data_dir, capsys):
+def test_all_other_parts_at_a_tiny_scale_fill_every_row(whole, data_dir, capsys):
     arguments = ["--scale", "tiny", "--out", str(whole / "out"), "--data_dir", str(data_dir)]
-    arguments += ["--cifar10", str(whole / "c.npz")]
+    parts = [name for name in PARTS if name not in OF_RANKS]
+    arguments += ["--cifar10", str(whole / "c.npz"), "--parts", ",".join(parts)]
     assert main(arguments) == 0, capsys.readouterr().err
     page = (whole / "out" / "study.md").read_text()
     rows = [line for line in page.splitlines() if re.search(r"\| \(\d+\) \|$", line)]
-    assert len(rows) >= 60
+    assert len(rows) >= 40
     assert not [row for row in rows if "not measured" in row and "needs several ranks" not in row]
     for path in re.findall(r"!\[.*?\]\((.*?)\)", page):
         assert (whole / "out" / path).stat().st_size > 1000
-    assert page.count("\n## ") == len(PARTS) + 1
+    assert page.count("\n## ") == len(parts) + 1
     capsys.readouterr()
     assert main(arguments) == 0
     assert "study: python" not in capsys.readouterr().err
@@ -177,7 +182,7 @@ def test_the_whole_study_at_a_tiny_scale_fills_every_row(whole, data_dir, capsys
 @pytest.mark.slow
 def test_several_ranks_fill_the_rows_that_need_them_or_say_why(whole, data_dir, capsys):
     arguments = ["--scale", "tiny", "--ranks", "1", "2", "--out", str(whole / "ranks"), "--data_dir", str(data_dir)]
-    arguments += ["--cifar10", str(whole / "c.npz"), "--parts", "figure-2,cycle-time"]
+    arguments += ["--cifar10", str(whole / "c.npz"), "--parts", ",".join(OF_RANKS)]
     assert main([*arguments, "--launcher", "torch"]) == 0, capsys.readouterr().err
     page = (whole / "ranks" / "study.md").read_text()
     throughput, cycle = page.split("## ")[1:3]
