@@ -1,5 +1,5 @@
 # make run: MNIST end to end.  make test: the tests but for the slow ones, which make test-slow runs; make test-all: both.
-# make test-large: the networks of the table of coverage that take 10 GB.
+# make test-large: the networks of the table of coverage that take 10 GB, and the parts of the study on one rank.
 # make test-newest: what meets ArviZ, result files and the command line, on the newest Python of this machine.
 # Each installs what it needs, also on a bare machine.
 # make horovod: Horovod built for the torch that is installed, for training on several ranks; make test uses it after.

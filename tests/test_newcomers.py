@@ -56,7 +56,6 @@ def test_classes_of_a_csv_by_one_init_and_one_run(started):
     assert Path("my-run/out/pruning.nc").exists()
 
 
-@pytest.mark.any_python
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_numbers_of_a_csv_by_one_init_and_one_run(started):
     assert "next: ppl_bnn run my-run" in started("diabetes")

@@ -20,7 +20,6 @@ from ppl_bnn.models.networks import NETWORKS
 from ppl_bnn.run import main
 from ppl_bnn.safe_tensors import checksum
 
-pytestmark = pytest.mark.any_python
 OLD = Path(__file__).parents[1] / "fixtures" / "version_0_1_0"
 QUICK = ("--train.epochs", 1, "--pruning.threshold", "[]", "--pruning.fractions", "[0.5]", "--predict.method", "draws")
 
@@ -51,6 +50,7 @@ def same(here, there):
     assert here.scores() == there.scores()
 
 
+@pytest.mark.any_python
 def test_a_run_folder_gives_model_posterior_data_and_results(out):
     state = torch.get_rng_state()
     run = open_run(out.parent)

@@ -82,7 +82,6 @@ def test_a_csv_of_numbers_goes_from_training_to_report(diabetes, call, tmp_path,
     assert torch.equal(opened(diabetes / "out", data_dir=str(moved)).test_data.inputs(), x)
 
 
-@pytest.mark.any_python
 def test_a_csv_of_classes_goes_from_training_to_report(wine, call):
     code, lines = call("--quiet", run=wine)
     assert code == 0, lines

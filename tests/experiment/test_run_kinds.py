@@ -44,8 +44,8 @@ KINDS = {
         "mlp", "categorical", "images", CLASSES, {"rotation", "noise", "blur"}, OF_CLASSES | {"gallery.html"},
     ),
 }  # fmt: skip
-# On every Python: a table, sequences, images.
-ANYWHERE = ("numbers_in_rows", "waves", "pictures")
+# On every Python.
+ANYWHERE = ("numbers_in_rows", "waves")
 
 
 def folder_of(tmp_path, kind, **shift):

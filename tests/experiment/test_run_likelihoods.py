@@ -119,7 +119,6 @@ def test_a_learnt_scale_is_trained_saved_and_pruned_with(call, diabetes):
     assert (diabetes / "out" / "pruned.safetensors").exists()
 
 
-@pytest.mark.any_python
 def test_a_regression_is_exported(call, diabetes):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -13,8 +13,6 @@ from ppl_bnn import Classifier, MeanFieldNormal, bayesian, build, fit, prune
 from ppl_bnn.errors import FileError, Interrupted
 from ppl_bnn.inference import checkpoint
 
-pytestmark = pytest.mark.any_python
-
 
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 27])
 def test_a_stopped_training_ends_bitwise_as_if_it_had_not_stopped(tmp_path, stop_at):

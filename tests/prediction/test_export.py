@@ -16,7 +16,6 @@ from ppl_bnn.prediction.onnx import export
 from ppl_bnn.prediction.predictive import draw_outputs
 from ppl_bnn.run import main as run
 
-pytestmark = pytest.mark.any_python
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,6 @@ from ppl_bnn.results.figures.pruning import (
     pruning_curves,
 )
 
-pytestmark = pytest.mark.any_python
-
 
 def swept(images, seed=0):
     torch.manual_seed(seed)

@@ -162,6 +162,7 @@ def whole(tmp_path_factory, pytestconfig):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_all_other_parts_at_a_tiny_scale_fill_every_row(whole, data_dir, capsys):
     arguments = ["--scale", "tiny", "--out", str(whole / "out"), "--data_dir", str(data_dir)]
     parts = [name for name in PARTS if name not in OF_RANKS]
