@@ -158,7 +158,5 @@ def settings_parser() -> ArgumentParser:
     parser = command_parser("run", None, trust=True)
     parser.add_argument("run", type=str)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--elastic", action="store_true")
-    parser.add_argument("--quiet", action="store_true")
     parser.add_class_arguments(Config)
     return parser

@@ -34,6 +34,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
+
 from ppl_bnn.errors import UserError
 from ppl_bnn.experiment import saved_config
 from ppl_bnn.experiment.command import BAD_INPUT, DONE, FAILED, STOPPED, guarded, parse_run, settings_parser
@@ -100,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _job_parser() -> ArgumentParser:
+    """The parser of what is passed on to each job, beside its stages and its folder."""
+    parser = settings_parser()
+    for name in ("--elastic", "--quiet"):
+        parser.add_argument(name, action="store_true")
+    return parser
+
+
 def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(parsed.out) if parsed.out else saved_config.out_of(Path(parsed.run))
     combinations, stages = vary(parsed.vary), stage_names(parsed.stages)
@@ -110,7 +120,7 @@ def _command(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     options, rest = _slurm_options(rest)
     # Without a run, or with another user's code, no job could start, and folders of jobs would be left behind.
     for varied in varied_code(combinations):
-        parse_run(settings_parser, [parsed.run, *rest, *varied])
+        parse_run(_job_parser, [parsed.run, *rest, *varied])
     with (
         opened_executor(parsed.executor, workers=parsed.workers, options=options, folder=out.resolve()) as engine,
         # Inside: an executor that is closed waits for its jobs, which a signal must still reach.

@@ -1,7 +1,7 @@
 """The points of a study: every combination once, but for what does not matter to a point."""
 
 import pytest
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 
 from ppl_bnn.scaling.plan import plan_of
 
@@ -40,6 +40,12 @@ def test_settings_for_every_run_decide_which_are_deterministic():
 def test_ranks_share_the_cores_and_may_be_more(monkeypatch, ranks, threads):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
     assert plan_of(options(ranks=ranks), []).threads == threads
+
+
+@pytest.mark.parametrize("option", ["--elastic", "--quiet"])
+def test_what_a_study_does_not_pass_on_is_refused(option):
+    with pytest.raises(ArgumentError, match=f"unrecognized arguments: {option}"):
+        plan_of(options(), [option])
 
 
 def test_rehearsed_links_are_of_several_ranks():
