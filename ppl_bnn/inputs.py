@@ -60,6 +60,11 @@ def rows(x: I, which: Any) -> I:
     return mapped(x, lambda part: part[which.to(part.device) if isinstance(which, Tensor) else which])
 
 
+def finite(part: Tensor) -> Tensor:
+    """Which examples of a tensor [N, ...] have finite values alone, bool [N]."""
+    return part.detach().reshape(len(part), -1).isfinite().all(1)
+
+
 def joined(found: Sequence[I]) -> I:
     """Inputs [N1, ...], [N2, ...], ... of one kind as one, [N1 + N2 + ..., ...]."""
     first: Any = found[0]

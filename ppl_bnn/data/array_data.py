@@ -18,12 +18,12 @@ from ppl_bnn.data.examples import Examples, read_batch
 from ppl_bnn.data.images import Images
 from ppl_bnn.data.moments import standardized_columns
 from ppl_bnn.data.parts import Part
-from ppl_bnn.data.settings import Request
+from ppl_bnn.data.settings import Request, title_of
 from ppl_bnn.data.splits import Arrays, Files, Split, as_input, as_inputs
 from ppl_bnn.data.table_files import tables_of
 from ppl_bnn.data.targets import Targets, check_classes, read_targets
 from ppl_bnn.errors import UserError
-from ppl_bnn.inputs import Inputs, mapped, shape_of
+from ppl_bnn.inputs import Inputs, mapped, rows, shape_of
 
 # Numbers of channels by which [N, H, W, C] is told from [N, C, H, W].
 _CHANNELS = (1, 3, 4)
@@ -60,7 +60,7 @@ def read_array_data(asked: Request, more: Path | None = None) -> tuple[Split, Sp
     if len(x) == 1 and _are_pixels(first):
         return _images(torch.from_numpy(first), read, found, asked)
     tensors = {key: torch.from_numpy(part) for key, part in x.items()}
-    return _both(tensors if len(tensors) > 1 else next(iter(tensors.values())), read, found, asked)
+    return _arrays(tensors if len(tensors) > 1 else next(iter(tensors.values())), read, found, asked)
 
 
 def read_more_arrays(asked: Request, file: Path) -> Split:
@@ -72,7 +72,7 @@ def read_more_arrays(asked: Request, file: Path) -> Split:
         UserError: files or arrays that cannot be used.
     """
     found: Any = read_array_data(asked, file)[1]
-    return replace(found, title=file.name.partition(".")[0] or file.name)  # type: ignore[no-any-return]
+    return replace(found, title=title_of(file))  # type: ignore[no-any-return]
 
 
 def _targets(found: Found, known: NDArray[np.int64], asked: Request) -> Targets:
@@ -127,12 +127,8 @@ def _are_pixels(part: Any) -> bool:
 def _images(pixels: Tensor, read: Targets, found: Found, asked: Request) -> tuple[Split, Split]:
     pixels = channels_first(pixels)
     if not read.classes:
-        return _both(pixels, read, found, asked)
-    both = (
-        Images(pixels[at], read.y[at], read.classes, asked.title, split)
-        for at, split in ((torch.from_numpy(found.train), "train"), (torch.from_numpy(found.test), "test"))
-    )
-    return next(both), next(both)
+        return _arrays(pixels, read, found, asked)
+    return _both(lambda at, split: Images(pixels[at], read.y[at], read.classes, asked.title, split), found)
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -144,15 +140,16 @@ def channels_first(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _both(x: Inputs, read: Targets, found: Found, asked: Request) -> tuple[Split, Split]:
-    both = (
-        Arrays(
-            mapped(x, lambda part, at=at: part[at]),  # type: ignore[misc]
-            read.y[at], asked.title, split, read.classes, read.name, read.scale,
-        )
-        for at, split in ((torch.from_numpy(found.train), "train"), (torch.from_numpy(found.test), "test"))
-    )  # fmt: skip
-    return next(both), next(both)
+def _arrays(x: Inputs, read: Targets, found: Found, asked: Request) -> tuple[Split, Split]:
+    return _both(
+        lambda at, split: Arrays(rows(x, at), read.y[at], asked.title, split, read.classes, read.name, read.scale),
+        found,
+    )
+
+
+def _both(make: Callable[[Tensor, str], Split], found: Found) -> tuple[Split, Split]:
+    """What `make` makes of the numbers of rows, int64 [n], and the name of the split: of training and test rows."""
+    return make(torch.from_numpy(found.train), "train"), make(torch.from_numpy(found.test), "test")
 
 
 def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Request) -> tuple[Split, Split]:
@@ -176,17 +173,16 @@ def _on_disk(found: Found, known: NDArray[np.int64], read: Targets, asked: Reque
         transform = standardized_columns(parts, known, name=name, where=found.where)
     starts = np.cumsum([0, *(len(part) for part in next(iter(found.x.values())))])
 
-    def part_of(rows: NDArray[np.int64], split: str) -> Files:
-        source = int(np.searchsorted(starts, rows[0], side="right")) - 1
+    def part_of(at: Tensor, split: str) -> Files:
+        source = int(np.searchsorted(starts, int(at[0]), side="right")) - 1
         arrays = {name: each[source] for name, each in found.x.items()}
         own = torch.arange(starts[source], starts[source + 1])
         whole: Examples = ArrayExamples(next(iter(arrays.values())) if one else arrays, read.y[own], transform)
-        at = torch.from_numpy(rows)
         data = whole if torch.equal(at, own) else Part(whole, at - int(starts[source]))
         shape = shape_of(read_batch(data, torch.tensor([0]), "cpu")[0])
         return Files(data, read.y[at], shape, asked.title, split, read.classes, read.name, read.scale)
 
-    return part_of(found.train, "train"), part_of(found.test, "test")
+    return _both(part_of, found)
 
 
 def _floats(x: Inputs) -> Inputs:

@@ -167,5 +167,10 @@ class Request:
 
     @property
     def title(self) -> str:
-        """The name of data of the user's own in figures and metrics: that of the file, without its endings."""
-        return self.file.name.partition(".")[0] or self.file.name
+        """The name of data of the user's own in figures and metrics."""
+        return title_of(self.file)
+
+
+def title_of(file: Path) -> str:
+    """The name of a file's data in figures and metrics: the file's, without its endings."""
+    return file.name.partition(".")[0] or file.name

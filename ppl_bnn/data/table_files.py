@@ -11,7 +11,7 @@ import torch
 from ppl_bnn.data.encoding import Rows, encode
 from ppl_bnn.data.frames import missing_column, read_frame
 from ppl_bnn.data.parts import split_rows
-from ppl_bnn.data.settings import DataSettings, Request
+from ppl_bnn.data.settings import DataSettings, Request, title_of
 from ppl_bnn.data.tables import Table
 from ppl_bnn.data.targets import Targets, check_classes, read_targets
 from ppl_bnn.errors import UserError, some
@@ -57,7 +57,7 @@ def read_more(asked: Request, file: Path) -> Table:
     divided = settings.test_file is None
     asked = replace(asked, settings=settings)
     _, found = tables_of(frame, more, target, features, asked, divided=divided)
-    return replace(found, title=file.name.partition(".")[0] or file.name)
+    return replace(found, title=title_of(file))
 
 
 def tables_of(

@@ -128,7 +128,7 @@ class Reader:
 
 def first_not_finite(rows: Tensor, x: Inputs) -> int:
     """The lowest of the example numbers `rows` [B] whose inputs in `x` [B, ...] are NaN or infinite, else `NO_ROW`."""
-    bad = [~part.detach().reshape(len(rows), -1).isfinite().all(1) for part in inputs.parts(x)]
+    bad = [~inputs.finite(part) for part in inputs.parts(x)]
     found = rows.cpu()[torch.stack(bad).any(0).cpu()]
     return int(found.min()) if len(found) else NO_ROW
 

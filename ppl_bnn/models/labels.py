@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution
 
 from ppl_bnn.errors import UserError
-from ppl_bnn.inputs import Inputs, parts
+from ppl_bnn.inputs import Inputs, finite, parts
 
 
 def as_tensor(value: Any, name: str, *, like: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ def not_finite(values: Tensor, *, first: int = 0) -> str:
     """Which examples of [N, ...], from number `first` on, are not finite, in words; empty if all are."""
     if values.isfinite().all():
         return ""
-    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero()
+    bad = (~finite(values)).nonzero()
     return f"{len(bad)} examples have NaN or infinite values, the first is {first + int(bad[0])}"
 
 
